@@ -1,0 +1,4 @@
+# Writes file IN into C source OUT as: const unsigned char NAME[]; const size_t NAME_size.
+file(READ ${IN} HEX HEX)
+string(REGEX REPLACE "([0-9a-f][0-9a-f])" "0x\\1," BYTES "${HEX}")
+file(WRITE ${OUT} "#include \"broker/queue_lua.h\"\nconst unsigned char ${NAME}[] = {${BYTES}0};\nconst size_t ${NAME}_size = sizeof ${NAME} - 1;\n")
