@@ -1,0 +1,77 @@
+// Every limit of the system, by name. A limit that a user can meet has a line in the README of the
+// folder that enforces it, and a test. Bytes unless the name says otherwise.
+#ifndef PENSTOCK_COMMON_LIMITS_H
+#define PENSTOCK_COMMON_LIMITS_H
+
+#define KIB 1024ll
+#define MIB (1024ll * KIB)
+#define GIB (1024ll * MIB)
+
+// --- files
+#define CONFIG_JSON_MAX (1 * MIB)
+#define TOKENIZER_JSON_MAX (64 * MIB)
+#define SAFETENSORS_HEADER_MAX (100 * MIB) // as the format's own library has it
+#define SAFETENSORS_INDEX_MAX (64 * MIB)
+#define CHECKPOINT_FILES_MAX 4096
+#define CHECKPOINT_TENSORS_MAX 1000000
+#define TENSOR_NAME_MAX 256
+
+// --- model (what the kernels' scratch and the codecs are sized for)
+#define MODEL_LAYERS_MAX 1024
+#define MODEL_HIDDEN_MAX 65536
+#define MODEL_HEADS_MAX 1024
+#define MODEL_EXPERTS_MAX 4096
+#define MODEL_EXPERTS_PER_TOKEN_MAX 64
+#define MODEL_VOCAB_MAX 1048576
+#define MODEL_LORA_RANK_MAX 16384
+#define MODEL_HEAD_DIM_MAX 1024
+#define MODEL_INTERMEDIATE_MAX 1048576
+#define CONTEXT_MAX (4 * 1024 * 1024) // tokens
+
+// --- partition
+#define TP_MAX 64       // ranks of a group
+#define PP_MAX 64       // stages of a pipeline
+#define KV_BLOCK_ROWS 64 // rows (tokens) of one KV block
+#define SLOTS_MAX 4096  // sequences in a pipeline at once
+#define STEP_ROWS_MAX 8192 // token budget of one step
+#define STEPS_IN_FLIGHT_MAX 16
+
+// --- jobs (queue.md section 2)
+#define JOB_ID_MAX 64
+#define TENANT_MAX 64
+#define QUEUE_NAME_MAX 64
+#define JOB_BODY_MAX (8 * MIB)
+#define JOB_MESSAGE_MAX (JOB_BODY_MAX + 64 * KIB) // one inbox entry
+#define JOB_CUSTOM_ID_MAX 512
+#define JOB_BATCH_MAX 64
+#define JOB_META_MAX 16 // pairs
+#define JOB_ATTEMPTS_MAX 20
+#define JOB_MODEL_MAX 256
+#define JOB_CLASSES 4
+#define MSGPACK_DEPTH_MAX 16
+#define STOP_STRINGS_MAX 16
+#define STOP_STRING_BYTES_MAX 256
+#define STOP_IDS_MAX 16
+#define LOGPROBS_MAX 20
+#define TOP_K_MAX 1000000
+#define DEFAULT_MAX_TOKENS 1024
+#define RESULT_TTL_MS (24ll * 3600 * 1000)
+#define DEAD_TTL_MS (30ll * 24 * 3600 * 1000)
+#define LEASE_MS (30ll * 1000)
+#define RETRY_BASE_MS 1000ll
+#define RETRY_MOST_MS (300ll * 1000)
+
+// --- wire
+#define WIRE_HEADER_MAX (4 * KIB)
+#define WIRE_BODY_MAX (64 * MIB) // control plane: JOB with a whole context of ids, RESULT, HELLO
+#define GROUP_NAME_MAX 128
+#define ENDPOINT_MAX 256
+#define HEARTBEAT_MS 1000ll
+#define DEAD_AFTER_MS 5000ll
+
+_Static_assert(JOB_MESSAGE_MAX > JOB_BODY_MAX, "a job holds its body and its other fields");
+_Static_assert(CONTEXT_MAX * 4ll <= WIRE_BODY_MAX, "a JOB frame carries a whole context of ids");
+_Static_assert(LEASE_MS > 3 * DEAD_AFTER_MS, "liveness ends before the lease does");
+_Static_assert(STEPS_IN_FLIGHT_MAX <= PP_MAX, "sanity");
+
+#endif

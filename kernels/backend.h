@@ -1,0 +1,181 @@
+// The device seam: a const table of model-level operations over device buffers and paged KV. One
+// `struct device` is one rank's device and stream; all its calls come from that rank's thread. Ops are
+// asynchronous on the stream, may report nothing, and take no step-varying value but the row bucket:
+// ids, positions and tables lie in fixed device buffers. Errors surface at `sync`. Knows nothing of
+// sequences, sockets or files.
+//
+// Shapes are written (rows, columns), row-major. "act" is the device's activation type: f32 on the
+// CPU backend in both precisions (bf16 precision rounds where a GEMM reads); `hidden` etc. are the
+// config's. A row whose position is -1 is padding: ops leave its outputs undefined and its KV alone.
+#ifndef PENSTOCK_KERNELS_BACKEND_H
+#define PENSTOCK_KERNELS_BACKEND_H
+
+#include "common/checkpoint.h"
+#include "common/model_config.h"
+#include "common/sampling.h"
+#include "common/status.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum precision {
+    PRECISION_F32,  // exact mode: a row's result depends on nothing but its sequence
+    PRECISION_BF16, // activations enter GEMMs as bf16, KV bf16; f32 accumulation and router
+};
+
+// A weight matrix of this rank in the backend's packed layout: y = x W^T.
+struct matrix {
+    enum dtype dtype; // DTYPE_F8_E4M3 with block scales, DTYPE_BF16 or DTYPE_F32
+    int n, k;         // outputs, inputs of this slice
+    int row_phase, col_phase; // of its first element inside a 128-block of scales
+    void *data;       // packed; backend's matrix_bytes() bytes
+    float *scales;    // (ceil((row_phase+n)/128), ceil((col_phase+k)/128)); NULL unless FP8
+};
+
+// What a step varies, in device memory at fixed addresses (filled by one upload).
+struct step_inputs {
+    int32_t *ids;      // (max_rows)
+    int32_t *pos;      // (max_rows) position in its sequence; -1: padding
+    int32_t *slot;     // (max_rows)
+    int32_t *out_rows; // (max_rows) which rows' hidden states become logits
+    int32_t *blocks;   // (slots, max_blocks) KV block ids of each slot
+    int max_blocks;
+};
+
+// The KV pool of one layer: (n_blocks, KV_BLOCK_ROWS, kv_width), f32 or bf16 by precision.
+struct kv_layer {
+    void *pool;
+    int n_blocks;
+};
+
+struct attention_shape {
+    int n_heads; // of this rank
+    int nope, rope, v, kv_lora;
+    float softmax_scale;
+    float norm_eps;
+};
+
+struct router {
+    const float *weight; // (n_experts, hidden), f32
+    const float *bias;   // (n_experts) e_score_correction_bias
+    int n_experts, hidden, n_groups, n_groups_kept, n_chosen;
+    bool normalize;
+    float scaling;
+};
+
+struct expert {
+    struct matrix gate, up, down; // (moe_part, hidden) x2, (hidden, moe_part)
+};
+
+struct device;
+
+struct device_options {
+    enum precision precision;
+    int n_threads;         // CPU: threads of this device's team; 0: chosen
+    uint64_t memory_bytes; // the arena's cap; 0: what the device has
+};
+
+// Everything from which a device's scratch follows (pure arithmetic: backend->scratch_bytes).
+struct scratch_shape {
+    int max_rows;   // token budget of a step
+    int max_out;    // rows with logits
+    int hidden, intermediate, moe_intermediate; // widest of this rank
+    int n_experts, n_chosen;
+    int n_heads, kv_lora, rope, nope, v; // of this rank
+    int q_lora;
+    int vocab;      // of this rank
+    int max_context, slots, tp;
+};
+
+struct backend {
+    const char *name;
+
+    // --- life. ERR_UNAVAILABLE no_device where there is none.
+    enum status (*open)(struct device **device, const struct device_options *options,
+                        struct error *e);
+    void (*close)(struct device **device);
+    // The one allocation of this device; called once, before anything else needs memory. Zeroed.
+    enum status (*arena)(struct device *d, uint64_t bytes, void **base, struct error *e);
+    // Gives the device its scratch, a part of the arena.
+    uint64_t (*scratch_bytes)(const struct device *d, const struct scratch_shape *s);
+    void (*set_scratch)(struct device *d, const struct scratch_shape *s, void *scratch);
+
+    // --- weights. Bytes of m->data for these n, k, phases, dtype; pure.
+    uint64_t (*matrix_bytes)(const struct device *d, const struct matrix *m);
+    // Packs rows [row0, row0+n_rows) from `rows` (n_rows, k) row-major in m->dtype, host memory.
+    // row0 is a multiple of 16; n_rows too unless it reaches n.
+    void (*matrix_pack)(struct device *d, struct matrix *m, int row0, int n_rows, const void *rows);
+    // Copies host bytes to device memory and back; `upload` is ordered on the stream.
+    void (*upload)(struct device *d, void *to, const void *from, size_t n);
+    void (*download)(struct device *d, void *to, const void *from, size_t n);
+    // Waits for the stream; reports the first fault since the last sync.
+    enum status (*sync)(struct device *d, struct error *e);
+
+    // --- recorded steps: begin..end records the ops between them once per row bucket, launch runs
+    // them. On the CPU begin says "run now", end and launch do nothing.
+    bool (*graph_begin)(struct device *d, int bucket);
+    void (*graph_end)(struct device *d, int bucket);
+    void (*graph_launch)(struct device *d, int bucket);
+
+    // --- ops. n_rows: the bucket.
+    // x (n_rows, hidden) f32 = table row of each id; zeros where the id is not in
+    // [vocab_begin, vocab_begin + vocab_n). table (vocab_n, hidden) bf16 row-major.
+    void (*embed)(struct device *d, const uint16_t *table, int vocab_begin, int vocab_n, int hidden,
+                  const int32_t *ids, float *x, int n_rows);
+    // out (n_rows, dim) act = x * rsqrt(mean(x^2) + eps) * weight. x f32, rows `x_stride` apart.
+    void (*rmsnorm)(struct device *d, const float *x, int x_stride, const float *weight, float eps,
+                    void *out, int dim, int n_rows);
+    // out (n_rows, n) f32 = x (n_rows, k) act times W^T; strides in elements.
+    void (*gemm)(struct device *d, const struct matrix *w, const void *x, int x_stride, float *out,
+                 int out_stride, int n_rows);
+    // For each head h of n_heads: out[row][h] (n) f32 = x[row][h] (k) times W_h^T.
+    // x's heads are x_head_stride apart and its rows x_stride; the same for out.
+    void (*gemm_heads)(struct device *d, const struct matrix *w, int n_heads, const float *x,
+                       int x_stride, int x_head_stride, float *out, int out_stride,
+                       int out_head_stride, int n_rows);
+    // cos_sin (n_rows, rope/2, 2) f32 from positions; inv_freq (rope/2) f32 device.
+    void (*rope_angles)(struct device *d, const float *inv_freq, float multiplier, int rope,
+                        const int32_t *pos, float *cos_sin, int n_rows);
+    // Rotates in place the pairs (2i, 2i+1) of n_heads vectors of `rope` values: x[row][head],
+    // strides in elements, x pointing at the first rope value.
+    void (*rope)(struct device *d, float *x, int x_stride, int x_head_stride, int n_heads, int rope,
+                 const float *cos_sin, int n_rows);
+    // kv_a's output c (n_rows, kv_lora + rope) f32 -> the pool: rmsnorm(latent, norm) | rope(k_pe),
+    // at each row's (slot, pos).
+    void (*kv_write)(struct device *d, const struct attention_shape *a, const float *c,
+                     const float *norm, const float *cos_sin, const struct step_inputs *in,
+                     const struct kv_layer *kv, int n_rows);
+    // Absorbed MLA: q_abs (n_rows, n_heads, kv_lora) f32, q_pe the rope part of q (strides as in
+    // rope), out (n_rows, n_heads, kv_lora) f32 = softmax(scale * (q_abs.kv + q_pe.k_pe)) kv over
+    // rows 0..pos of the row's sequence. In f32 one fixed order over KV blocks for every row.
+    void (*mla)(struct device *d, const struct attention_shape *a, const float *q_abs,
+                const float *q_pe, int q_stride, int q_head_stride, const struct step_inputs *in,
+                const struct kv_layer *kv, float *out, int n_rows);
+    // The router of deepseek-v3.md, all f32: x (n_rows, hidden) act -> chosen (n_rows, n_chosen)
+    // i32 in order of descending biased score (ties: lowest index first), weights (n_rows, n_chosen).
+    void (*route)(struct device *d, const struct router *r, const void *x, int32_t *chosen,
+                  float *weights, int n_rows);
+    // out (n_rows, hidden) f32 = sum over the chosen experts of weight * down(silu(gate x) * up x):
+    // this rank's part (gate, up cut by rows, down by columns). Work is grouped by expert, but a row
+    // adds its experts in the order of `chosen`.
+    void (*moe)(struct device *d, const struct expert *experts, int n_experts, int n_chosen,
+                const void *x, const int32_t *chosen, const float *weights, const int32_t *pos,
+                float *out, int n_rows);
+    // out (n_rows, n) act = silu(gate) * up, both (n_rows, n) f32.
+    void (*swiglu)(struct device *d, const float *gate, const float *up, void *out, int n,
+                   int n_rows);
+    // x += y, n elements f32.
+    void (*add)(struct device *d, float *x, const float *y, size_t n);
+    // out (n_out, dim) f32 = rows out_rows[i] of x.
+    void (*gather)(struct device *d, const float *x, const int32_t *out_rows, int dim, float *out,
+                   int n_out);
+};
+
+// Never NULL. Variants by instruction set are chosen when a device is opened (kernels/cpu/isa.h).
+const struct backend *backend_cpu(void);
+
+// bf16 where the CPU has the instructions, else f32.
+enum precision precision_auto(void);
+const char *precision_name(enum precision p);
+
+#endif
