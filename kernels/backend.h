@@ -166,6 +166,10 @@ struct backend {
                    int n_rows);
     // x += y, n elements f32.
     void (*add)(struct device *d, float *x, const float *y, size_t n);
+    // n values of the residual stream from and to the form they have between stages, in host memory:
+    // f32 in f32 precision, bf16 (rounded to nearest even) in bf16 precision. Complete after sync.
+    void (*import_act)(struct device *d, float *x, const void *wire, size_t n);
+    void (*export_act)(struct device *d, void *wire, const float *x, size_t n);
     // out (n_out, dim) f32 = rows out_rows[i] of x.
     void (*gather)(struct device *d, const float *x, const int32_t *out_rows, int dim, float *out,
                    int n_out);

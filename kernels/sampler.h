@@ -1,0 +1,65 @@
+// Chooses the next token of each sequence from logits that stay sharded over the ranks: no sort over
+// the vocabulary, only candidates travel. One struct sampler per rank, inside the rank's arena, used
+// by its thread; every rank ends with the same choice. Knows no steps and no sockets.
+//
+// The definition it equals (exactly, on every input): penalties on the raw logits (repetition over
+// prompt and output: l > 0 ? l / r : l * r; then l -= frequency * count + presence * (count > 0), over
+// output), greedy if temperature is 0; else l / temperature, softmax, then top_k, top_p, min_p in this
+// order over the ids sorted by (logit descending, id ascending), each applied to what the one before
+// left, top_p keeping the shortest prefix whose mass reaches top_p of the mass left; then the draw.
+#ifndef PENSTOCK_KERNELS_SAMPLER_H
+#define PENSTOCK_KERNELS_SAMPLER_H
+
+#include "common/sampling.h"
+#include "kernels/backend.h"
+#include "kernels/comm.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct sampler;
+
+struct sampler_shape {
+    int slots;
+    int max_context;         // ids of the longest sequence
+    int max_out;             // rows sampled at once
+    int vocab_begin, vocab_n; // this rank's slice of the vocabulary
+    int vocab_size;
+    int tp;
+};
+
+// One chosen token. Log-probabilities are of the raw logits' softmax (before penalties and
+// temperature), natural logarithm.
+struct sampled {
+    int32_t id;
+    float logprob;
+    int32_t n_top; // 0 unless the sequence asked for alternatives
+    int32_t top_id[LOGPROBS_MAX]; // by (logit descending, id ascending)
+    float top_logprob[LOGPROBS_MAX];
+};
+
+// Bytes of a sampler's memory, and the most bytes of one rank that it passes to all_gather.
+uint64_t sampler_bytes(const struct sampler_shape *s);
+size_t sampler_gather_max(const struct sampler_shape *s);
+
+// Builds the sampler inside `memory` (sampler_bytes). Owns nothing; no deinit.
+struct sampler *sampler_init(void *memory, const struct sampler_shape *s,
+                             const struct backend *backend, struct device *device,
+                             struct comm *comm);
+
+// A sequence takes a slot; forgets what the slot had. n_prompt: ids below this index are prompt.
+void sampler_open(struct sampler *s, int slot, const struct sampling *sampling, int n_prompt);
+
+// Ids at indices [pos, pos + n) of the slot's sequence. Writing an index again is allowed.
+void sampler_history(struct sampler *s, int slot, int pos, const int32_t *ids, int n);
+
+void sampler_close(struct sampler *s, int slot);
+
+// Chooses for n_out rows: logits (n_out, vocab_n) f32 of this rank, left unchanged; slot[i]'s sequence
+// has pos[i] ids (all written by sampler_history) and draws the token of index pos[i] with
+// sampling_random(seed, pos[i]). The same call on every rank. NaN logits: ERR_STATE bad_logits.
+// Other errors: the collectives'.
+enum status sampler_run(struct sampler *s, const float *logits, int n_out, const int32_t *slot,
+                        const int32_t *pos, struct sampled *out, struct error *e);
+
+#endif

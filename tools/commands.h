@@ -1,0 +1,16 @@
+// The subcommands of `penstock`: one file each (cmd_<name>.c), listed in main.c. argv[0] is the
+// subcommand's name. Returns the exit status: 0 done, 1 failed, 2 usage.
+#ifndef PENSTOCK_TOOLS_COMMANDS_H
+#define PENSTOCK_TOOLS_COMMANDS_H
+
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
+
+typedef int command_main(int argc, char **argv);
+
+command_main cmd_batch, cmd_bench, cmd_cancel, cmd_enqueue, cmd_generate, cmd_plan, cmd_result,
+    cmd_score, cmd_stats, cmd_tokenize, cmd_up;
+
+// Benchmarks: `penstock bench <name>`; listed in cmd_bench.c.
+command_main bench_kernels, bench_sampler, bench_tokenizer;
+
+#endif

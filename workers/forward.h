@@ -1,0 +1,74 @@
+// One rank's forward pass over one step: from ids (head) or activations to activations or chosen
+// tokens (tail). Owns the rank's activation buffers, KV pool, step inputs and sampler, all inside the
+// arena. Called by the rank's thread only; allocates nothing after init. Knows no sockets.
+#ifndef PENSTOCK_WORKERS_FORWARD_H
+#define PENSTOCK_WORKERS_FORWARD_H
+
+#include "common/carve.h"
+#include "kernels/backend.h"
+#include "kernels/comm.h"
+#include "kernels/sampler.h"
+#include "workers/step.h"
+#include "workers/weights.h"
+
+struct forward {
+    const struct model_config *config;
+    const struct weights *weights;
+    const struct backend *backend;
+    struct device *device;
+    struct comm *comm;
+    struct step_limits limits;
+    enum precision precision;
+    struct attention_shape attention;
+    struct step_inputs inputs;
+    char *kv;             // (layers) of kv_layer_bytes
+    uint64_t kv_layer_bytes;
+    float *x;             // (rows, hidden) the residual stream
+    void *h;              // (rows, hidden) act
+    float *q_a;           // (rows, q_lora)
+    void *q_a_normed;     // (rows, q_lora) act
+    float *q;             // (rows, heads, nope + rope)
+    float *c;             // (rows, kv_lora + rope)
+    float *cos_sin;       // (rows, rope/2, 2)
+    float *q_abs, *o_lat; // (rows, heads, kv_lora)
+    float *o_v;           // (rows, heads, v)
+    float *y, *y_shared;  // (rows, hidden)
+    float *gate, *up;     // (rows, widest FFN part)
+    void *act;            // (rows, widest FFN part) act
+    int32_t *chosen;      // (rows, n_chosen)
+    float *expert_weight; // (rows, n_chosen)
+    float *out_x;         // (max_out, hidden)
+    void *out_h;          // (max_out, hidden) act
+    float *logits;        // (max_out, vocab part); tail only
+    int32_t *out_slot, *out_pos; // (max_out) host
+    struct sampler *sampler;     // tail only
+    struct sampled *sampled;     // (max_out) host; tail only
+};
+
+// Bytes of one KV block in all layers of the stage.
+uint64_t forward_kv_block_bytes(const struct model_config *c, int n_layers, enum precision p);
+
+// The sampler of rank `rank` of tp; rank 0 has the largest slice of the vocabulary.
+struct sampler_shape forward_sampler_shape(const struct model_config *m,
+                                           const struct step_limits *limits, int rank, int tp);
+
+// Lays the buffers out in `carve`; called twice like weights_layout. Everything but pointers is set by
+// the first call. The sampler is created by the real pass. scratch: the device's.
+enum status forward_layout(struct forward *f, const struct weights *weights,
+                           const struct backend *backend, struct device *device, struct comm *comm,
+                           enum precision precision, const struct step_limits *limits,
+                           struct carve *carve, struct error *e);
+
+// Runs one expanded step. `in`: (n_rows, hidden) in wire form, unused on the head. `out`: (n_rows,
+// hidden) in wire form, written if this is not the tail and `out` is not NULL (rank 0 only needs it).
+// On the tail tokens (n_out) are chosen; the same on every rank. Errors: ERR_ABORTED, ERR_TIMEOUT from
+// the collectives, device faults from sync.
+enum status forward_run(struct forward *f, const struct step *step, const void *in, void *out,
+                        struct error *e);
+
+// After forward_run on the tail: the chosen tokens of the step, in order of its out rows.
+void forward_tokens(const struct forward *f, const struct step *step, struct step_token *tokens);
+
+void forward_deinit(struct forward *f);
+
+#endif

@@ -1,0 +1,373 @@
+#include "workers/stage.h"
+
+#include "kernels/comm.h"
+#include "workers/forward.h"
+#include "workers/weights.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+struct rank {
+    struct stage *stage;
+    int index;
+    pthread_t thread;
+    struct device *device;
+    struct weights weights;
+    struct forward forward;
+    struct stage_ledger ledger;
+    enum status status;
+    struct error error;
+};
+
+struct stage {
+    struct stage_options options;
+    int fd;
+    struct rank *ranks;  // (tp)
+    int n_started;
+    struct comm *comms[TP_MAX];
+    struct stage_step *steps; // (n_steps)
+    void *memory;             // of all steps' arrays
+    _Atomic uint64_t loaded;
+    uint64_t load_bytes;
+    atomic_bool stop;
+
+    pthread_mutex_t mutex; // guards what follows
+    pthread_cond_t work;   // submitted, done or stop changed
+    int n_loaded, n_failed; // ranks
+    uint64_t submitted;    // steps given to the ranks
+    uint64_t released;     // steps the leader is done with
+    uint64_t *done;        // (tp) steps each rank has finished
+    enum status status;    // of the first failed step
+    struct error error;
+};
+
+size_t stage_row_bytes(const struct model_config *c, enum precision p)
+{
+    return (size_t) c->hidden_size * (p == PRECISION_F32 ? 4 : 2);
+}
+
+static void notify(struct stage *s)
+{
+    uint64_t one = 1;
+    ssize_t n = write(s->fd, &one, sizeof one);
+    check(n == sizeof one || errno == EAGAIN, "eventfd: %s", strerror(errno));
+}
+
+// --- the rank's thread
+
+static enum status layout_rank(struct rank *r, struct carve *carve)
+{
+    const struct stage_options *o = &r->stage->options;
+    struct placement place = {o->first, o->last, o->head, o->tail, r->index, o->tp};
+    try(weights_layout(&r->weights, o->config, &place, o->checkpoint, o->backend, r->device, carve,
+                       &r->error));
+    r->ledger.weights = carve->used;
+    try(forward_layout(&r->forward, &r->weights, o->backend, r->device, r->stage->comms[r->index],
+                       o->precision, &o->limits, carve, &r->error));
+    r->ledger.kv = r->forward.kv_layer_bytes * (uint64_t) (o->last - o->first);
+    r->ledger.total = carve->used;
+    r->ledger.buffers = carve->used - r->ledger.weights - r->ledger.kv;
+    return OK;
+}
+
+static enum status load_rank(struct rank *r)
+{
+    struct stage *s = r->stage;
+    const struct stage_options *o = &s->options;
+    struct device_options device = {o->precision, o->n_threads, o->memory_bytes};
+    try(o->backend->open(&r->device, &device, &r->error));
+    struct carve carve = {0};
+    try(layout_rank(r, &carve));
+    void *base;
+    try(o->backend->arena(r->device, carve.used, &base, &r->error));
+    carve = (struct carve){.base = base, .size = carve.used};
+    try(layout_rank(r, &carve));
+    return weights_load(&r->weights, o->checkpoint, o->backend, r->device, &s->loaded, &s->stop,
+                        &r->error);
+}
+
+// Waits for step number `next` (counted from 0). False when the stage ends.
+static bool wait_for_step(struct stage *s, uint64_t next)
+{
+    pthread_mutex_lock(&s->mutex);
+    while (s->submitted <= next && !atomic_load(&s->stop)) pthread_cond_wait(&s->work, &s->mutex);
+    bool go = !atomic_load(&s->stop);
+    pthread_mutex_unlock(&s->mutex);
+    return go;
+}
+
+static void finish_step(struct rank *r, enum status status)
+{
+    struct stage *s = r->stage;
+    pthread_mutex_lock(&s->mutex);
+    if (status != OK && s->status == OK) {
+        s->status = status;
+        s->error = r->error;
+    }
+    uint64_t mine = ++s->done[r->index], least = mine;
+    for (int i = 0; i < s->options.tp; i++) {
+        if (s->done[i] < least) least = s->done[i];
+    }
+    bool last = least == mine; // nobody is behind: this rank finished the step
+    if (last || status != OK) pthread_cond_broadcast(&s->work); // stage_reset may wait
+    pthread_mutex_unlock(&s->mutex);
+    if (last || status != OK) notify(s);
+}
+
+// Each rank brings its columns of the logits together for `penstock score`.
+static void copy_logits(const struct rank *r, struct stage_step *step)
+{
+    const struct forward *f = &r->forward;
+    size_t part = (size_t) r->weights.vocab.n, begin = (size_t) r->weights.vocab.begin;
+    size_t vocab = (size_t) f->config->vocab_size;
+    for (size_t i = 0; i < (size_t) step->step.n_out; i++) {
+        f->backend->download(r->device, step->logits + i * vocab + begin, f->logits + i * part,
+                             part * sizeof(float));
+    }
+}
+
+static enum status run_step(struct rank *r, struct stage_step *step)
+{
+    struct forward *f = &r->forward;
+    try(forward_run(f, &step->step, step->in, r->index == 0 ? step->out : NULL, &r->error));
+    if (step->logits != NULL) copy_logits(r, step);
+    if (step->tokens != NULL && r->index == 0) forward_tokens(f, &step->step, step->tokens);
+    return OK;
+}
+
+static void *rank_main(void *arg)
+{
+    struct rank *r = arg;
+    struct stage *s = r->stage;
+    enum status status = load_rank(r);
+    pthread_mutex_lock(&s->mutex);
+    r->status = status;
+    *(status == OK ? &s->n_loaded : &s->n_failed) += 1;
+    pthread_mutex_unlock(&s->mutex);
+    notify(s);
+    for (uint64_t next = 0; status == OK && wait_for_step(s, next); next++) {
+        status = run_step(r, &s->steps[next % (uint64_t) s->options.n_steps]);
+        if (status != OK) s->comms[0]->ops->abort(s->comms[0]);
+        finish_step(r, status);
+    }
+    forward_deinit(&r->forward);
+    weights_deinit(&r->weights);
+    if (r->device != NULL) s->options.backend->close(&r->device);
+    return NULL;
+}
+
+// --- the leader's side
+
+static void carve_steps(struct stage *s, struct carve *c)
+{
+    const struct stage_options *o = &s->options;
+    uint64_t out = (uint64_t) o->limits.max_out;
+    for (int i = 0; i < o->n_steps; i++) {
+        struct stage_step *step = s->steps != NULL ? &s->steps[i] : &(struct stage_step){0};
+        void *arrays = carve_take(c, step_bytes(&o->limits));
+        if (arrays != NULL) step_init(&step->step, &o->limits, arrays);
+        if (!o->tail) {
+            step->out = carve_take(c, (uint64_t) o->limits.max_rows *
+                                          stage_row_bytes(o->config, o->precision));
+            continue;
+        }
+        step->tokens = carve_take(c, out * sizeof *step->tokens);
+        if (o->limits.score) {
+            step->logits = carve_take(c, out * (uint64_t) o->config->vocab_size * 4);
+        }
+    }
+}
+
+static enum status create_steps(struct stage *s, struct error *e)
+{
+    struct carve c = {0};
+    carve_steps(s, &c);
+    s->steps = calloc((size_t) s->options.n_steps, sizeof *s->steps);
+    s->memory = calloc(1, c.used > 0 ? c.used : 1);
+    if (s->steps == NULL || s->memory == NULL) {
+        return error_set(e, ERR_NOMEM, NULL, "no memory for %d step buffers of %llu bytes in all",
+                         s->options.n_steps, (unsigned long long) c.used);
+    }
+    c = (struct carve){.base = s->memory, .size = c.used};
+    carve_steps(s, &c);
+    return OK;
+}
+
+struct byte_count {
+    const struct model_config *config;
+    uint64_t bytes;
+};
+
+static enum status count_bytes(const struct slice *slice, void *arg)
+{
+    struct byte_count *count = arg;
+    count->bytes += layout_slice_bytes(count->config, slice);
+    return OK;
+}
+
+static enum status start_ranks(struct stage *s, struct error *e)
+{
+    const struct stage_options *o = &s->options;
+    size_t elements = (size_t) o->limits.max_rows * (size_t) o->config->hidden_size;
+    struct sampler_shape widest = forward_sampler_shape(o->config, &o->limits, 0, o->tp);
+    try(comm_local_create(s->comms, o->tp, elements, sampler_gather_max(&widest),
+                          o->collective_deadline_ms, e));
+    for (int i = 0; i < o->tp; i++) {
+        struct byte_count count = {o->config, 0};
+        struct placement place = {o->first, o->last, o->head, o->tail, i, o->tp};
+        try(layout_walk(o->config, &place, count_bytes, &count));
+        s->load_bytes += count.bytes;
+    }
+    for (int i = 0; i < o->tp; i++) {
+        s->ranks[i] = (struct rank){.stage = s, .index = i};
+        int failed = pthread_create(&s->ranks[i].thread, NULL, rank_main, &s->ranks[i]);
+        if (failed != 0) {
+            return error_set(e, ERR_IO, NULL, "cannot start the thread of rank %d: %s", i,
+                             strerror(failed));
+        }
+        s->n_started++;
+    }
+    return OK;
+}
+
+enum status stage_create(struct stage **stage, const struct stage_options *options,
+                         struct error *e)
+{
+    struct stage *s = calloc(1, sizeof *s);
+    *stage = s;
+    if (s == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for a stage");
+    s->options = *options;
+    pthread_mutex_init(&s->mutex, NULL);
+    pthread_cond_init(&s->work, NULL);
+    s->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    s->ranks = calloc((size_t) options->tp, sizeof *s->ranks);
+    s->done = calloc((size_t) options->tp, sizeof *s->done);
+    enum status status = OK;
+    if (s->fd < 0 || s->ranks == NULL || s->done == NULL) {
+        status = error_set(e, ERR_NOMEM, NULL, "no memory or descriptor for %d ranks", options->tp);
+    }
+    if (status == OK) status = create_steps(s, e);
+    if (status == OK) status = start_ranks(s, e);
+    if (status != OK) stage_destroy(stage);
+    return status;
+}
+
+enum stage_state stage_state(struct stage *s, struct error *e)
+{
+    pthread_mutex_lock(&s->mutex);
+    enum stage_state state = s->n_failed > 0                   ? STAGE_FAILED
+                             : s->n_loaded == s->options.tp ? STAGE_READY
+                                                               : STAGE_LOADING;
+    for (int i = 0; state == STAGE_FAILED && i < s->options.tp; i++) {
+        if (s->ranks[i].status == OK) continue;
+        if (e != NULL) *e = s->ranks[i].error;
+        break;
+    }
+    pthread_mutex_unlock(&s->mutex);
+    return state;
+}
+
+int stage_fd(const struct stage *s) { return s->fd; }
+
+void stage_progress(const struct stage *s, uint64_t *loaded, uint64_t *total)
+{
+    *loaded = atomic_load_explicit(&s->loaded, memory_order_relaxed);
+    *total = s->load_bytes;
+}
+
+struct stage_ledger stage_ledger(const struct stage *s)
+{
+    struct stage_ledger most = {0};
+    for (int i = 0; i < s->options.tp; i++) {
+        if (s->ranks[i].ledger.total > most.total) most = s->ranks[i].ledger;
+    }
+    return most;
+}
+
+struct stage_step *stage_next(struct stage *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    uint64_t used = s->submitted - s->released, next = s->submitted;
+    pthread_mutex_unlock(&s->mutex);
+    if (used == (uint64_t) s->options.n_steps) return NULL;
+    return &s->steps[next % (uint64_t) s->options.n_steps];
+}
+
+void stage_submit(struct stage *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->submitted++;
+    pthread_cond_broadcast(&s->work);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+struct stage_step *stage_done(struct stage *s, enum status *status, struct error *e)
+{
+    struct stage_step *step = NULL;
+    pthread_mutex_lock(&s->mutex);
+    *status = s->status;
+    if (s->status != OK && e != NULL) *e = s->error;
+    if (s->status == OK && s->released < s->submitted) {
+        bool done = true;
+        for (int i = 0; i < s->options.tp; i++) done = done && s->done[i] > s->released;
+        if (done) step = &s->steps[s->released % (uint64_t) s->options.n_steps];
+    }
+    pthread_mutex_unlock(&s->mutex);
+    return step;
+}
+
+void stage_release(struct stage *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->released++;
+    pthread_mutex_unlock(&s->mutex);
+}
+
+int stage_in_flight(const struct stage *s)
+{
+    struct stage *mutable = (struct stage *) (uintptr_t) s;
+    pthread_mutex_lock(&mutable->mutex);
+    int n = (int) (s->submitted - s->released);
+    pthread_mutex_unlock(&mutable->mutex);
+    return n;
+}
+
+void stage_reset(struct stage *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    for (int i = 0; i < s->options.tp; i++) {
+        while (s->done[i] < s->submitted && s->status == OK) {
+            pthread_cond_wait(&s->work, &s->mutex);
+        }
+    }
+    s->released = s->submitted;
+    pthread_mutex_unlock(&s->mutex);
+}
+
+void stage_destroy(struct stage **stage)
+{
+    struct stage *s = *stage;
+    if (s == NULL) return;
+    *stage = NULL;
+    pthread_mutex_lock(&s->mutex);
+    atomic_store(&s->stop, true);
+    pthread_cond_broadcast(&s->work);
+    pthread_mutex_unlock(&s->mutex);
+    if (s->comms[0] != NULL) s->comms[0]->ops->abort(s->comms[0]);
+    for (int i = 0; i < s->n_started; i++) pthread_join(s->ranks[i].thread, NULL);
+    for (int i = 0; i < s->options.tp; i++) {
+        if (s->comms[i] != NULL) s->comms[i]->ops->destroy(&s->comms[i]);
+    }
+    if (s->fd >= 0) close(s->fd);
+    pthread_cond_destroy(&s->work);
+    pthread_mutex_destroy(&s->mutex);
+    free(s->memory);
+    free(s->steps);
+    free(s->done);
+    free(s->ranks);
+    free(s);
+}

@@ -1,0 +1,90 @@
+// One stage on one node: the ranks (threads) that hold its layers, and the ring of steps between them
+// and the leader. The leader's thread calls everything here; rank threads only run inside. Steps go in
+// and come out in order. Knows no sockets: the leader moves frames.
+#ifndef PENSTOCK_WORKERS_STAGE_H
+#define PENSTOCK_WORKERS_STAGE_H
+
+#include "common/checkpoint.h"
+#include "common/layout.h"
+#include "kernels/backend.h"
+#include "workers/step.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct stage_options {
+    const struct model_config *config;     // borrowed
+    const struct checkpoint *checkpoint;   // borrowed until loading has ended
+    const struct backend *backend;
+    int first, last;                       // layers
+    bool head, tail;
+    int tp;                                // ranks
+    int n_threads;                         // of each rank's device; 0: chosen
+    enum precision precision;
+    uint64_t memory_bytes;                 // a rank's device; 0: what it has
+    struct step_limits limits;
+    int n_steps;                           // ring size
+    int64_t collective_deadline_ms;        // 0: none
+};
+
+enum stage_state { STAGE_LOADING, STAGE_READY, STAGE_FAILED };
+
+// A step's place in the ring. The leader fills `step` (expanded) and `in`, submits, and after
+// stage_done reads `out` or `tokens` and releases.
+struct stage_step {
+    struct step step;
+    const void *in;             // (n_rows, hidden) wire form; not on the head
+    void *out;                  // (n_rows, hidden) wire form; not on the tail
+    struct step_token *tokens;  // (n_out); tail only
+    float *logits;              // (n_out, vocab); tail in score mode only
+    void *user;                 // the leader's
+};
+
+struct stage;
+
+struct stage_ledger { // bytes, largest rank
+    uint64_t weights, kv, buffers, total;
+};
+
+// Starts the rank threads, which lay out, check that it fits, load and report. The event descriptor
+// (stage_fd) becomes readable when the state changes or a step is done.
+enum status stage_create(struct stage **stage, const struct stage_options *options,
+                         struct error *e);
+
+// Also fills e when failed: the first rank's error.
+enum stage_state stage_state(struct stage *s, struct error *e);
+
+// An eventfd; the leader reads it before it looks at state and steps.
+int stage_fd(const struct stage *s);
+
+// Checkpoint bytes copied so far, and of all (progress of loading).
+void stage_progress(const struct stage *s, uint64_t *loaded, uint64_t *total);
+
+// After READY.
+struct stage_ledger stage_ledger(const struct stage *s);
+
+// The next free place of the ring, NULL if all are in use.
+struct stage_step *stage_next(struct stage *s);
+
+// Hands the place that stage_next gave to the ranks.
+void stage_submit(struct stage *s);
+
+// The oldest step if it is done, else NULL. ERR through *status if it failed: the stage is lost.
+struct stage_step *stage_done(struct stage *s, enum status *status, struct error *e);
+
+// Frees the oldest step's place, after stage_done.
+void stage_release(struct stage *s);
+
+// Steps submitted and not yet released.
+int stage_in_flight(const struct stage *s);
+
+// Waits until the ranks are idle, then forgets steps and sequences: a new epoch. Weights stay.
+void stage_reset(struct stage *s);
+
+// Bytes of a row's activations between stages.
+size_t stage_row_bytes(const struct model_config *c, enum precision p);
+
+// Ends the threads (aborting collectives) and frees everything.
+void stage_destroy(struct stage **stage);
+
+#endif

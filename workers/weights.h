@@ -1,0 +1,61 @@
+// One rank's weights: its slices of the checkpoint, copied once into its arena in the backend's packed
+// layout. Built by the rank's thread, immutable afterwards. Knows no steps and no peers.
+#ifndef PENSTOCK_WORKERS_WEIGHTS_H
+#define PENSTOCK_WORKERS_WEIGHTS_H
+
+#include "common/carve.h"
+#include "common/checkpoint.h"
+#include "common/layout.h"
+#include "common/model_config.h"
+#include "kernels/backend.h"
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+struct layer {
+    const float *input_norm, *post_norm; // (hidden)
+    const float *q_a_norm;               // (q_lora_rank); NULL without q_lora
+    const float *kv_a_norm;              // (kv_lora_rank)
+    struct matrix q_a;                   // (q_lora_rank, hidden); with q_lora only
+    struct matrix q;                     // q_b or q_proj: (heads * (nope+rope), q_lora_rank | hidden)
+    struct matrix kv_a;                  // (kv_lora + rope, hidden)
+    struct matrix *uk;                   // (heads) of (kv_lora, nope): W_UK transposed
+    struct matrix *uv;                   // (heads) of (v, kv_lora)
+    struct matrix o;                     // (hidden, heads * v)
+    bool dense;
+    struct matrix gate, up, down;        // dense FFN, or the shared experts
+    struct router router;                // MoE layers
+    struct expert *experts;              // (n_routed_experts)
+};
+
+struct weights {
+    const struct model_config *config; // borrowed
+    struct placement place;
+    int n_heads;                       // of this rank
+    struct range vocab;                // ids of this rank's embedding and lm_head slices
+    const uint16_t *embed;             // (vocab.n, hidden) bf16; head stage only
+    const float *final_norm;           // (hidden); tail stage only
+    struct matrix lm_head;             // (vocab.n, hidden); tail stage only
+    const float *inv_freq;             // (rope/2)
+    float rope_multiplier;
+    struct layer *layers;              // (last - first), host memory owned by this struct
+    void *tables;                      // the matrix tables of all layers, owned
+};
+
+// Lays the weights out: fills every shape and, where `carve` has memory, every pointer. Called twice
+// (counting, then real); both passes carve the same bytes. The first call allocates the tables.
+// Errors: ERR_INPUT bad_checkpoint where a tensor is missing or has an unsupported type.
+enum status weights_layout(struct weights *w, const struct model_config *config,
+                           const struct placement *place, const struct checkpoint *checkpoint,
+                           const struct backend *backend, struct device *device,
+                           struct carve *carve, struct error *e);
+
+// Copies the slices from the checkpoint (after the real layout pass). `loaded` counts checkpoint bytes
+// as they arrive, for progress; `stop` set ends early with ERR_ABORTED. Either may be NULL.
+enum status weights_load(struct weights *w, const struct checkpoint *checkpoint,
+                         const struct backend *backend, struct device *device,
+                         _Atomic uint64_t *loaded, const atomic_bool *stop, struct error *e);
+
+void weights_deinit(struct weights *w);
+
+#endif
