@@ -1,7 +1,45 @@
-#include <stdio.h>
+// penstock: the command line. One subcommand a file (cmd_<name>.c); this is only their table.
+#include "tools/commands.h"
 
-int main(void)
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+static const struct {
+    const char *name;
+    command_main *run;
+    const char *summary;
+} COMMANDS[] = {
+    {NULL, NULL, NULL},
+};
+
+static void usage(FILE *to)
 {
-    puts("penstock " PENSTOCK_VERSION);
-    return 0;
+    fputs("usage: penstock COMMAND [OPTIONS]\n\nCommands:\n", to);
+    for (int i = 0; COMMANDS[i].name != NULL; i++) {
+        fprintf(to, "  %-10s %s\n", COMMANDS[i].name, COMMANDS[i].summary);
+    }
+    fputs("\npenstock COMMAND --help tells more. penstock --version prints the version.\n", to);
+}
+
+int main(int argc, char **argv)
+{
+    signal(SIGPIPE, SIG_IGN);
+    if (argc < 2) {
+        usage(stderr);
+        return EXIT_USAGE;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
+        usage(stdout);
+        return EXIT_DONE;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        puts("penstock " PENSTOCK_VERSION);
+        return EXIT_DONE;
+    }
+    for (int i = 0; COMMANDS[i].name != NULL; i++) {
+        if (strcmp(argv[1], COMMANDS[i].name) == 0) return COMMANDS[i].run(argc - 1, argv + 1);
+    }
+    fprintf(stderr, "penstock: no command \"%s\"; penstock --help lists them\n", argv[1]);
+    return EXIT_USAGE;
 }
