@@ -233,6 +233,7 @@ static void upload_inputs(struct forward *f, const struct step *s)
 // The sampler's record of a sequence is every id that passes in ROWS, in order.
 static void feed_sampler(struct forward *f, const struct step *s)
 {
+    for (int i = 0; i < s->n_closes; i++) sampler_close(f->sampler, s->closes[i]);
     for (int i = 0; i < s->n_opens; i++) {
         const struct step_open *o = &s->opens[i];
         sampler_open(f->sampler, o->slot, &o->sampling, o->n_prompt);
@@ -262,7 +263,6 @@ static enum status tail(struct forward *f, const struct step *s, struct error *e
         }
         try(sampler_run(f->sampler, f->logits, s->n_out, f->out_slot, f->out_pos, f->sampled, e));
     }
-    for (int i = 0; i < s->n_closes; i++) sampler_close(f->sampler, s->closes[i]);
     return OK;
 }
 

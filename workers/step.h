@@ -57,7 +57,7 @@ struct step {
     struct step_open *opens; // (slots)
     int32_t *blocks;         // (slots * max_blocks) of all opens
     struct step_run *runs;   // (slots)
-    int32_t *closes;         // (slots) slots free after this step
+    int32_t *closes;         // (slots) slots whose sequence ended before this step's opens
     int32_t *ids;            // (max_rows) of the runs, in order
     // Derived by step_expand: what the devices read.
     int32_t *pos, *slot;     // (max_rows)

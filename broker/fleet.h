@@ -1,0 +1,138 @@
+// The fleet: which groups there are, which stage each one has, and the life of the pipeline they form:
+// waiting for groups, loading, linking, serving, and the end of an epoch when one of them is lost. Pure:
+// no sockets, no clock (`now_ms` comes in), no heap after create; what it decides leaves through the
+// actions. Used by the broker's loop and, in one process, by `penstock generate`.
+//
+// One pipeline for now; a group without a stage is a spare and takes over the stage of a lost one.
+#ifndef PENSTOCK_BROKER_FLEET_H
+#define PENSTOCK_BROKER_FLEET_H
+
+#include "common/limits.h"
+#include "common/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { FLEET_GROUPS_MAX = 256, PEER_MAX = 32, PLAN_HASH_MAX = 32, LINK_TOKEN_SIZE = 16 };
+
+// A connection, as the ROUTER names it.
+struct peer {
+    uint8_t bytes[PEER_MAX];
+    uint8_t n;
+};
+
+enum group_state {
+    GROUP_IDLE,     // no stage: a spare
+    GROUP_LOADING,  // has been sent ASSIGN
+    GROUP_READY,    // weights loaded, endpoints bound
+    GROUP_LINKING,  // has been sent LINK
+    GROUP_LINKED,
+};
+
+struct group {
+    bool used;
+    struct peer peer;
+    char name[GROUP_NAME_MAX + 1], node[GROUP_NAME_MAX + 1];
+    uint64_t boot;      // random at each start of the process
+    enum group_state state;
+    int stage;          // -1: none
+    int held_first, held_last; // layers whose weights it still has; equal: none
+    bool draining;
+    char endpoint[ENDPOINT_MAX], tokens_endpoint[ENDPOINT_MAX];
+    int64_t seen_ms;
+};
+
+enum pipeline_state { PIPELINE_WAITING, PIPELINE_LOADING, PIPELINE_LINKING, PIPELINE_SERVING };
+
+// What HELLO says of a stage that the group still runs, from an earlier connection or broker.
+struct held_assignment {
+    bool some;
+    uint64_t pipeline, epoch;
+    int stage, first, last;
+    char plan_hash[PLAN_HASH_MAX + 1];
+    bool linked;
+    uint8_t token[LINK_TOKEN_SIZE];
+};
+
+struct fleet_assign {
+    uint64_t pipeline, epoch;
+    int stage, n_stages, first, last;
+    uint8_t token[LINK_TOKEN_SIZE];
+};
+
+// What the fleet wants done; `arg` is the owner's. `group` points into the fleet.
+struct fleet_actions {
+    void *arg;
+    void (*assign)(void *arg, const struct group *group, const struct fleet_assign *assign);
+    // next: endpoint that takes this stage's output (the head's token endpoint for the last stage;
+    // empty if there is a single stage).
+    void (*link)(void *arg, const struct group *group, uint64_t epoch, const char *next);
+    void (*unassign)(void *arg, const struct group *group, uint64_t epoch);
+    // The pipeline serves: jobs may go to `head`. adopted: an earlier broker set it up.
+    void (*up)(void *arg, const struct group *head, bool adopted);
+    // The epoch has ended: its jobs go back. `reason` is for the log.
+    void (*down)(void *arg, const char *reason);
+    void (*random)(void *arg, void *bytes, size_t n);
+};
+
+struct fleet_options {
+    int n_stages;
+    int layers[PP_MAX];                // of each stage
+    char plan_hash[PLAN_HASH_MAX + 1]; // of everything that stages must agree on
+    uint64_t first_epoch;              // above every earlier broker's
+    int64_t adopt_ms; // how long a fresh broker waits for a whole set of held assignments
+    int64_t dead_ms;  // silence that ends a group
+};
+
+struct fleet {
+    struct fleet_options options;
+    struct fleet_actions actions;
+    struct group groups[FLEET_GROUPS_MAX];
+    uint64_t pipeline, epoch;
+    uint8_t token[LINK_TOKEN_SIZE];
+    enum pipeline_state state;
+    int stages[PP_MAX]; // index of the group that has each stage; -1: none
+    // While a fresh broker looks for a pipeline to adopt:
+    bool adopting;
+    int64_t adopt_until_ms;
+    struct held_assignment held[FLEET_GROUPS_MAX];
+};
+
+void fleet_init(struct fleet *f, const struct fleet_options *o, const struct fleet_actions *actions,
+                int64_t now_ms);
+
+// A group says HELLO. The same name with another boot id is a new life: the old one is lost. ERR_LIMIT
+// fleet_full.
+enum status fleet_hello(struct fleet *f, const struct peer *peer, const char *name, const char *node,
+                        uint64_t boot, const struct held_assignment *held, int64_t now_ms,
+                        struct error *e);
+
+// READY and LINKED of an epoch; those of another epoch are ignored.
+void fleet_ready(struct fleet *f, const struct peer *peer, uint64_t epoch, const char *endpoint,
+                 const char *tokens_endpoint);
+void fleet_linked(struct fleet *f, const struct peer *peer, uint64_t epoch);
+
+// The group could not load, or a link of its epoch broke.
+void fleet_failed(struct fleet *f, const struct peer *peer, uint64_t epoch, const char *reason);
+
+// It leaves (BYE), or asks to (DRAIN: the owner stops sending jobs and calls fleet_drained once none
+// runs).
+void fleet_bye(struct fleet *f, const struct peer *peer);
+void fleet_drain(struct fleet *f, const struct peer *peer);
+bool fleet_draining(const struct fleet *f);
+void fleet_drained(struct fleet *f);
+
+// Any traffic. False: nobody knows this peer (it is told to say HELLO again).
+bool fleet_seen(struct fleet *f, const struct peer *peer, int64_t now_ms);
+
+// Call a few times a second.
+void fleet_tick(struct fleet *f, int64_t now_ms);
+
+// The group of a connection, or NULL.
+const struct group *fleet_find(const struct fleet *f, const struct peer *peer);
+
+// The head's group while the pipeline serves, else NULL.
+const struct group *fleet_head(const struct fleet *f);
+
+#endif

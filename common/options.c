@@ -1,0 +1,191 @@
+#include "common/options.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static enum status bad(struct error *e, const char *name, const char *wants, const char *got)
+{
+    return error_set(e, ERR_INPUT, "bad_usage", "--%s wants %s, not \"%s\"", name, wants, got);
+}
+
+enum status options_bytes(const char *text, int64_t *bytes, struct error *e)
+{
+    static const char units[] = "KMGT";
+    char *end;
+    errno = 0;
+    double value = strtod(text, &end);
+    double unit = 1;
+    const char *at = *end != 0 ? strchr(units, toupper((unsigned char) *end)) : NULL;
+    if (end == text || !isdigit((unsigned char) text[0])) at = NULL;
+    if (at != NULL && end != text) {
+        bool binary = end[1] == 'i';
+        unit = pow(binary ? 1024 : 1000, (double) (at - units + 1));
+        end += binary ? 2 : 1;
+    }
+    if (*end == 'B' || *end == 'b') end++;
+    if (end == text || *end != 0 || errno != 0 || !isfinite(value) || value < 0 ||
+        value * unit > 9e18) {
+        return error_set(e, ERR_INPUT, "bad_usage",
+                         "\"%s\" is no count of bytes; write e.g. 24G, 24GiB or 1500M", text);
+    }
+    *bytes = (int64_t) (value * unit);
+    return OK;
+}
+
+enum status options_list(const char *text, int *values, int most, int *n, struct error *e)
+{
+    *n = 0;
+    for (const char *p = text;; p++) {
+        char *end;
+        errno = 0;
+        long v = strtol(p, &end, 10);
+        if (end == p || errno != 0 || v < 0 || v > 1000000 || *n == most ||
+            (*end != ',' && *end != 0)) {
+            return error_set(e, ERR_INPUT, "bad_usage",
+                             "\"%s\" is no list of at most %d numbers like 3,4,2", text, most);
+        }
+        values[(*n)++] = (int) v;
+        if (*end == 0) return OK;
+        p = end;
+    }
+}
+
+static bool in_bounds(const struct option_spec *s, double v)
+{
+    return (s->least == 0 && s->most == 0) || (v >= s->least && v <= s->most);
+}
+
+static enum status bad_number(const struct option_spec *s, const char *text, struct error *e)
+{
+    char wants[80];
+    const char *kind = s->kind == OPTION_INT ? "a whole number" : "a number";
+    if (s->least == 0 && s->most == 0) return bad(e, s->name, kind, text);
+    snprintf(wants, sizeof wants, "%s from %.15g to %.15g", kind, s->least, s->most);
+    return bad(e, s->name, wants, text);
+}
+
+static enum status set(struct option_spec *s, const char *text, struct error *e)
+{
+    char *end;
+    errno = 0;
+    s->given = true;
+    switch (s->kind) {
+    case OPTION_FLAG:
+        if (strcmp(text, "1") != 0 && strcmp(text, "true") != 0 && strcmp(text, "0") != 0 &&
+            strcmp(text, "false") != 0) {
+            return bad(e, s->name, "1, 0, true or false", text);
+        }
+        *(bool *) s->value = text[0] == '1' || text[0] == 't';
+        return OK;
+    case OPTION_STRING: *(const char **) s->value = text; return OK;
+    case OPTION_INT: {
+        long long v = strtoll(text, &end, 10);
+        if (end == text || *end != 0 || errno != 0 || !in_bounds(s, (double) v)) {
+            return bad_number(s, text, e);
+        }
+        *(int64_t *) s->value = v;
+        return OK;
+    }
+    case OPTION_NUMBER: {
+        double v = strtod(text, &end);
+        if (end == text || *end != 0 || !isfinite(v) || !in_bounds(s, v)) {
+            return bad_number(s, text, e);
+        }
+        *(double *) s->value = v;
+        return OK;
+    }
+    case OPTION_BYTES:
+        if (options_bytes(text, s->value, e) == OK) return OK;
+        error_prefix(e, "--%s", s->name);
+        return ERR_INPUT;
+    }
+    return OK;
+}
+
+static void print_help(const struct options *o)
+{
+    printf("usage: %s %s\n\n%s\n\nOptions:\n", o->program, o->usage, o->about);
+    for (int i = 0; i < o->n_specs; i++) {
+        const struct option_spec *s = &o->specs[i];
+        char left[64];
+        snprintf(left, sizeof left, "--%s%s%s", s->name, s->argument != NULL ? " " : "",
+                 s->argument != NULL ? s->argument : "");
+        printf("  %-26s %s\n", left, s->help);
+    }
+    printf("  %-26s %s\n", "--help", "Prints this.");
+    if (o->environment) {
+        puts("\nEvery option may be set by the environment instead: --some-name by "
+             "PENSTOCK_SOME_NAME.");
+    }
+}
+
+static enum status from_environment(struct options *o, struct error *e)
+{
+    for (int i = 0; o->environment && i < o->n_specs; i++) {
+        char name[64] = "PENSTOCK_";
+        size_t n = strlen(name);
+        for (const char *p = o->specs[i].name; *p != 0 && n < sizeof name - 1; p++) {
+            name[n++] = *p == '-' ? '_' : (char) toupper((unsigned char) *p);
+        }
+        name[n] = 0;
+        const char *value = getenv(name);
+        if (value == NULL || *value == 0) continue;
+        enum status status = set(&o->specs[i], value, e);
+        if (status != OK) {
+            error_prefix(e, "%s", name);
+            return status;
+        }
+    }
+    return OK;
+}
+
+static struct option_spec *find(struct options *o, const char *name, size_t n)
+{
+    for (int i = 0; i < o->n_specs; i++) {
+        const char *own = o->specs[i].name;
+        if (strlen(own) == n && memcmp(own, name, n) == 0) return &o->specs[i];
+    }
+    return NULL;
+}
+
+enum status options_parse(struct options *o, int argc, char **argv, struct error *e)
+{
+    o->help = false;
+    o->n_positional = 0;
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
+        if (strcmp(argv[i], "--help") != 0 && strcmp(argv[i], "-h") != 0) continue;
+        print_help(o);
+        o->help = true;
+        return OK;
+    }
+    try(from_environment(o, e));
+    bool flags = true;
+    for (int i = 1; i < argc; i++) {
+        const char *a = strcmp(argv[i], "-o") == 0 && flags ? "--output" : argv[i];
+        if (flags && strcmp(a, "--") == 0) {
+            flags = false;
+            continue;
+        }
+        if (!flags || a[0] != '-' || a[1] == 0) {
+            if (o->n_positional == o->max_positional) {
+                return error_set(e, ERR_INPUT, "bad_usage", "\"%s\" is one argument too many", a);
+            }
+            o->positional[o->n_positional++] = a;
+            continue;
+        }
+        const char *name = a + (a[1] == '-' ? 2 : 1), *equals = strchr(name, '=');
+        size_t n = equals != NULL ? (size_t) (equals - name) : strlen(name);
+        struct option_spec *s = a[1] == '-' ? find(o, name, n) : NULL;
+        if (s == NULL) return error_set(e, ERR_INPUT, "bad_usage", "there is no option %s", a);
+        if (s->kind == OPTION_FLAG) {
+            try(set(s, equals != NULL ? equals + 1 : "true", e));
+            continue;
+        }
+        if (equals == NULL && i + 1 == argc) return bad(e, s->name, "a value", "");
+        try(set(s, equals != NULL ? equals + 1 : argv[++i], e));
+    }
+    return OK;
+}

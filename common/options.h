@@ -1,0 +1,53 @@
+// Command-line options of all programs: one table gives the flags, their PENSTOCK_* environment
+// variables, their checks and the --help text. A flag wins over the environment. Main thread at start;
+// values point into argv or the environment.
+#ifndef PENSTOCK_COMMON_OPTIONS_H
+#define PENSTOCK_COMMON_OPTIONS_H
+
+#include "common/status.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+enum option_kind {
+    OPTION_FLAG,   // bool: given or not; in the environment 1/0/true/false
+    OPTION_STRING, // const char *
+    OPTION_INT,    // int64_t within [least, most]
+    OPTION_NUMBER, // double within [least, most]
+    OPTION_BYTES,  // int64_t; K/M/G/T and Ki/Mi/Gi/Ti, with or without B
+};
+
+struct option_spec {
+    const char *name;     // without "--"
+    enum option_kind kind;
+    void *value;          // holds the default; its type follows from the kind
+    const char *argument; // as --help shows it: "N", "DIR", ...
+    const char *help;     // one sentence
+    double least, most;   // INT and NUMBER; both 0: any
+    bool given;           // set when the user gave it
+};
+
+struct options {
+    const char *program; // "penstock batch"
+    const char *usage;   // "IN.jsonl -o OUT.jsonl [OPTIONS]"
+    const char *about;   // sentences for --help
+    struct option_spec *specs; // (n_specs)
+    int n_specs;
+    const char **positional;   // (max_positional) filled in
+    int max_positional, n_positional;
+    bool environment;    // read PENSTOCK_<NAME> too (dashes become underscores)
+    bool help;           // set when --help was printed
+};
+
+// Reads argv[1..]; "-o" may stand for "--output" if there is one. --help prints to stdout and sets
+// o->help. ERR_INPUT bad_usage names the flag and what it wants.
+enum status options_parse(struct options *o, int argc, char **argv, struct error *e);
+
+// A count of bytes, e.g. "24G", "1.5GiB", "512".
+enum status options_bytes(const char *text, int64_t *bytes, struct error *e);
+
+// "3,4,2" into `values`; n at most `most`. ERR_INPUT bad_usage.
+enum status options_list(const char *text, int *values, int most, int *n, struct error *e);
+
+#endif

@@ -1,0 +1,119 @@
+#include "common/options.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <cmocka.h>
+#include <string.h>
+
+static bool verbose;
+static const char *model;
+static int64_t ranks, bytes;
+static double temperature;
+static struct option_spec specs[5];
+static const char *positional[1];
+static struct options options;
+
+static int reset(void **state)
+{
+    (void) state;
+    verbose = false, model = "none", ranks = 1, bytes = 7, temperature = 1;
+    struct option_spec fresh[] = {
+        {"verbose", OPTION_FLAG, &verbose, NULL, "Says more.", 0, 0, false},
+        {"model-dir", OPTION_STRING, &model, "DIR", "The model.", 0, 0, false},
+        {"tp", OPTION_INT, &ranks, "N", "Ranks.", 1, 64, false},
+        {"temperature", OPTION_NUMBER, &temperature, "T", "Heat.", 0, 2, false},
+        {"vram", OPTION_BYTES, &bytes, "BYTES", "Memory.", 0, 0, false},
+    };
+    memcpy(specs, fresh, sizeof specs);
+    options = (struct options){.program = "test", .usage = "FILE", .about = "A test.",
+                               .specs = specs, .n_specs = 5, .positional = positional,
+                               .max_positional = 1, .environment = true};
+    unsetenv("PENSTOCK_MODEL_DIR");
+    unsetenv("PENSTOCK_TP");
+    return 0;
+}
+
+static enum status parse(struct error *e, const char *a, const char *b, const char *c)
+{
+    char *argv[] = {"test", (char *) a, (char *) b, (char *) c, NULL};
+    int argc = 1;
+    while (argc < 4 && argv[argc] != NULL) argc++;
+    return options_parse(&options, argc, argv, e);
+}
+
+static void reads_flags_values_and_arguments(void **state)
+{
+    (void) state;
+    struct error e;
+    assert_int_equal(parse(&e, "--tp=4", "file", "--verbose"), OK);
+    assert_int_equal(ranks, 4);
+    assert_true(verbose && specs[2].given && !specs[1].given);
+    assert_int_equal(options.n_positional, 1);
+    assert_string_equal(positional[0], "file");
+    assert_int_equal(parse(&e, "--vram", "24GiB", NULL), OK);
+    assert_int_equal(bytes, 24ll << 30);
+}
+
+static void a_flag_wins_over_the_environment(void **state)
+{
+    (void) state;
+    struct error e;
+    setenv("PENSTOCK_MODEL_DIR", "env", 1);
+    setenv("PENSTOCK_TP", "8", 1);
+    assert_int_equal(parse(&e, "--tp", "2", NULL), OK);
+    assert_string_equal(model, "env");
+    assert_int_equal(ranks, 2);
+    setenv("PENSTOCK_TP", "many", 1);
+    assert_int_equal(parse(&e, NULL, NULL, NULL), ERR_INPUT);
+    assert_non_null(strstr(e.text, "PENSTOCK_TP"));
+}
+
+static void names_what_is_wrong(void **state)
+{
+    (void) state;
+    const char *bad[][2] = {{"--nothing", NULL}, {"--tp", "0"},   {"--tp", "65"}, {"--tp", "x"},
+                            {"--tp", NULL},      {"--vram", "x"}, {"--vram", "-1"},
+                            {"--temperature", "nan"},             {"--vram", "1Q"}, {"-x", NULL},
+                            {"one", "two"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct error e = {0};
+        reset(NULL);
+        assert_int_equal(parse(&e, bad[i][0], bad[i][1], NULL), ERR_INPUT);
+        assert_string_equal(e.code, "bad_usage");
+        assert_true(strlen(e.text) > 10);
+    }
+}
+
+static void lists_and_bytes(void **state)
+{
+    (void) state;
+    struct error e;
+    int v[3], n;
+    int64_t b;
+    assert_int_equal(options_list("3,4,2", v, 3, &n, &e), OK);
+    assert_true(n == 3 && v[0] == 3 && v[1] == 4 && v[2] == 2);
+    assert_int_equal(options_list("3,4,2,1", v, 3, &n, &e), ERR_INPUT);
+    assert_int_equal(options_list("3,,2", v, 3, &n, &e), ERR_INPUT);
+    assert_int_equal(options_list("3,", v, 3, &n, &e), ERR_INPUT);
+    assert_int_equal(options_list("-3", v, 3, &n, &e), ERR_INPUT);
+    const struct { const char *text; int64_t bytes; } good[] = {
+        {"0", 0}, {"12", 12}, {"24G", 24000000000}, {"24GB", 24000000000}, {"1.5Ki", 1536},
+        {"2MiB", 2 << 20}, {"3k", 3000}};
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        assert_int_equal(options_bytes(good[i].text, &b, &e), OK);
+        assert_int_equal(b, good[i].bytes);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(reads_flags_values_and_arguments, reset),
+        cmocka_unit_test_setup(a_flag_wins_over_the_environment, reset),
+        cmocka_unit_test_setup(names_what_is_wrong, reset),
+        cmocka_unit_test_setup(lists_and_bytes, reset),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,109 @@
+#include "workers/link.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static void *open_socket(void *context, int type, int depth)
+{
+    void *socket = zmq_socket(context, type);
+    if (socket == NULL) return NULL;
+    int zero = 0, one = 1;
+    zmq_setsockopt(socket, ZMQ_LINGER, &zero, sizeof zero);
+    zmq_setsockopt(socket, ZMQ_SNDHWM, &depth, sizeof depth);
+    zmq_setsockopt(socket, ZMQ_RCVHWM, &depth, sizeof depth);
+    zmq_setsockopt(socket, ZMQ_IMMEDIATE, &one, sizeof one);
+    return socket;
+}
+
+enum status link_in_open(struct link_in *l, void *context, const char *endpoint, int depth,
+                         int64_t max_bytes, struct error *e)
+{
+    l->socket = open_socket(context, ZMQ_PULL, depth);
+    if (l->socket == NULL) {
+        return error_set(e, ERR_IO, NULL, "no socket for a stage link: %s", zmq_strerror(errno));
+    }
+    zmq_setsockopt(l->socket, ZMQ_MAXMSGSIZE, &max_bytes, sizeof max_bytes);
+    size_t n = sizeof l->endpoint;
+    if (zmq_bind(l->socket, endpoint) != 0 ||
+        zmq_getsockopt(l->socket, ZMQ_LAST_ENDPOINT, l->endpoint, &n) != 0) {
+        enum status status = error_set(e, ERR_IO, errno == EADDRINUSE ? "port_taken" : NULL,
+                                       "cannot bind %s for a stage link: %s", endpoint,
+                                       zmq_strerror(errno));
+        link_in_close(l);
+        return status;
+    }
+    return OK;
+}
+
+void link_in_close(struct link_in *l)
+{
+    if (l->socket != NULL) zmq_close(l->socket);
+    *l = (struct link_in){0};
+}
+
+enum status link_receive(struct link_in *l, struct link_message *m, struct error *e)
+{
+    int n = 0, more = 1;
+    size_t size = sizeof more;
+    for (; more; n++) {
+        zmq_msg_t extra, *frame = n < LINK_FRAMES ? &m->frames[n] : &extra;
+        zmq_msg_init(frame);
+        // Messages are atomic: once the first frame is there the others are too.
+        int received = zmq_msg_recv(frame, l->socket, ZMQ_DONTWAIT);
+        if (received < 0) {
+            zmq_msg_close(frame);
+            if (n == 0) return error_set(e, ERR_UNAVAILABLE, NULL, "nothing received yet");
+            break;
+        }
+        zmq_getsockopt(l->socket, ZMQ_RCVMORE, &more, &size);
+        if (frame == &extra) zmq_msg_close(frame);
+    }
+    if (n == LINK_FRAMES) return OK;
+    for (int i = 0; i < n && i < LINK_FRAMES; i++) zmq_msg_close(&m->frames[i]);
+    return error_set(e, ERR_INPUT, "bad_frames", "a stage message of %d frames, not %d", n,
+                     LINK_FRAMES);
+}
+
+void link_message_close(struct link_message *m)
+{
+    for (int i = 0; i < LINK_FRAMES; i++) zmq_msg_close(&m->frames[i]);
+}
+
+enum status link_out_open(struct link_out *l, void *context, const char *endpoint, int depth,
+                          struct error *e)
+{
+    l->socket = open_socket(context, ZMQ_PUSH, depth);
+    if (l->socket == NULL || zmq_connect(l->socket, endpoint) != 0) {
+        enum status status = error_set(e, ERR_IO, NULL, "cannot connect to %s: %s", endpoint,
+                                       zmq_strerror(errno));
+        link_out_close(l);
+        return status;
+    }
+    return OK;
+}
+
+void link_out_close(struct link_out *l)
+{
+    if (l->socket != NULL) zmq_close(l->socket);
+    *l = (struct link_out){0};
+}
+
+bool link_out_connected(const struct link_out *l)
+{
+    int events = 0;
+    size_t n = sizeof events;
+    return l->socket != NULL && zmq_getsockopt(l->socket, ZMQ_EVENTS, &events, &n) == 0 &&
+           (events & ZMQ_POLLOUT) != 0;
+}
+
+enum status link_send(struct link_out *l, const void *header, size_t n_header, const void *payload,
+                      size_t n_payload, struct error *e)
+{
+    if (zmq_send(l->socket, header, n_header, ZMQ_DONTWAIT | ZMQ_SNDMORE) < 0 ||
+        zmq_send(l->socket, n_payload > 0 ? payload : "", n_payload, ZMQ_DONTWAIT) < 0) {
+        return error_set(e, ERR_UNAVAILABLE, "link_lost", "the next stage can't be sent to: %s",
+                         zmq_strerror(errno));
+    }
+    return OK;
+}
