@@ -46,9 +46,12 @@
 #define JOB_BATCH_MAX 64
 #define JOB_META_MAX 16 // pairs
 #define JOB_ATTEMPTS_MAX 20
+#define JOB_ATTEMPTS_DEFAULT 5
 #define JOB_MODEL_MAX 256
 #define JOB_CLASSES 4
 #define MSGPACK_DEPTH_MAX 16
+#define MSGPACK_MAP_MAX 1024 // pairs of one map
+#define JOB_BODY_VALUES_MAX 262144 // strings, arrays and objects of a body
 #define STOP_STRINGS_MAX 16
 #define STOP_STRING_BYTES_MAX 256
 #define STOP_IDS_MAX 16
@@ -66,6 +69,7 @@
 #define WIRE_BODY_MAX (64 * MIB) // control plane: JOB with a whole context of ids, RESULT, HELLO
 #define GROUP_NAME_MAX 128
 #define ENDPOINT_MAX 256
+#define WIRE_LIST_MAX 16384 // running or finished jobs in one HELLO
 #define HEARTBEAT_MS 1000ll
 #define DEAD_AFTER_MS 5000ll
 
