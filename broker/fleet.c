@@ -47,7 +47,8 @@ void fleet_init(struct fleet *f, const struct fleet_options *o, const struct fle
                         .pipeline = 1,
                         .epoch = o->first_epoch,
                         .adopting = o->adopt_ms > 0,
-                        .adopt_until_ms = now_ms + o->adopt_ms};
+                        .adopt_until_ms = now_ms + o->adopt_ms,
+                        .now_ms = now_ms};
     for (int i = 0; i < PP_MAX; i++) f->stages[i] = -1;
 }
 
@@ -119,7 +120,7 @@ static void assign(struct fleet *f, int stage, struct group *g)
 // they are, since those groups choose first.
 static void try_assign(struct fleet *f)
 {
-    if (f->adopting || f->state != PIPELINE_WAITING) return;
+    if (f->adopting || f->state != PIPELINE_WAITING || f->now_ms < f->not_before_ms) return;
     int idle = 0;
     for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
         const struct group *g = &f->groups[i];
@@ -190,7 +191,6 @@ static bool adopt_set(struct fleet *f, const struct held_assignment *like)
         g->held_last = f->held[stages[s]].last;
     }
     f->epoch = like->epoch;
-    memcpy(f->token, like->token, sizeof f->token);
     f->state = PIPELINE_SERVING;
     f->adopting = false;
     f->actions.up(f->actions.arg, stage_group(f, 0), true);
@@ -224,6 +224,7 @@ enum status fleet_hello(struct fleet *f, const struct peer *peer, const char *na
                         uint64_t boot, const struct held_assignment *held, int64_t now_ms,
                         struct error *e)
 {
+    f->now_ms = now_ms;
     struct group *g = find_name(f, name);
     if (g != NULL && g->boot != boot) {
         remove_group(f, g, "has been started again");
@@ -286,6 +287,7 @@ void fleet_failed(struct fleet *f, const struct peer *peer, uint64_t epoch, cons
     struct group *g = find(f, peer);
     if (g == NULL || epoch != f->epoch || g->stage < 0) return;
     end_epoch(f, reason);
+    f->not_before_ms = f->now_ms + f->options.retry_ms;
     try_assign(f);
 }
 
@@ -322,12 +324,14 @@ void fleet_drained(struct fleet *f)
 bool fleet_seen(struct fleet *f, const struct peer *peer, int64_t now_ms)
 {
     struct group *g = find(f, peer);
+    f->now_ms = now_ms;
     if (g != NULL) g->seen_ms = now_ms;
     return g != NULL;
 }
 
 void fleet_tick(struct fleet *f, int64_t now_ms)
 {
+    f->now_ms = now_ms;
     for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
         struct group *g = &f->groups[i];
         if (g->used && now_ms - g->seen_ms > f->options.dead_ms) {

@@ -52,7 +52,6 @@ struct held_assignment {
     int stage, first, last;
     char plan_hash[PLAN_HASH_MAX + 1];
     bool linked;
-    uint8_t token[LINK_TOKEN_SIZE];
 };
 
 struct fleet_assign {
@@ -83,6 +82,7 @@ struct fleet_options {
     uint64_t first_epoch;              // above every earlier broker's
     int64_t adopt_ms; // how long a fresh broker waits for a whole set of held assignments
     int64_t dead_ms;  // silence that ends a group
+    int64_t retry_ms; // pause after a group could not load or lost a link
 };
 
 struct fleet {
@@ -96,6 +96,7 @@ struct fleet {
     // While a fresh broker looks for a pipeline to adopt:
     bool adopting;
     int64_t adopt_until_ms;
+    int64_t now_ms, not_before_ms; // the latest time told; no assignment earlier
     struct held_assignment held[FLEET_GROUPS_MAX];
 };
 

@@ -120,7 +120,6 @@ static void hello(struct world *w, int i, int64_t now)
         held = (struct held_assignment){.some = true, .pipeline = 1, .epoch = s->epoch,
                                         .stage = s->stage, .first = s->first, .last = s->last,
                                         .plan_hash = "plan", .linked = s->linked};
-        memcpy(held.token, s->token, sizeof held.token);
     }
     assert_int_equal(fleet_hello(&w->fleet, &p, name, "node", s->boot, &held, now, &e), OK);
 }

@@ -1,0 +1,115 @@
+#include "broker/peers.h"
+
+#include "common/log.h"
+
+#include <stdio.h>
+#include <string.h>
+
+void peers_init(struct peers *p, void *socket, uint64_t term)
+{
+    *p = (struct peers){.term = term};
+    wire_socket_init(&p->wire, socket, true);
+}
+
+void peers_deinit(struct peers *p) { wire_socket_deinit(&p->wire); }
+
+bool peers_send(struct peers *p, const struct peer *to, const struct wire_message *m)
+{
+    struct wire_message stamped = *m;
+    struct error e = {0};
+    stamped.term = p->term;
+    enum status status = wire_socket_send(&p->wire, to->bytes, to->n, &stamped, &e);
+    if (status != OK && status != ERR_UNAVAILABLE) {
+        log_line(LOG_ERROR, "not_sent", log_str("command", wire_command_name(m->command)),
+                 log_str("code", e.code), log_str("error", e.text));
+    }
+    return status == OK;
+}
+
+bool peers_receive(struct peers *p, struct peer *from, struct wire_message *m)
+{
+    for (;;) {
+        struct error e = {0};
+        const void *id = NULL;
+        size_t n = 0;
+        enum status status = wire_socket_receive(&p->wire, &id, &n, m, &e);
+        if (status == ERR_UNAVAILABLE) return false;
+        bool fits = n > 0 && n <= PEER_MAX; // ids that libzmq makes have 5 bytes; nobody sets one
+        if (fits) {
+            from->n = (uint8_t) n;
+            memcpy(from->bytes, id, n);
+        }
+        if (status == OK && fits) return true;
+        wire_message_deinit(m);
+        log_line(LOG_WARN, "bad_frames", log_str("code", e.code), log_str("error", e.text));
+        struct wire_message answer = wire_error_message(e.code, e.text);
+        if (fits && m->command != WIRE_ERROR) peers_send(p, from, &answer);
+    }
+}
+
+bool peers_assign(struct peers *p, const struct group *g, const struct wire_assign *template,
+                  const struct fleet_assign *a)
+{
+    struct wire_message m = {.command = WIRE_ASSIGN, .assign = *template};
+    m.assign.pipeline = a->pipeline;
+    m.assign.epoch = a->epoch;
+    m.assign.stage = a->stage;
+    m.assign.n_stages = a->n_stages;
+    m.assign.first = a->first;
+    m.assign.last = a->last;
+    memcpy(m.assign.token, a->token, sizeof m.assign.token);
+    return peers_send(p, &g->peer, &m);
+}
+
+bool peers_link(struct peers *p, const struct group *g, uint64_t pipeline, uint64_t epoch,
+                const char *next)
+{
+    struct wire_message m = {.command = WIRE_LINK};
+    m.link.pipeline = pipeline;
+    m.link.epoch = epoch;
+    snprintf(m.link.endpoint, sizeof m.link.endpoint, "%s", next);
+    return peers_send(p, &g->peer, &m);
+}
+
+bool peers_unassign(struct peers *p, const struct group *g, uint64_t pipeline, uint64_t epoch)
+{
+    struct wire_message m = {.command = WIRE_UNASSIGN};
+    m.stage.pipeline = pipeline;
+    m.stage.epoch = epoch;
+    return peers_send(p, &g->peer, &m);
+}
+
+static void on_hello(struct peers *p, struct fleet *f, const struct peer *from,
+                     const struct wire_hello *h, int64_t now_ms)
+{
+    struct held_assignment held = {.some = h->assigned,
+                                   .pipeline = h->assignment.pipeline,
+                                   .epoch = h->assignment.epoch,
+                                   .stage = h->assignment.stage,
+                                   .first = h->assignment.first,
+                                   .last = h->assignment.last,
+                                   .linked = h->assignment.state == WIRE_SERVING};
+    struct error e = {0};
+    uint64_t boot;
+    memcpy(&boot, h->boot, sizeof boot);
+    snprintf(held.plan_hash, sizeof held.plan_hash, "%.*s", PLAN_HASH_MAX, h->assignment.plan);
+    if (fleet_hello(f, from, h->name, h->node, boot, &held, now_ms, &e) == OK) return;
+    struct wire_message answer = wire_error_message(e.code, e.text);
+    peers_send(p, from, &answer);
+}
+
+bool peers_to_fleet(struct peers *p, struct fleet *f, const struct peer *from,
+                    const struct wire_message *m, int64_t now_ms)
+{
+    switch (m->command) {
+    case WIRE_HELLO: on_hello(p, f, from, &m->hello, now_ms); return true;
+    case WIRE_READY:
+        fleet_ready(f, from, m->ready.epoch, m->ready.endpoint, m->ready.tokens_endpoint);
+        return true;
+    case WIRE_LINKED: fleet_linked(f, from, m->stage.epoch); return true;
+    case WIRE_FAILED: fleet_failed(f, from, m->failed.epoch, m->failed.message); return true;
+    case WIRE_BYE: fleet_bye(f, from); return true;
+    case WIRE_DRAIN: fleet_drain(f, from); return true;
+    default: return false;
+    }
+}
