@@ -103,6 +103,8 @@ enum { JOB_HASH_SIZE = 33 };
 // XXH3-128 in hex of what the job asks for: op, model, and the parsed body in a canonical order.
 // Two messages with the same id and the same hash are duplicates, whatever the order of their keys,
 // msgpack or JSON. A seed that was not given does not count; class, times and meta don't either.
-void job_body_hash(const struct job *job, const struct job_body *body, char hash[JOB_HASH_SIZE]);
+// ERR_NOMEM.
+enum status job_body_hash(const struct job *job, const struct job_body *body,
+                          char hash[JOB_HASH_SIZE], struct error *e);
 
 #endif

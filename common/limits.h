@@ -59,6 +59,7 @@
 #define TOP_K_MAX 1000000
 #define DEFAULT_MAX_TOKENS 1024
 #define RESULT_TTL_MS (24ll * 3600 * 1000)
+#define JOB_TTL_MAX_MS (30ll * 24 * 3600 * 1000)
 #define DEAD_TTL_MS (30ll * 24 * 3600 * 1000)
 #define LEASE_MS (30ll * 1000)
 #define RETRY_BASE_MS 1000ll
