@@ -1,4 +1,4 @@
-// The Redis function library (queue.lua) as bytes inside the program.
+// The Redis function library (queue_*.lua, in order) as bytes inside the program.
 #ifndef PENSTOCK_BROKER_QUEUE_LUA_H
 #define PENSTOCK_BROKER_QUEUE_LUA_H
 

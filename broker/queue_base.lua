@@ -1,0 +1,215 @@
+#!lua name=penstock_v1
+-- The state machine of Penstock's queue: every transition of a job is one of these functions, so
+-- that it happens wholly and in one order. README.md in this folder lists keys, arguments, replies.
+-- The library is one program in four files, in this order: base, ingest, run, time.
+--
+-- A function is atomic but not transactional: an error in the middle keeps what was written. So
+-- every argument is validated before the first write, what is moved is copied first and removed
+-- last, and what is left of a half-done move is recognised when it is done again.
+--
+-- All keys share the tag of KEYS[1] = ps:{queue}:term. Users' messages are never parsed here.
+
+local EVENTS_MAX = 100000               -- kept in a tenant's event stream, about
+local DEAD_MS = 30 * 24 * 3600 * 1000   -- life of a dead letter, and of a batch's counts
+local LOST_MAX = 3                      -- groups lost before a job runs alone; one more ends it
+local MANY = 10000                      -- most jobs or messages in one call
+local EXACT = 9007199254740992          -- integers up to here are exact
+local BYTES_MAX = 512 * 1024 * 1024
+local TEXT_MAX = 4096
+
+-- While the library loads, redis.call is not there yet.
+local function call(...) return redis.call(...) end
+
+-- --- arguments
+
+local function refuse(code, text)
+    error({err = code .. ' ' .. text})
+end
+
+local function uint(s, what, least, most)
+    local n = type(s) == 'string' and #s <= 16 and string.match(s, '^%d+$') and tonumber(s)
+    if not n or n < least or n > most then
+        refuse('BADARG', string.format('%s is not an integer from %.0f to %.0f', what, least, most))
+    end
+    return n
+end
+
+local function name(s, what, most)
+    if type(s) ~= 'string' or #s < 1 or #s > most or not string.match(s, '^[%w_%-]+$') then
+        refuse('BADARG', string.format('%s is not 1 to %d of A-Z a-z 0-9 _ -', what, most))
+    end
+    return s
+end
+
+local function bytes(s, what, most)
+    if type(s) ~= 'string' or #s > most then
+        refuse('BADARG', string.format('%s is longer than %.0f bytes', what, most))
+    end
+    return s
+end
+
+-- The keys' common beginning.
+local function prefix(keys, args, least, most)
+    local p = #keys == 1 and string.match(keys[1], '^(ps:{[%w_%-]+}:)term$')
+    if not p then refuse('BADARG', 'the key is not ps:{queue}:term') end
+    if #args < least or #args > (most or least) then
+        refuse('BADARG', string.format('%d arguments', #args))
+    end
+    return p
+end
+
+-- n-tuples at the end of the arguments.
+local function tuples(args, first, n)
+    local count = (#args - first + 1) / n
+    if count < 1 or count > MANY or count ~= math.floor(count) then
+        refuse('BADARG', string.format('not 1 to %d lots of %d arguments', MANY, n))
+    end
+    return count
+end
+
+local function term_of(args) return uint(args[1], 'term', 1, EXACT) end
+
+-- A lower term than the queue's belongs to a broker that has been replaced.
+local function fence(p, term, read_only)
+    local rules = tonumber(call('GET', p .. 'term') or 0)
+    if term < rules then
+        refuse('STALETERM', string.format('term %.0f is over, %.0f rules', term, rules))
+    end
+    if term > rules and not read_only then call('SET', p .. 'term', string.format('%.0f', term)) end
+end
+
+local function now_ms()
+    local t = call('TIME')
+    return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+end
+
+local function str(n) return string.format('%.0f', n) end
+
+-- --- jobs
+
+local function job_key(p, tenant, id) return p .. 'j:' .. tenant .. ':' .. id end
+
+local function ready_key(p, class, tenant) return p .. 'rdy:' .. class .. ':' .. tenant end
+
+local function load_job(p, tenant, id)
+    local flat = call('HGETALL', job_key(p, tenant, id))
+    if #flat == 0 then return nil end
+    local job = {}
+    for i = 1, #flat, 2 do job[flat[i]] = flat[i + 1] end
+    return job
+end
+
+local function split(member) return string.match(member, '^([^:]+):(.+)$') end
+
+local function ended(job) return job.state ~= 'queued' and job.state ~= 'running' end
+
+local function count(p, what) call('HINCRBY', p .. 'n', what, 1) end
+
+local function count_batch(p, tenant, batch, what)
+    if not batch then return end
+    local key = p .. 'b:' .. tenant .. ':' .. batch
+    call('HINCRBY', key, what, 1)
+    call('PEXPIRE', key, DEAD_MS)
+end
+
+local function event(p, tenant, id, what, attempt)
+    call('XADD', p .. 'ev:' .. tenant, 'MAXLEN', '~', EVENTS_MAX, '*',
+         'id', id, 'event', what, 'attempt', attempt or '0')
+end
+
+-- The result of a job that no group finished: a msgpack map in the form of every result.
+local function make_result(id, job, status, code, text)
+    local n = 5
+    local s = cmsgpack.pack('v', 1, 'id', id, 'status', status,
+                            'attempts', tonumber(job.starts or 0), 'error') .. string.char(0x83)
+        .. cmsgpack.pack('code', code, 'message', text, 'retryable', false)
+    if job.custom and job.custom ~= '' then
+        n, s = n + 1, s .. cmsgpack.pack('custom_id', job.custom)
+    end
+    return string.char(0x80 + n) .. s
+end
+
+-- Ends an admitted job. Result, event and record are written before bytes and indexes go. A failed
+-- job is a dead letter: it keeps record and bytes until promote drops it.
+local function finish(p, tenant, id, job, state, result, now, more)
+    local key, member = job_key(p, tenant, id), tenant .. ':' .. id
+    call('SET', p .. 'r:' .. member, result, 'PX', job.ttl)
+    event(p, tenant, id, state, job.attempt)
+    call('HSET', key, 'state', state, 'ended', now, unpack(more or {}))
+    if state == 'failed' then
+        call('ZADD', p .. 'dead', now, member)
+    else
+        call('PEXPIRE', key, job.ttl)
+    end
+    count(p, state)
+    count_batch(p, tenant, job.batch, state)
+    call('ZREM', p .. 'ls', member)
+    call('ZREM', p .. 'dly', member)
+    call('ZREM', p .. 'exp', member)
+    call('ZREM', ready_key(p, job.class, tenant), id)
+    call('DEL', p .. 'c:' .. member)
+    if state ~= 'failed' then call('HDEL', p .. 'raw', job.seq) end
+end
+
+local function finish_failed(p, tenant, id, job, code, text, result, now)
+    if result == '' then result = make_result(id, job, 'error', code, text) end
+    finish(p, tenant, id, job, 'failed', result, now, {'code', code, 'text', text})
+    return 'dead'
+end
+
+local function finish_cancelled(p, tenant, id, job, now)
+    local result = make_result(id, job, 'cancelled', 'cancelled', 'the job was cancelled')
+    finish(p, tenant, id, job, 'cancelled', result, now)
+    return 'cancelled'
+end
+
+local function finish_expired(p, tenant, id, job, now)
+    local result = make_result(id, job, 'expired', 'expired', 'the deadline passed')
+    finish(p, tenant, id, job, 'expired', result, now)
+    return 'expired'
+end
+
+local function late(job, now) return job.deadline and tonumber(job.deadline) <= now end
+
+-- A running job that should not run again ends here; nil: it may.
+local function ends_now(p, tenant, id, job, now)
+    if job.cancel then return finish_cancelled(p, tenant, id, job, now) end
+    if late(job, now) then return finish_expired(p, tenant, id, job, now) end
+    return nil
+end
+
+-- Back in the queue at once, at its old place.
+local function requeue(p, tenant, id, job, lost, now)
+    local word = ends_now(p, tenant, id, job, now)
+    if word then return word end
+    local key = job_key(p, tenant, id)
+    if lost then
+        local times = call('HINCRBY', key, 'lost', 1)
+        count(p, 'lost')
+        if times > LOST_MAX then
+            return finish_failed(p, tenant, id, job, 'poison',
+                string.format('%d groups were lost while they held this job', times), '', now)
+        end
+        if times == LOST_MAX then call('HSET', key, 'poison', 1) end
+    end
+    call('ZADD', ready_key(p, job.class, tenant), job.seq, id)
+    call('HSET', key, 'state', 'queued')
+    call('ZREM', p .. 'ls', tenant .. ':' .. id)
+    return 'ready'
+end
+
+-- The job if this attempt runs it; else nil and the word for the caller.
+local function running(p, tenant, id, attempt)
+    local job = load_job(p, tenant, id)
+    if not job then return nil, 'unknown' end
+    if job.state ~= 'running' or job.attempt ~= attempt then
+        count(p, 'stale')
+        return nil, 'stale', job
+    end
+    return job
+end
+
+local function attempt_of(args, i)
+    return name(args[i], 'tenant', 64), name(args[i + 1], 'id', 64),
+           str(uint(args[i + 2], 'attempt', 1, EXACT))
+end

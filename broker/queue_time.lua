@@ -1,0 +1,162 @@
+
+-- What time does to jobs, the queue as a whole, and the registration of all functions.
+
+-- term, limit -> {{word, tenant, id, attempt, owner}...}
+local function reap(keys, args)
+    local p = prefix(keys, args, 2)
+    local term, limit = term_of(args), uint(args[2], 'limit', 1, MANY)
+    fence(p, term)
+    local now, reply = now_ms(), {}
+    local due = call('ZRANGE', p .. 'ls', '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
+    for _, member in ipairs(due) do
+        local tenant, id = split(member)
+        local job = load_job(p, tenant, id)
+        if job and job.state == 'running' then
+            local word = requeue(p, tenant, id, job, true, now)
+            reply[#reply + 1] = {word, tenant, id, job.attempt, job.owner}
+        else
+            call('ZREM', p .. 'ls', member)
+        end
+    end
+    return reply
+end
+
+local function expire_due(p, now, limit, reply)
+    local due = call('ZRANGE', p .. 'exp', '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
+    for _, member in ipairs(due) do
+        local tenant, id = split(member)
+        local job = load_job(p, tenant, id)
+        if job and job.state == 'queued' then
+            local word = finish_expired(p, tenant, id, job, now)
+            reply[#reply + 1] = {word, tenant, id, job.attempt or '0', ''}
+        elseif job and job.state == 'running' then
+            reply[#reply + 1] = {'cancel', tenant, id, job.attempt, job.owner}
+        end
+        call('ZREM', p .. 'exp', member)
+    end
+end
+
+local function ready_due(p, now, limit, reply)
+    local due = call('ZRANGE', p .. 'dly', '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)
+    for _, member in ipairs(due) do
+        local tenant, id = split(member)
+        local job = load_job(p, tenant, id)
+        if job and job.state == 'queued' then
+            call('ZADD', ready_key(p, job.class, tenant), job.seq, id)
+            reply[#reply + 1] = {'ready', tenant, id, job.attempt or '0', ''}
+        end
+        call('ZREM', p .. 'dly', member)
+    end
+end
+
+-- term, limit -> {{ready | expired | cancel, tenant, id, attempt, owner}...}
+-- cancel: the job runs, and its group should be told that the deadline has passed.
+local function promote(keys, args)
+    local p = prefix(keys, args, 2)
+    local term, limit = term_of(args), uint(args[2], 'limit', 1, MANY)
+    fence(p, term)
+    local now, reply = now_ms(), {}
+    expire_due(p, now, limit, reply)
+    ready_due(p, now, limit, reply)
+    local old = call('ZRANGE', p .. 'dead', '-inf', now - DEAD_MS, 'BYSCORE', 'LIMIT', 0, limit)
+    for _, member in ipairs(old) do
+        local tenant, id = split(member)
+        drop_dead(p, tenant, id, load_job(p, tenant, id))
+    end
+    return reply
+end
+
+-- --- the queue as a whole
+
+-- (no arguments) -> {name, value...}
+local function stats(keys, args)
+    local p = prefix(keys, args, 0)
+    local now, inbox, ready, oldest = now_ms(), 0, 0, 0
+    for _, tenant in ipairs(call('HKEYS', p .. 'tenants')) do
+        inbox = inbox + call('LLEN', p .. 'in:' .. tenant)
+        for class = 0, 3 do
+            local key = ready_key(p, class, tenant)
+            ready = ready + call('ZCARD', key)
+            local first = call('ZRANGE', key, 0, 0)[1]
+            local since = first and call('HGET', job_key(p, tenant, first), 'admitted')
+            if since then oldest = math.max(oldest, now - tonumber(since)) end
+        end
+    end
+    local reply = {
+        'term', call('GET', p .. 'term') or '0', 'inbox', inbox,
+        'taken', call('ZCARD', p .. 'taken'),
+        'ready', ready, 'delayed', call('ZCARD', p .. 'dly'), 'running', call('ZCARD', p .. 'ls'),
+        'dead', call('ZCARD', p .. 'dead'), 'oldest_ms', oldest, 'raw', call('HLEN', p .. 'raw'),
+    }
+    for _, s in ipairs(call('HGETALL', p .. 'n')) do reply[#reply + 1] = s end
+    return reply
+end
+
+-- (no arguments) -> the term of a broker that starts; every earlier one is over
+local function term_next(keys, args)
+    local p = prefix(keys, args, 0)
+    call('HSETNX', p .. 'tenants', 'default', '1')
+    return call('INCR', p .. 'term')
+end
+
+-- term -> ok. Touches every command that the functions use, so that missing rights show at once.
+local function selftest(keys, args)
+    local p = prefix(keys, args, 1)
+    fence(p, term_of(args))
+    local k = p .. 'selftest'
+    local tries = {
+        {'TIME'}, {'GET', p .. 'term'}, {'SET', k, '1', 'PX', '60000'}, {'INCR', k},
+        {'INCRBY', k, '1'},
+        {'APPEND', k, 'x'}, {'STRLEN', k}, {'EXISTS', k}, {'PEXPIRE', k, '60000'}, {'DEL', k},
+        {'HSET', k, 'a', '1'}, {'HSETNX', k, 'b', '1'}, {'HGET', k, 'a'}, {'HMGET', k, 'a', 'b'},
+        {'HGETALL', k}, {'HKEYS', k}, {'HLEN', k}, {'HSTRLEN', k, 'a'}, {'HEXISTS', k, 'a'},
+        {'HINCRBY', k, 'a', '1'}, {'HDEL', k, 'b'}, {'DEL', k},
+        {'ZADD', k, '1', 'a'}, {'ZSCORE', k, 'a'}, {'ZCARD', k},
+        {'ZRANGE', k, '-inf', '1', 'BYSCORE', 'LIMIT', '0', '1'}, {'ZREM', k, 'a'},
+        {'XADD', k, 'MAXLEN', '~', '10', '*', 'a', '1'}, {'DEL', k},
+        {'LINDEX', k, '0'}, {'LLEN', k}, {'LTRIM', k, '0', '-1'},
+    }
+    for _, t in ipairs(tries) do
+        local reply = redis.pcall(unpack(t))
+        if type(reply) == 'table' and reply.err then
+            refuse('SELFTEST', t[1] .. ' fails: ' .. reply.err)
+        end
+    end
+    return 'ok'
+end
+
+-- --- registration
+
+local function register(function_name, body, flags)
+    redis.register_function{
+        function_name = function_name,
+        callback = function(keys, args)
+            local ok, reply = pcall(body, keys, args)
+            if ok then return reply end
+            local text = type(reply) == 'table' and reply.err or tostring(reply)
+            return {err = string.match(text, '^%u+ ') and text or 'ERR ' .. text}
+        end,
+        flags = flags or {},
+    }
+end
+
+-- A Redis without room takes nothing in, but drains.
+local DRAINS, READS = {'allow-oom'}, {'no-writes'}
+
+register('take', take)
+register('recover', recover)
+register('admit', admit)
+register('reject', reject)
+register('cancel', cancel, DRAINS)
+register('window', window, READS)
+register('claim', claim, DRAINS)
+register('renew', renew, DRAINS)
+register('checkpoint', checkpoint)
+register('done', done, DRAINS)
+register('fail', fail, DRAINS)
+register('nack', nack, DRAINS)
+register('reap', reap, DRAINS)
+register('promote', promote, DRAINS)
+register('stats', stats, READS)
+register('term_next', term_next, DRAINS)
+register('selftest', selftest, DRAINS)
