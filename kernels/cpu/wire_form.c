@@ -1,17 +1,10 @@
 // The residual stream's form between stages: f32, or bf16 in bf16 precision.
 #include "kernels/cpu/wire_form.h"
 
+#include "kernels/cpu/bf16.h"
 #include "kernels/cpu/device.h"
 
 #include <string.h>
-
-static uint16_t bf16_round(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t) (bits >> 16 | 0x40); // NaN stays NaN
-    return (uint16_t) ((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
 
 void cpu_import_act(struct device *d, float *x, const void *wire, size_t n)
 {
@@ -23,8 +16,7 @@ void cpu_import_act(struct device *d, float *x, const void *wire, size_t n)
     for (size_t i = 0; i < n; i++) {
         uint16_t half;
         memcpy(&half, from + 2 * i, 2);
-        uint32_t bits = (uint32_t) half << 16;
-        memcpy(&x[i], &bits, 4);
+        x[i] = bf16_widen(half);
     }
 }
 

@@ -1,0 +1,2 @@
+#define INNER inner_avx512
+#include "kernels/cpu/inner_body.h"

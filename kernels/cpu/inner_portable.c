@@ -1,0 +1,2 @@
+#define INNER inner_portable
+#include "kernels/cpu/inner_body.h"

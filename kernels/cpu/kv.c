@@ -1,0 +1,53 @@
+// A row's latent and rope key into the paged pool.
+#include "kernels/cpu/bf16.h"
+#include "kernels/cpu/device.h"
+#include "kernels/cpu/ops.h"
+
+#include "common/limits.h"
+
+enum { WRITE_ROWS = 16 }; // rows worth another thread
+
+struct kv_write {
+    enum precision precision;
+    const struct attention_shape *a;
+    const float *c, *norm, *cos_sin;
+    const struct step_inputs *in;
+    const struct kv_layer *kv;
+};
+
+static size_t kv_row(const struct kv_write *w, int row)
+{
+    int pos = w->in->pos[row], index = pos / KV_BLOCK_ROWS;
+    check(index < w->in->max_blocks, "position %d is beyond the block table", pos);
+    int id = w->in->blocks[(size_t) w->in->slot[row] * w->in->max_blocks + index];
+    check(id >= 0 && id < w->kv->n_blocks, "KV block %d of %d", id, w->kv->n_blocks);
+    return (size_t) id * KV_BLOCK_ROWS + pos % KV_BLOCK_ROWS;
+}
+
+static void write_rows(void *arg, int begin, int end, int thread)
+{
+    (void) thread;
+    const struct kv_write *w = arg;
+    int lora = w->a->kv_lora, rope = w->a->rope, width = lora + rope;
+    float values[MODEL_LORA_RANK_MAX + MODEL_HEAD_DIM_MAX];
+    for (int row = begin; row < end; row++) {
+        if (w->in->pos[row] < 0) continue;
+        const float *c = w->c + (size_t) row * width;
+        size_t first = kv_row(w, row) * width;
+        bool exact = w->precision == PRECISION_F32;
+        float *to = exact ? (float *) w->kv->pool + first : values;
+        row_rmsnorm(c, w->norm, w->a->norm_eps, to, lora);
+        row_rope(c + lora, w->cos_sin + (size_t) row * rope, to + lora, rope);
+        if (exact) continue;
+        uint16_t *halves = (uint16_t *) w->kv->pool + first;
+        for (int i = 0; i < width; i++) halves[i] = bf16_round(values[i]);
+    }
+}
+
+void cpu_kv_write(struct device *d, const struct attention_shape *a, const float *c,
+                  const float *norm, const float *cos_sin, const struct step_inputs *in,
+                  const struct kv_layer *kv, int n_rows)
+{
+    struct kv_write w = {d->precision, a, c, norm, cos_sin, in, kv};
+    team_run(d->team, write_rows, &w, n_rows, WRITE_ROWS);
+}
