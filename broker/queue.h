@@ -1,13 +1,12 @@
 // The broker's queue client: every transition of a job is one call of the Redis function library
-// (queue.lua; its table of keys and functions is broker/README.md), asynchronous in a zloop. Owned by the
-// loop's thread. It connects, reconnects with backoff, loads the library, checks the server's settings,
-// and knows nothing of groups, credits or msgpack.
+// (queue_*.lua; its keys and functions are listed in broker/README.md), asynchronous in a zloop.
+// Owned by the loop's thread. It connects, reconnects with backoff, loads the library, checks the
+// server's settings, and knows nothing of groups, credits or msgpack.
 //
-// Calls are pipelined: they run in the order they were made. A call that returns OK completes exactly
-// once; one that returns anything else never completes. Completion with ERR_UNAVAILABLE means that the
-// outcome is unknown: the call may have been executed. Every call here may be repeated after that, with
-// the same arguments, without harm (a repeated claim gives new attempts only to jobs that are still
-// ready; jobs claimed by a lost call come back when their leases end).
+// Calls are pipelined: they run in the order they were made. A call that returns OK completes just
+// once; one that returns anything else never completes. Completion with ERR_UNAVAILABLE means that
+// the outcome is unknown: the call may have been executed. Every call here may be repeated after
+// that, with the same arguments, without harm.
 #ifndef PENSTOCK_BROKER_QUEUE_H
 #define PENSTOCK_BROKER_QUEUE_H
 
@@ -25,17 +24,19 @@ typedef struct _zloop_t zloop_t;
 
 struct queue;
 
-// What Redis tells about the connection. All are called from the loop; queue_destroy is allowed in
-// none of them, queue calls are allowed in ready and inbox.
+// What happens to the connection. All are called from the loop and none may be NULL; queue_destroy
+// is allowed in none of them nor in a completion, queue calls are allowed in ready and inbox.
 struct queue_events {
     void *arg;
     // Calls may be made from here on: at the start, and again after each reconnect. Renew the leases
     // of what runs before the first reap, so that a pause of Redis ends no lease.
     void (*ready)(void *arg, uint64_t term);
-    // The connection is gone; the open calls have completed. A reconnect is under way.
+    // The connection is gone, or could not be made at the start; the open calls have completed. It
+    // is tried again until it succeeds. Called once an outage.
     void (*down)(void *arg, const struct error *why);
-    // Nothing but a person helps: too old, unsafe settings, no rights, bad password, or a newer broker
-    // rules (stale_term). No reconnect; calls are refused. NULL is allowed for none of these.
+    // Nothing but a person helps: redis_too_old, redis_unsafe, redis_settings (they cannot be
+    // read), redis_forbidden, redis_login; or a newer broker rules: stale_term. No reconnect; calls
+    // are refused.
     void (*refused)(void *arg, const struct error *why);
     // Something was pushed to a tenant's inbox. May be missed: poll as well.
     void (*inbox)(void *arg, const char *tenant);
@@ -108,7 +109,7 @@ struct queue_job {
     uint64_t seq;
     const uint8_t *bytes; // the message
     size_t n_bytes;
-    const uint8_t *checkpoint; // tokens so far, as given to checkpoint
+    const uint8_t *checkpoint; // tokens so far, as given to queue_checkpoint
     size_t n_checkpoint;
     uint32_t starts, fails, lost; // attempts with this one; retryable failures; groups lost
     int class;
@@ -173,34 +174,36 @@ struct queue_reject {
     uint64_t seq;
     const char *id;            // NULL: it could not be read
     const char *custom_id;     // NULL: none
-    const char *code, *text;   // of the error; code NULL: the result says it
+    const char *code, *text;   // of the error: snake_case, a sentence
     const uint8_t *result;     // msgpack; NULL: made from code and text
     size_t n_result;
 };
 
-// Makes a message a dead letter with a result that says why. QUEUE_DEAD, _ID_CONFLICT (the id belongs to
-// a job: it is kept under raw-<seq>), _UNKNOWN.
+// Makes a message a dead letter with a result that says why. QUEUE_DEAD, _ID_CONFLICT (the id
+// belongs to a job: it is kept under raw-<seq>), _UNKNOWN.
 enum status queue_reject(struct queue *q, const struct queue_reject *r, queue_fn *fn, void *arg);
 
-// Cancels a job; seq: the cancel's own entry, which is dropped (0: none). Call it after the admits of
-// entries that came before. QUEUE_CANCELLED, _RUNNING, _DONE, _UNKNOWN.
+// Cancels a job; seq: the cancel's own entry, which is dropped (0: none). Call it after the admits
+// of entries that came before. QUEUE_CANCELLED, _RUNNING, _DONE, _UNKNOWN.
 enum status queue_cancel(struct queue *q, const char *tenant, uint64_t seq, const char *id,
                          queue_fn *fn, void *arg);
 
 // --- dispatch
 
 // Ready jobs of a class and tenant in order of arrival, seq > after.
-enum status queue_window(struct queue *q, int class, const char *tenant, uint64_t after, size_t limit,
-                         queue_fn *fn, void *arg);
+enum status queue_window(struct queue *q, int class, const char *tenant, uint64_t after,
+                         size_t limit, queue_fn *fn, void *arg);
 
 struct queue_key {
     const char *tenant, *id;
 };
 
 // Starts an attempt of each job that is still ready. At most max_bytes of messages and checkpoints,
-// at least one job.
-enum status queue_claim(struct queue *q, const char *owner, int64_t lease_ms, size_t max_bytes,
-                        const struct queue_key *keys, size_t n, queue_fn *fn, void *arg);
+// at least one job. `claim` (not 0) names this call within the term: repeated with the same number
+// it reads the same attempts back.
+enum status queue_claim(struct queue *q, uint64_t claim, const char *owner, int64_t lease_ms,
+                        size_t max_bytes, const struct queue_key *keys, size_t n, queue_fn *fn,
+                        void *arg);
 
 // --- attempts
 
@@ -228,13 +231,13 @@ enum status queue_done(struct queue *q, const struct queue_attempt *a, enum queu
 struct queue_failure {
     const char *code, *text;
     bool retryable;
-    const uint8_t *result; // msgpack, used if this was the last attempt; NULL: made from code and text
+    const uint8_t *result; // msgpack, for the last attempt; NULL: made from code and text
     size_t n_result;
 };
 
 // QUEUE_RETRY, _DEAD, _CANCELLED, _EXPIRED, _STALE, _UNKNOWN.
-enum status queue_fail(struct queue *q, const struct queue_attempt *a, const struct queue_failure *f,
-                       queue_fn *fn, void *arg);
+enum status queue_fail(struct queue *q, const struct queue_attempt *a,
+                       const struct queue_failure *f, queue_fn *fn, void *arg);
 
 // Gives a job back at once, at its old place. lost: its group is gone, which three times makes it
 // poison, and the fourth a dead letter. QUEUE_READY, _DEAD, _CANCELLED, _EXPIRED, _STALE, _UNKNOWN.

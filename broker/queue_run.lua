@@ -96,7 +96,7 @@ end
 
 -- --- attempts
 
--- term, lease, (tenant, id, attempt)... -> {ok | cancel | stale...}
+-- term, lease, (tenant, id, attempt)... -> {{ok | cancel | stale, tenant, id, attempt}...}
 local function renew(keys, args)
     local p = prefix(keys, args, 5, 2 + 3 * MANY)
     local term, lease = term_of(args), uint(args[2], 'lease', 1, EXACT / 2)
@@ -107,12 +107,12 @@ local function renew(keys, args)
     for i = 1, n do
         local tenant, id, attempt = attempt_of(args, 3 * i)
         local h = call('HMGET', job_key(p, tenant, id), 'state', 'attempt', 'cancel')
+        local word = 'stale'
         if h[1] == 'running' and h[2] == attempt then
             call('ZADD', p .. 'ls', ends, tenant .. ':' .. id)
-            reply[i] = h[3] and 'cancel' or 'ok'
-        else
-            reply[i] = 'stale'
+            word = h[3] and 'cancel' or 'ok'
         end
+        reply[i] = {word, tenant, id, attempt}
     end
     return reply
 end

@@ -1,9 +1,9 @@
-// The producer's side of a queue for tools: blocking calls to push messages, wait for results, cancel, and
-// count. One thread at a time. It needs only a producer's rights (rpush; get, xread, xrange, xrevrange;
-// fcall for stats), loads no library, and packs nothing but the cancel message.
+// The producer's side of a queue for tools: blocking calls to push messages, wait for results,
+// cancel, and count. One thread at a time. It needs only a producer's rights (rpush; get, xread,
+// xrevrange; fcall for stats), loads no library, and packs nothing but the cancel message.
 //
-// A connection that is lost is made again by the next call. ERR_UNAVAILABLE from a push means that the
-// outcome is unknown: push again with the same id, a duplicate is recognised.
+// A connection that is lost is made again by the next call. ERR_UNAVAILABLE from a push means that
+// the outcome is unknown: push again with the same id, a duplicate is recognised.
 #ifndef PENSTOCK_BROKER_QUEUE_SYNC_H
 #define PENSTOCK_BROKER_QUEUE_SYNC_H
 
@@ -18,7 +18,8 @@ struct queue_sync;
 
 enum { QUEUE_EVENT_ID_MAX = 48 };
 
-// ERR_INPUT for a bad URL or name, ERR_UNAVAILABLE if nobody answers, redis_login for a bad password.
+// ERR_INPUT for a bad URL or name, ERR_UNAVAILABLE if nobody answers, redis_login for a bad
+// password.
 enum status queue_sync_open(struct queue_sync **self, const char *url, const char *queue,
                             struct error *e);
 void queue_sync_close(struct queue_sync **self);
@@ -42,8 +43,8 @@ enum status queue_sync_cancel(struct queue_sync *s, const char *tenant, const ch
                               struct error *e);
 
 // The result's msgpack bytes, which the caller frees; *bytes NULL: there is none (yet, or no more).
-enum status queue_sync_get(struct queue_sync *s, const char *tenant, const char *id, uint8_t **bytes,
-                           size_t *n, struct error *e);
+enum status queue_sync_get(struct queue_sync *s, const char *tenant, const char *id,
+                           uint8_t **bytes, size_t *n, struct error *e);
 
 // Many at once, pipelined: bytes[i], sizes[i] as above.
 enum status queue_sync_get_many(struct queue_sync *s, const char *tenant, const char *const *ids,
@@ -53,12 +54,13 @@ enum status queue_sync_get_many(struct queue_sync *s, const char *tenant, const 
 enum status queue_sync_last_event(struct queue_sync *s, const char *tenant,
                                   char last[QUEUE_EVENT_ID_MAX], struct error *e);
 
-// Waits up to timeout_ms (< 0: without end) for the job's end and returns its result as queue_sync_get
-// does. `from`: event id taken before the push; NULL: now. Outlives restarts of Redis.
-// ERR_TIMEOUT; ERR_STATE id_conflict (only with `from`: the id belongs to another job) or result_gone
-// (it has ended and its result has expired).
-enum status queue_sync_wait(struct queue_sync *s, const char *tenant, const char *id, const char *from,
-                            int64_t timeout_ms, uint8_t **bytes, size_t *n, struct error *e);
+// Waits up to timeout_ms (< 0: without end) for the job's end and returns its result as
+// queue_sync_get does. `from`: event id taken before the push; NULL: now. Outlives restarts of Redis.
+// ERR_TIMEOUT; ERR_STATE id_conflict (only with `from`: the id belongs to another job) or
+// result_gone (it has ended and its result has expired).
+enum status queue_sync_wait(struct queue_sync *s, const char *tenant, const char *id,
+                            const char *from, int64_t timeout_ms, uint8_t **bytes, size_t *n,
+                            struct error *e);
 
 // done, failed, cancelled, expired: the job's result can be had. id_conflict: a later message with the
 // same id was refused; the job lives on.
@@ -67,10 +69,11 @@ struct queue_event {
     uint64_t attempt;
 };
 
-// Events after *last, which moves on: waits up to timeout_ms for the first, then calls fn for all that
-// are there (at most `limit`). ERR_TIMEOUT: there was none. Stops early when fn returns false.
-enum status queue_sync_events(struct queue_sync *s, const char *tenant, char last[QUEUE_EVENT_ID_MAX],
-                              size_t limit, int64_t timeout_ms,
+// Events after `last`, which moves on: waits up to timeout_ms (< 0: without end) for the first, then
+// calls fn for those that are there, at most `limit`. Stops early, having moved past that event,
+// when fn returns false. ERR_TIMEOUT: there was none. ERR_UNAVAILABLE: call it again.
+enum status queue_sync_events(struct queue_sync *s, const char *tenant,
+                              char last[QUEUE_EVENT_ID_MAX], size_t limit, int64_t timeout_ms,
                               bool (*fn)(void *arg, const struct queue_event *event), void *arg,
                               struct error *e);
 
