@@ -46,7 +46,7 @@ struct result {
         int prompt, cached, completion; // tokens
     } usage;
     struct {
-        int64_t queued_ms, prefill_ms, decode_ms;
+        uint64_t queued_ms, prefill_ms, decode_ms;
     } timing;
     int attempts; // made, this one included
     int resumed;  // tokens taken over from earlier attempts
@@ -58,15 +58,15 @@ struct result {
         char message[ERROR_TEXT_SIZE];
         bool retryable;
     } error;
-    void *storage; // of tokens and logprobs after result_decode
+    void *storage; // of the lists, after result_decode
 };
 
 // Appends the encoding. The caller keeps everything the result points to. ERR_INPUT bad_result if text
 // is not UTF-8 or a field is out of its bounds, ERR_LIMIT too_large.
 enum status result_encode(const struct result *r, struct buffer *to, struct error *e);
 
-// `text` and token bytes point into `data`, which must outlive the result; the arrays are one
-// allocation. Unknown keys are ignored. ERR_INPUT bad_msgpack, bad_result (names the field),
+// `text` and token bytes point into `data`, which must outlive the result; the lists are
+// allocated. Unknown keys are ignored. ERR_INPUT bad_msgpack, bad_result (names the field),
 // ERR_NOMEM. Release with result_deinit, also after an error.
 enum status result_decode(struct result *r, const void *data, size_t n, struct error *e);
 void result_deinit(struct result *r);

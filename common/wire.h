@@ -214,7 +214,7 @@ struct wire_message {
         struct wire_ping ping;
         struct wire_pong pong;
     };
-    void *storage; // of a decoded HELLO's lists
+    void *storage; // of the lists, after wire_decode
 };
 
 struct wire_frame {
