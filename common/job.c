@@ -75,7 +75,7 @@ static enum status take_integer(int64_t *to, enum job_field f, const struct mp_v
 static enum status take_int(int *to, enum job_field f, const struct mp_value *v, int least, int most,
                             struct error *e)
 {
-    int64_t wide;
+    int64_t wide = 0;
     try(take_integer(&wide, f, v, least, most, e));
     *to = (int) wide;
     return OK;
@@ -161,7 +161,7 @@ static enum status take_meta(struct job *job, const struct mp_value *v, struct m
 static enum status take_field(struct job *job, enum job_field f, const struct mp_value *v,
                               const uint8_t *start, const struct mp_cursor *cursor, struct error *e)
 {
-    int version;
+    int version = 0;
     switch (f) {
     case FIELD_V: return take_int(&version, f, v, JOB_VERSION, JOB_VERSION, e);
     case FIELD_ID: return take_id(job, v, e);
@@ -236,7 +236,7 @@ bool job_id_peek(const void *data, size_t n, char id[JOB_ID_MAX + 1], enum job_o
             id[value.n] = '\0';
             found = true;
         }
-        enum job_op named;
+        enum job_op named = JOB_CHAT;
         if (op != NULL && mp_is(&key, "op") && take_op(&named, &value, NULL) == OK) *op = named;
         if (!mp_skip(&cursor)) break;
     }
