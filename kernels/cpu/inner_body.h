@@ -15,9 +15,12 @@
 
 #if defined(__AVX512F__)
 enum { TILE_A = 4, TILE_B = 4 };
+#elif defined(__AVX2__)
+enum { TILE_A = 3, TILE_B = 4 }; // as many sums as 16 registers leave room for
 #else
 enum { TILE_A = 2, TILE_B = 4 };
 #endif
+_Static_assert(KV_BLOCK_ROWS % TILE_B == 0, "a tile of scores stays inside its block");
 
 static inline int at_most(int i, int most) { return i < most ? i : most; }
 
