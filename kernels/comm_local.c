@@ -1,6 +1,6 @@
-// Ranks that are threads of one process meet in a hub: each collective copies into the hub's memory,
-// waits for all, and copies out, so that no rank ever touches another's buffers and one that leaves
-// after an abort may free its own at once.
+// Ranks that are threads of one process meet in a hub: each collective copies into the hub's
+// memory, waits for all, and copies out, so that no rank ever touches another's buffers and one
+// that leaves after an abort may free its own at once.
 #include "kernels/comm.h"
 
 #include "common/clock.h"
@@ -201,7 +201,8 @@ static struct hub *hub_create(int tp, size_t max_elements, size_t max_gather, in
 {
     struct hub *h = aligned_alloc(LINE_BYTES, sizeof *h);
     if (h == NULL) return NULL;
-    *h = (struct hub) {.tp = tp, .deadline_ms = deadline_ms, .max_gather = max_gather, .n_comms = tp};
+    *h = (struct hub) {.tp = tp, .n_comms = tp, .deadline_ms = deadline_ms};
+    h->max_gather = max_gather;
     // Rounded up so that each rank's part begins at a cache line.
     size_t line = LINE_BYTES / sizeof(float);
     h->max_elements = (max_elements + line - 1) / line * line;

@@ -1,6 +1,6 @@
-// Inner loops of the non-matrix ops, built once per instruction set from inner_body.h: one thread, no
-// allocation. Each fixes the order in which it adds, whatever the number of rows it is given; between
-// instruction sets the last bits may differ.
+// Inner loops of the non-matrix ops, built once per instruction set from inner_body.h: one thread,
+// no allocation. Each fixes the order in which it adds, whatever the number of rows it is given;
+// between instruction sets the last bits may differ.
 #ifndef PENSTOCK_KERNELS_CPU_INNER_H
 #define PENSTOCK_KERNELS_CPU_INNER_H
 

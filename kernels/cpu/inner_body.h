@@ -1,9 +1,9 @@
 // The inner loops of inner.h, written once over vec.h. A file that includes this defines INNER, the
 // name of its table, and is compiled for the instruction set of that name.
 //
-// Tiles work on TILE_A x TILE_B pairs so that each loaded vector serves several products; at an edge
-// the last row stands in for the missing ones (its results are the same twice), so that every sum has
-// the same order in every tile.
+// Tiles work on TILE_A x TILE_B pairs so that each loaded vector serves several products; at an
+// edge the last row stands in for the missing ones (its results are the same twice), so that every
+// sum has the same order in every tile.
 #include "kernels/cpu/inner.h"
 #include "kernels/cpu/vec.h"
 

@@ -1,5 +1,5 @@
-// Absorbed multi-head latent attention over paged KV: cuts the step into (row, group of heads) items;
-// each walks the row's blocks in order (inner_body.h). No head's result depends on the cut.
+// Absorbed multi-head latent attention over paged KV: cuts the step into (row, group of heads)
+// items; each walks the row's blocks in order (inner_body.h). No head depends on the cut.
 #include "kernels/cpu/device.h"
 #include "kernels/cpu/inner.h"
 #include "kernels/cpu/ops.h"
@@ -42,7 +42,7 @@ static void mla_items(void *arg, int begin, int end, int thread)
         size_t row = (size_t) (item / m->groups);
         int pos = m->in->pos[row], head = item % m->groups * m->heads;
         if (pos < 0) continue;
-        check(pos / KV_BLOCK_ROWS < m->in->max_blocks, "position %d is beyond the block table", pos);
+        check(pos / KV_BLOCK_ROWS < m->in->max_blocks, "position %d is beyond the table", pos);
         size_t first = (row * a->n_heads + head) * a->kv_lora;
         struct attend t = {
             .shape = a,

@@ -138,8 +138,8 @@ static inline vec vec_select(vec_mask mask, vec yes, vec no)
 }
 
 // exp, within 2 ulp where neither result nor argument is beyond float's normal range: 0 below -87,
-// exp(88.37) above that. NaN stays NaN. x = n ln 2 + r; Taylor's series of exp(r) to r^7, then n into
-// the exponent. `round` makes the sum's last bits the integer n.
+// exp(88.37) above that. NaN stays NaN. x = n ln 2 + r; Taylor's series of exp(r) to r^7, then n
+// into the exponent. `round` makes the sum's last bits the integer n.
 static inline vec vec_exp(vec x)
 {
     const vec round = vec_all(0x1.8p23f), lowest = vec_all(-87.0f), highest = vec_all(88.37f);

@@ -112,8 +112,8 @@ static void run_rows(struct device *d, const struct step *s, int first, int n, f
             out + first * head, n);
 }
 
-// The definition, in double: scores of all positions, softmax, weighted sum. Returns the norm of the
-// sum of absolute values: results that cancel out are as exact as their terms.
+// The definition, in double: scores of all positions, softmax, weighted sum. Returns the norm of
+// the sum of absolute values: results that cancel out are as exact as their terms.
 static double reference(const struct step *s, int row, int head, double *out)
 {
     const float *q_abs = s->q_abs + ((size_t) row * s->a.n_heads + head) * s->a.kv_lora;
