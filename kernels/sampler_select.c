@@ -1,0 +1,174 @@
+#include "kernels/sampler_select.h"
+
+#include "kernels/sampler_scan.h"
+
+enum { INSERTION_MAX = 16, SLACK = 4 }; // SLACK: select_top's buffer holds that many lists
+
+static void insertion_sort(uint64_t *a, int n)
+{
+    for (int i = 1; i < n; i++) {
+        uint64_t x = a[i];
+        int j = i;
+        for (; j > 0 && a[j - 1] > x; j--) a[j] = a[j - 1];
+        a[j] = x;
+    }
+}
+
+static uint64_t median(uint64_t a, uint64_t b, uint64_t c)
+{
+    if (a > b) {
+        uint64_t t = a;
+        a = b;
+        b = t;
+    }
+    return c < a ? a : c > b ? b : c;
+}
+
+// Hoare's partition: returns m with a[0, m) <= a[m, n), 0 < m < n. n > 2.
+static int partition(uint64_t *a, int n)
+{
+    uint64_t pivot = median(a[0], a[n / 2], a[n - 1]);
+    int i = -1, j = n;
+    for (;;) {
+        do i++;
+        while (a[i] < pivot);
+        do j--;
+        while (a[j] > pivot);
+        if (i >= j) break;
+        uint64_t t = a[i];
+        a[i] = a[j];
+        a[j] = t;
+    }
+    return j + 1 < n ? j + 1 : j;
+}
+
+void select_first(uint64_t *a, int n, int k)
+{
+    while (n > INSERTION_MAX) {
+        int m = partition(a, n);
+        if (k == m) return;
+        if (k < m) {
+            n = m;
+        } else {
+            a += m;
+            n -= m;
+            k -= m;
+        }
+    }
+    insertion_sort(a, n);
+}
+
+void select_sort(uint64_t *a, int n)
+{
+    while (n > INSERTION_MAX) {
+        int m = partition(a, n);
+        if (m < n - m) {
+            select_sort(a, m);
+            a += m;
+            n -= m;
+        } else {
+            select_sort(a + m, n - m);
+            n = m;
+        }
+    }
+    insertion_sort(a, n);
+}
+
+static int block_count(int n) { return (n + SCAN_BLOCK - 1) / SCAN_BLOCK; }
+
+int select_scratch(int n, int want)
+{
+    return block_count(n) > SLACK * want ? block_count(n) : SLACK * want;
+}
+
+static void first_largest(const float *l, int n, int32_t first_id, const float *max, uint64_t *list)
+{
+    int best = 0;
+    for (int b = 1; b < block_count(n); b++) best = max[b] > max[best] ? b : best;
+    int i = best * SCAN_BLOCK;
+    while (l[i] != max[best]) i++;
+    list[0] = entry_of(l[i], first_id + i);
+}
+
+// A logit that at least `want` tokens reach: the want-th largest block maximum.
+static float floor_of(const float *max, int n_blocks, int want, uint64_t *scratch)
+{
+    if (n_blocks <= want) return -INFINITY;
+    for (int b = 0; b < n_blocks; b++) scratch[b] = entry_of(max[b], b);
+    select_first(scratch, n_blocks, want);
+    uint64_t last = scratch[0];
+    for (int b = 1; b < want; b++) last = scratch[b] > last ? scratch[b] : last;
+    return entry_logit(last);
+}
+
+// Keeps the first `want` of a (n) and returns the last of these.
+static uint64_t keep_first(uint64_t *a, int n, int want)
+{
+    select_first(a, n, want);
+    uint64_t last = a[0];
+    for (int i = 1; i < want; i++) last = a[i] > last ? a[i] : last;
+    return last;
+}
+
+void select_top(const float *l, int n, int32_t first_id, const float *max, int want,
+                uint64_t *scratch, uint64_t *list)
+{
+    for (int i = 0; i < want; i++) list[i] = ENTRY_NONE;
+    if (n == 0 || want == 0) return;
+    if (want == 1) {
+        first_largest(l, n, first_id, max, list);
+        return;
+    }
+    float floor = floor_of(max, block_count(n), want, scratch);
+    uint64_t bound = ENTRY_NONE; // entries from here on are out
+    int count = 0;
+    for (int b = 0; b < block_count(n); b++) {
+        if (!(max[b] >= floor)) continue;
+        int end = (b + 1) * SCAN_BLOCK < n ? (b + 1) * SCAN_BLOCK : n;
+        for (int i = b * SCAN_BLOCK; i < end; i++) {
+            if (l[i] < floor) continue;
+            uint64_t entry = entry_of(l[i], first_id + i);
+            if (entry >= bound) continue;
+            scratch[count++] = entry;
+            if (count == SLACK * want) {
+                bound = keep_first(scratch, count, want);
+                floor = entry_logit(bound);
+                count = want;
+            }
+        }
+    }
+    if (count > want) {
+        keep_first(scratch, count, want);
+        count = want;
+    }
+    select_sort(scratch, count);
+    memcpy(list, scratch, (size_t) count * sizeof *list);
+}
+
+struct merge merge_of(const uint64_t *lists, int stride, int n_ranks, int n_list, int vocab_size)
+{
+    return (struct merge){.lists = lists,
+                          .stride = stride,
+                          .n_ranks = n_ranks,
+                          .n_list = n_list,
+                          .vocab_size = vocab_size};
+}
+
+enum merge_result merge_next(struct merge *m, uint64_t *entry)
+{
+    if (m->taken == m->vocab_size) return MERGE_END;
+    uint64_t best = ENTRY_NONE;
+    int from = 0;
+    for (int r = 0; r < m->n_ranks; r++) {
+        if (m->at[r] == m->n_list) return MERGE_UNKNOWN;
+        uint64_t head = m->lists[r * m->stride + m->at[r]];
+        if (head < best) {
+            best = head;
+            from = r;
+        }
+    }
+    m->at[from]++;
+    m->taken++;
+    *entry = best;
+    return MERGE_ENTRY;
+}
