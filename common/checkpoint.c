@@ -1,160 +1,227 @@
 #include "common/checkpoint.h"
-
 #include "common/safetensors.h"
 
+#include <errno.h>
 #include <jansson.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
 struct checkpoint {
     struct safetensors *files; // (n_files)
     int n_files;
-    struct tensor *tensors; // (n) by name; names belong to the files
-    int n;
+    struct tensor **by_name; // (n_tensors) ascending
+    int n_tensors;
+    uint64_t bytes;
 };
+
+static enum status no_memory(struct error *e)
+{
+    return error_set(e, ERR_NOMEM, NULL, "no memory for the list of tensors");
+}
+
+// --- the index
+
+// A file of the checkpoint lies in its directory: a name that leaves it is refused.
+static bool file_name_ok(const char *name)
+{
+    return name != NULL && name[0] != '\0' && strchr(name, '/') == NULL && strcmp(name, ".") != 0 &&
+           strcmp(name, "..") != 0 && strlen(name) <= NAME_MAX;
+}
+
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *) a, *(const char *const *) b);
+}
+
+// The distinct file names of the weight map, ascending. `names` (n) point into the map.
+static enum status list_files(json_t *map, const char ***names, int *n, struct error *e)
+{
+    size_t most = json_object_size(map), count = 0;
+    if (most > CHECKPOINT_TENSORS_MAX) {
+        return error_set(e, ERR_LIMIT, "bad_checkpoint", "the index lists more than %d tensors",
+                         CHECKPOINT_TENSORS_MAX);
+    }
+    const char **list = calloc(most + 1, sizeof *list), *name;
+    if (list == NULL) return no_memory(e);
+    json_t *value;
+    json_object_foreach(map, name, value) {
+        const char *file = json_string_value(value);
+        if (!file_name_ok(file)) {
+            free(list);
+            return error_set(e, ERR_INPUT, "bad_checkpoint",
+                             "the index gives tensor %.80s no valid file name", name);
+        }
+        list[count++] = file;
+    }
+    qsort(list, count, sizeof *list, by_text);
+    *n = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (i == 0 || strcmp(list[i], list[*n - 1]) != 0) list[(*n)++] = list[i];
+    }
+    *names = list;
+    if (*n > 0 && *n <= CHECKPOINT_FILES_MAX) return OK;
+    free(list);
+    return *n == 0 ? error_set(e, ERR_INPUT, "bad_checkpoint", "the index lists no tensor")
+                   : error_set(e, ERR_LIMIT, "bad_checkpoint", "more than %d files",
+                               CHECKPOINT_FILES_MAX);
+}
+
+// Reads the index. *root is NULL if the directory has none.
+static enum status read_index(const char *dir, json_t **root, struct error *e)
+{
+    char path[PATH_MAX];
+    struct stat s;
+    *root = NULL;
+    if (snprintf(path, sizeof path, "%s/model.safetensors.index.json", dir) >= (int) sizeof path) {
+        return error_set(e, ERR_IO, NULL, "the path %.80s... is too long", dir);
+    }
+    if (stat(path, &s) != 0) {
+        return errno == ENOENT ? OK : error_set(e, ERR_IO, NULL, "cannot open %s: %m", path);
+    }
+    if (!S_ISREG(s.st_mode) || s.st_size > SAFETENSORS_INDEX_MAX) {
+        return error_set(e, ERR_LIMIT, "bad_checkpoint", "%s is no file of up to %lld bytes", path,
+                         SAFETENSORS_INDEX_MAX);
+    }
+    json_error_t why;
+    *root = json_load_file(path, JSON_REJECT_DUPLICATES, &why);
+    if (json_is_object(json_object_get(*root, "weight_map"))) return OK;
+    enum status status = error_set(e, ERR_INPUT, "bad_checkpoint", "%s has no weight_map: %s", path,
+                                   *root == NULL ? why.text : "the key is missing or no object");
+    json_decref(*root);
+    *root = NULL;
+    return status;
+}
+
+// --- open
+
+static enum status open_files(struct checkpoint *c, const char *dir, const char *const *names,
+                              int n, struct error *e)
+{
+    c->files = calloc((size_t) n, sizeof *c->files);
+    if (c->files == NULL) return no_memory(e);
+    for (int i = 0; i < n; i++) {
+        struct safetensors *f = &c->files[i];
+        char path[PATH_MAX];
+        if (snprintf(path, sizeof path, "%s/%s", dir, names[i]) >= (int) sizeof path) {
+            return error_set(e, ERR_IO, NULL, "the path of %s is too long", names[i]);
+        }
+        try(safetensors_open(f, path, e));
+        c->n_files++;
+        for (int j = 0; j < f->n; j++) {
+            f->tensors[j].file = i;
+            c->bytes += f->tensors[j].bytes;
+        }
+        if (f->n > CHECKPOINT_TENSORS_MAX - c->n_tensors) {
+            return error_set(e, ERR_LIMIT, "bad_checkpoint", "%s: more than %d tensors", path,
+                             CHECKPOINT_TENSORS_MAX);
+        }
+        c->n_tensors += f->n;
+    }
+    return OK;
+}
+
+static const char *file_name(const struct checkpoint *c, const struct tensor *t)
+{
+    return strrchr(c->files[t->file].path, '/') + 1;
+}
 
 static int by_name(const void *a, const void *b)
 {
-    return strcmp(((const struct tensor *) a)->name, ((const struct tensor *) b)->name);
+    const struct tensor *x = *(const struct tensor *const *) a;
+    const struct tensor *y = *(const struct tensor *const *) b;
+    return strcmp(x->name, y->name);
 }
 
-static enum status open_file(struct checkpoint *c, const char *dir, const char *name,
-                             struct error *e)
+// Builds the list of all tensors by name; a name may appear once.
+static enum status sort_tensors(struct checkpoint *c, struct error *e)
 {
-    char path[4096];
-    if (c->n_files == CHECKPOINT_FILES_MAX) {
-        return error_set(e, ERR_LIMIT, "bad_checkpoint", "%s has more than %d files", dir,
-                         CHECKPOINT_FILES_MAX);
-    }
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    struct safetensors *grown = realloc(c->files, ((size_t) c->n_files + 1) * sizeof *c->files);
-    if (grown == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for %s", path);
-    c->files = grown;
-    try(safetensors_open(&c->files[c->n_files], path, e));
-    c->n_files++;
-    return OK;
-}
-
-static enum status gather(struct checkpoint *c, const char *dir, struct error *e)
-{
-    size_t n = 0;
-    for (int i = 0; i < c->n_files; i++) n += c->files[i].n;
-    if (n > CHECKPOINT_TENSORS_MAX) {
-        return error_set(e, ERR_LIMIT, "bad_checkpoint", "%s has more than %d tensors", dir,
-                         CHECKPOINT_TENSORS_MAX);
-    }
-    c->tensors = malloc((n + 1) * sizeof *c->tensors);
-    if (c->tensors == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for %zu tensors", n);
+    c->by_name = calloc((size_t) c->n_tensors + 1, sizeof *c->by_name);
+    if (c->by_name == NULL) return no_memory(e);
+    int n = 0;
     for (int i = 0; i < c->n_files; i++) {
-        for (size_t k = 0; k < c->files[i].n; k++) {
-            c->tensors[c->n] = c->files[i].tensors[k];
-            c->tensors[c->n++].file = i;
-        }
+        for (int j = 0; j < c->files[i].n; j++) c->by_name[n++] = &c->files[i].tensors[j];
     }
-    qsort(c->tensors, (size_t) c->n, sizeof *c->tensors, by_name);
-    for (int i = 1; i < c->n; i++) {
-        if (strcmp(c->tensors[i - 1].name, c->tensors[i].name) != 0) continue;
-        return error_set(e, ERR_INPUT, "bad_checkpoint", "%s: %s is in %s and in %s", dir,
-                         c->tensors[i].name, c->files[c->tensors[i - 1].file].path,
-                         c->files[c->tensors[i].file].path);
+    qsort(c->by_name, (size_t) n, sizeof *c->by_name, by_name);
+    for (int i = 0; i < n; i++) c->by_name[i]->index = i;
+    for (int i = 1; i < n; i++) {
+        const struct tensor *a = c->by_name[i - 1], *b = c->by_name[i];
+        if (strcmp(a->name, b->name) != 0) continue;
+        return error_set(e, ERR_INPUT, "bad_checkpoint", "tensor %s is in %s and in %s", a->name,
+                         file_name(c, a), file_name(c, b));
     }
     return OK;
 }
 
-// Opens each file that the index names, once.
-static enum status open_indexed(struct checkpoint *c, const char *dir, const json_t *map,
-                                struct error *e)
+// The index and the headers must say the same.
+static enum status check_index(const struct checkpoint *c, json_t *map, struct error *e)
 {
-    const char *tensor;
-    json_t *file;
-    json_t *seen = json_object();
-    enum status status = OK;
-    json_object_foreach((json_t *) (uintptr_t) map, tensor, file) {
-        const char *name = json_string_value(file);
-        if (name == NULL || name[0] == 0 || name[0] == '.' || strchr(name, '/') != NULL) {
-            status = error_set(e, ERR_INPUT, "bad_checkpoint",
-                               "%s: the index gives no plain file name for %.200s", dir, tensor);
-        } else if (json_object_get(seen, name) == NULL) {
-            json_object_set_new(seen, name, json_true());
-            status = open_file(c, dir, name, e);
+    const char *name;
+    json_t *value;
+    json_object_foreach(map, name, value) {
+        const char *file = json_string_value(value);
+        const struct tensor *t = checkpoint_find(c, name);
+        if (t == NULL || strcmp(file_name(c, t), file) != 0) {
+            return error_set(e, ERR_INPUT, "bad_checkpoint",
+                             "the index has tensor %.200s in %s, but that file does not hold it",
+                             name, file);
         }
-        if (status != OK) break;
     }
-    json_decref(seen);
-    return status;
-}
-
-static enum status check_index(const struct checkpoint *c, const char *dir, const json_t *map,
-                               struct error *e)
-{
-    const char *tensor;
-    json_t *file;
-    json_object_foreach((json_t *) (uintptr_t) map, tensor, file) {
-        const struct tensor *t = checkpoint_find(c, tensor);
-        const char *path = t != NULL ? strrchr(c->files[t->file].path, '/') + 1 : "";
-        if (strcmp(path, json_string_value(file)) == 0) continue;
+    for (int i = 0; i < c->n_tensors; i++) {
+        const struct tensor *t = c->by_name[i];
+        if (json_object_get(map, t->name) != NULL) continue;
         return error_set(e, ERR_INPUT, "bad_checkpoint",
-                         "%s: the index says that %.150s is in %.100s, but it is not", dir, tensor,
-                         json_string_value(file));
-    }
-    if (json_object_size(map) == (size_t) c->n) return OK;
-    for (int i = 0; i < c->n; i++) {
-        if (json_object_get(map, c->tensors[i].name) != NULL) continue;
-        return error_set(e, ERR_INPUT, "bad_checkpoint", "%s: the index doesn't name %s, which is in "
-                         "%s", dir, c->tensors[i].name, c->files[c->tensors[i].file].path);
+                         "tensor %s is in %s, but the index does not list it", t->name,
+                         file_name(c, t));
     }
     return OK;
 }
 
-static enum status open_by_index(struct checkpoint *c, const char *dir, const char *path,
-                                 struct error *e)
+static enum status open_indexed(struct checkpoint *c, const char *dir, json_t *map, struct error *e)
 {
-    json_error_t why;
-    struct stat s;
-    if (stat(path, &s) == 0 && s.st_size > SAFETENSORS_INDEX_MAX) {
-        return error_set(e, ERR_LIMIT, "bad_checkpoint", "%s is larger than %lld bytes", path,
-                         SAFETENSORS_INDEX_MAX);
+    const char **names = NULL;
+    int n = 0;
+    try(list_files(map, &names, &n, e));
+    enum status status = open_files(c, dir, names, n, e);
+    free(names);
+    try(status);
+    try(sort_tensors(c, e));
+    return check_index(c, map, e);
+}
+
+static enum status open_single(struct checkpoint *c, const char *dir, struct error *e)
+{
+    char path[PATH_MAX];
+    const char *name = "model.safetensors";
+    if (snprintf(path, sizeof path, "%s/%s", dir, name) < (int) sizeof path &&
+        access(path, F_OK) != 0) {
+        return error_set(e, ERR_IO, "no_checkpoint",
+                         "%s holds neither model.safetensors.index.json nor model.safetensors",
+                         dir);
     }
-    json_t *root = json_load_file(path, JSON_REJECT_DUPLICATES, &why);
-    const json_t *map = json_object_get(root, "weight_map");
-    enum status status = OK;
-    if (!json_is_object(map)) {
-        status = error_set(e, ERR_INPUT, "bad_checkpoint", "%s has no weight_map: %s", path,
-                           root == NULL ? why.text : "the key is missing");
-    }
-    if (status == OK) status = open_indexed(c, dir, map, e);
-    if (status == OK) status = gather(c, dir, e);
-    if (status == OK) status = check_index(c, dir, map, e);
-    json_decref(root);
-    return status;
+    try(open_files(c, dir, &name, 1, e));
+    return sort_tensors(c, e);
 }
 
 enum status checkpoint_open(struct checkpoint **checkpoint, const char *dir, struct error *e)
 {
-    char path[4096];
-    struct stat s;
+    *checkpoint = NULL;
     struct checkpoint *c = calloc(1, sizeof *c);
-    *checkpoint = c;
-    if (c == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for a checkpoint");
-    enum status status;
-    snprintf(path, sizeof path, "%s/model.safetensors.index.json", dir);
-    if (stat(path, &s) == 0) {
-        status = open_by_index(c, dir, path, e);
-    } else {
-        snprintf(path, sizeof path, "%s/model.safetensors", dir);
-        if (stat(path, &s) != 0) {
-            status = error_set(e, ERR_IO, "no_checkpoint", "%s holds neither "
-                               "model.safetensors.index.json nor model.safetensors", dir);
-        } else {
-            status = open_file(c, dir, "model.safetensors", e);
-            if (status == OK) status = gather(c, dir, e);
-        }
+    if (c == NULL) return no_memory(e);
+    json_t *index;
+    enum status status = read_index(dir, &index, e);
+    if (status == OK) {
+        status = index != NULL ? open_indexed(c, dir, json_object_get(index, "weight_map"), e)
+                               : open_single(c, dir, e);
     }
-    if (status != OK) checkpoint_close(checkpoint);
+    json_decref(index);
+    if (status == OK) *checkpoint = c;
+    else checkpoint_close(&c);
     return status;
 }
 
@@ -162,84 +229,122 @@ void checkpoint_close(struct checkpoint **checkpoint)
 {
     struct checkpoint *c = *checkpoint;
     if (c == NULL) return;
-    *checkpoint = NULL;
     for (int i = 0; i < c->n_files; i++) safetensors_close(&c->files[i]);
     free(c->files);
-    free(c->tensors);
+    free(c->by_name);
     free(c);
+    *checkpoint = NULL;
 }
+
+// --- what is there
 
 const struct tensor *checkpoint_find(const struct checkpoint *c, const char *name)
 {
-    struct tensor key = {.name = name};
-    return bsearch(&key, c->tensors, (size_t) c->n, sizeof *c->tensors, by_name);
+    int low = 0, high = c->n_tensors;
+    while (low < high) {
+        int middle = low + (high - low) / 2;
+        int order = strcmp(name, c->by_name[middle]->name);
+        if (order == 0) return c->by_name[middle];
+        if (order < 0) high = middle;
+        else low = middle + 1;
+    }
+    return NULL;
 }
 
-int checkpoint_n_tensors(const struct checkpoint *c) { return c->n; }
+int checkpoint_n_tensors(const struct checkpoint *c) { return c->n_tensors; }
 
 const struct tensor *checkpoint_tensor(const struct checkpoint *c, int i)
 {
-    check(i >= 0 && i < c->n);
-    return &c->tensors[i];
+    check(i >= 0 && i < c->n_tensors, "tensor %d of %d", i, c->n_tensors);
+    return c->by_name[i];
 }
 
 int checkpoint_n_files(const struct checkpoint *c) { return c->n_files; }
 
 const char *checkpoint_file(const struct checkpoint *c, int file)
 {
-    check(file >= 0 && file < c->n_files);
+    check(file >= 0 && file < c->n_files, "file %d of %d", file, c->n_files);
     return c->files[file].path;
 }
 
-uint64_t checkpoint_bytes(const struct checkpoint *c)
+uint64_t checkpoint_bytes(const struct checkpoint *c) { return c->bytes; }
+
+void checkpoint_manifest_hash(const struct checkpoint *c, char *hex)
 {
-    uint64_t bytes = 0;
-    for (int i = 0; i < c->n; i++) bytes += c->tensors[i].bytes;
-    return bytes;
+    XXH3_state_t *state = XXH3_createState();
+    check(state != NULL, "no memory");
+    XXH3_128bits_reset(state);
+    for (int i = 0; i < c->n_tensors; i++) {
+        const struct tensor *t = c->by_name[i];
+        const char *type = dtype_name(t->dtype);
+        XXH3_128bits_update(state, t->name, strlen(t->name) + 1);
+        XXH3_128bits_update(state, type, strlen(type) + 1);
+        int64_t shape[5] = {t->n_dims}; // little-endian, as every machine that this runs on
+        for (int j = 0; j < t->n_dims; j++) shape[j + 1] = t->shape[j];
+        XXH3_128bits_update(state, shape, sizeof shape);
+    }
+    XXH128_hash_t hash = XXH3_128bits_digest(state);
+    XXH3_freeState(state);
+    snprintf(hex, 33, "%016llx%016llx", (unsigned long long) hash.high64,
+             (unsigned long long) hash.low64);
 }
+
+// --- bytes
 
 enum status checkpoint_read(const struct checkpoint *c, const struct tensor *t, uint64_t offset,
                             void *to, size_t n, struct error *e)
 {
-    check(offset <= t->bytes && n <= t->bytes - offset, "%s", t->name);
+    check(offset <= t->bytes && n <= t->bytes - offset, "%s: %zu bytes at %llu of %llu", t->name, n,
+          (unsigned long long) offset, (unsigned long long) t->bytes);
     enum status status = safetensors_read(&c->files[t->file], t->offset + offset, to, n, e);
-    if (status != OK) error_prefix(e, "%s", t->name);
+    if (status != OK) error_prefix(e, "tensor %s", t->name);
     return status;
+}
+
+// Rows no longer than a page are read in bands and cut in memory: the disk reads their pages
+// anyway, and a call a row would cost more than the copy.
+enum { BAND_ROW_BYTES = 4096, BAND_BYTES = 16 * BAND_ROW_BYTES };
+
+static enum status read_bands(const struct checkpoint *c, const struct tensor *t, int64_t row0,
+                              int64_t n_rows, size_t row_bytes, size_t at, size_t bytes, char *to,
+                              struct error *e)
+{
+    char band[BAND_BYTES];
+    int64_t most = (int64_t) (sizeof band / row_bytes);
+    for (int64_t done = 0; done < n_rows;) {
+        int64_t n = n_rows - done < most ? n_rows - done : most;
+        try(checkpoint_read(c, t, (uint64_t) (row0 + done) * row_bytes, band,
+                            (size_t) n * row_bytes, e));
+        for (int64_t i = 0; i < n; i++, to += bytes) {
+            memcpy(to, band + (size_t) i * row_bytes + at, bytes);
+        }
+        done += n;
+    }
+    return OK;
 }
 
 enum status checkpoint_read_rect(const struct checkpoint *c, const struct tensor *t, int64_t row0,
                                  int64_t n_rows, int64_t col0, int64_t n_cols, void *to,
                                  struct error *e)
 {
+    int64_t rows = t->n_dims > 0 ? t->shape[0] : 1, cols = t->n_dims > 1 ? t->shape[1] : 1;
     size_t size = dtype_size(t->dtype);
-    int64_t cols = t->n_dims > 1 ? t->shape[1] : 1;
-    check(size > 0 && row0 >= 0 && n_rows >= 0 && col0 >= 0 && n_cols >= 0 && t->n_dims >= 1 &&
-          row0 + n_rows <= t->shape[0] && col0 + n_cols <= cols, "%s", t->name);
+    check(t->n_dims <= 2 && size > 0, "%s is no matrix of a known type", t->name);
+    check(row0 >= 0 && n_rows >= 0 && row0 <= rows && n_rows <= rows - row0, "%s: rows", t->name);
+    check(col0 >= 0 && n_cols >= 0 && col0 <= cols && n_cols <= cols - col0, "%s: columns",
+          t->name);
+    size_t row_bytes = (size_t) cols * size, bytes = (size_t) n_cols * size;
+    size_t at = (size_t) col0 * size;
+    if (n_rows == 0 || n_cols == 0) return OK;
     if (n_cols == cols) {
-        return checkpoint_read(c, t, (uint64_t) (row0 * cols) * size, to,
-                               (size_t) (n_rows * cols) * size, e);
+        return checkpoint_read(c, t, (uint64_t) row0 * row_bytes, to, (size_t) n_rows * bytes, e);
     }
-    size_t width = (size_t) n_cols * size;
-    for (int64_t r = 0; r < n_rows; r++) {
-        uint64_t offset = (uint64_t) ((row0 + r) * cols + col0) * size;
-        try(checkpoint_read(c, t, offset, (char *) to + (size_t) r * width, width, e));
+    if (row_bytes <= BAND_ROW_BYTES) {
+        return read_bands(c, t, row0, n_rows, row_bytes, at, bytes, to, e);
+    }
+    for (int64_t i = 0; i < n_rows; i++) {
+        try(checkpoint_read(c, t, (uint64_t) (row0 + i) * row_bytes + at,
+                            (char *) to + (size_t) i * bytes, bytes, e));
     }
     return OK;
-}
-
-void checkpoint_manifest_hash(const struct checkpoint *c, char *hex)
-{
-    XXH3_state_t *state = XXH3_createState();
-    check(state != NULL);
-    XXH3_128bits_reset(state);
-    for (int i = 0; i < c->n; i++) {
-        const struct tensor *t = &c->tensors[i];
-        int32_t numbers[2] = {t->dtype, t->n_dims};
-        XXH3_128bits_update(state, t->name, strlen(t->name) + 1);
-        XXH3_128bits_update(state, numbers, sizeof numbers);
-        XXH3_128bits_update(state, t->shape, (size_t) t->n_dims * sizeof *t->shape);
-    }
-    XXH128_hash_t h = XXH3_128bits_digest(state);
-    XXH3_freeState(state);
-    snprintf(hex, 33, "%016llx%016llx", (unsigned long long) h.high64, (unsigned long long) h.low64);
 }

@@ -1,5 +1,6 @@
-// A checkpoint directory as published on the hub: the safetensors files' headers, checked, and where
-// each tensor's bytes lie. The files are read, never computed from. Immutable after open; any thread.
+// A checkpoint directory as published on the hub: the safetensors files' headers, checked, and
+// where each tensor's bytes lie. The files are read, never computed from. Immutable after open; any
+// thread.
 #ifndef PENSTOCK_COMMON_CHECKPOINT_H
 #define PENSTOCK_COMMON_CHECKPOINT_H
 
@@ -20,6 +21,7 @@ struct tensor {
     enum dtype dtype;
     int n_dims;
     int64_t shape[4]; // [out, in] for matrices
+    int index;        // among the checkpoint's tensors (checkpoint_tensor)
     int file;         // index into the checkpoint's files
     uint64_t offset;  // of the first byte in the file
     uint64_t bytes;

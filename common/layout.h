@@ -3,6 +3,7 @@
 #ifndef PENSTOCK_COMMON_LAYOUT_H
 #define PENSTOCK_COMMON_LAYOUT_H
 
+#include "common/checkpoint.h"
 #include "common/model_config.h"
 
 #include <stddef.h>
@@ -42,12 +43,12 @@ enum role {
 struct slice {
     char name[TENSOR_NAME_MAX];
     enum role role;
-    int layer;         // -1 outside layers
-    int expert;        // -1 if not a routed expert
+    int layer;          // -1 outside layers
+    int expert;         // -1 if not a routed expert
     int64_t rows, cols; // of the whole tensor; vectors have cols = 1
     enum cut cut;
     struct range row, col; // this rank's part
-    bool quantized;    // stored as e4m3 with a `_scale_inv` companion in an FP8 checkpoint
+    bool quantized;        // stored as e4m3 with a `_scale_inv` companion in an FP8 checkpoint
 };
 
 // The part of n that belongs to rank of tp: contiguous, sizes differ by at most one, earlier ranks
@@ -55,18 +56,37 @@ struct slice {
 struct range layout_part(int64_t n, int rank, int tp);
 
 // Refuses a tp that the architecture can't be cut by: tp must divide n_heads and
-// moe_intermediate_size. ERR_INPUT bad_tp.
+// moe_intermediate_size (where there are experts), and may not exceed the vocabulary or the dense
+// intermediate size. ERR_INPUT bad_tp.
 enum status layout_check_tp(const struct model_config *c, int tp, struct error *e);
 
-// Walks the slices of a placement in loading order. `visit` returns OK to go on; anything else ends
-// the walk and is returned.
+// All layers, embedding and head on one rank.
+struct placement layout_whole(const struct model_config *c);
+
+// Walks the slices of a placement in loading order: embedding, layers ascending, final norm,
+// lm_head. The layers of multi-token prediction are not walked. `visit` returns OK to go on;
+// anything else ends the walk and is returned.
 typedef enum status layout_visit(const struct slice *s, void *arg);
 enum status layout_walk(const struct model_config *c, const struct placement *p,
                         layout_visit *visit, void *arg);
 
+// Gives the slice the part of another rank.
+void layout_cut(const struct model_config *c, struct slice *s, int tp_rank, int tp);
+
 // Bytes of a slice in the checkpoint's own format: elements plus the scales of every block that it
 // touches (a cut through a block: both ranks hold that block's scale).
 uint64_t layout_slice_bytes(const struct model_config *c, const struct slice *s);
+
+// The same where the type is known: a matrix of an FP8 checkpoint may be stored unquantised.
+uint64_t layout_slice_bytes_as(const struct model_config *c, const struct slice *s,
+                               enum dtype dtype);
+
+// Whether the checkpoint holds what the config implies: every tensor of the whole model, of the
+// right shape and a type that can be loaded, FP8 ones with their scales, and nothing else in the
+// model but layers of multi-token prediction. ERR_INPUT or ERR_UNSUPPORTED bad_checkpoint names the
+// tensor, what it is and what was expected.
+enum status layout_check_checkpoint(const struct model_config *c,
+                                    const struct checkpoint *checkpoint, struct error *e);
 
 // Scale blocks of a range: which rows (or columns) of the scale matrix it touches.
 struct range layout_blocks(struct range r, int block);

@@ -18,10 +18,12 @@
 
 // --- model (what the kernels' scratch and the codecs are sized for)
 #define MODEL_LAYERS_MAX 1024
+#define MODEL_MTP_LAYERS_MAX 16
 #define MODEL_HIDDEN_MAX 65536
 #define MODEL_HEADS_MAX 1024
 #define MODEL_EXPERTS_MAX 4096
 #define MODEL_EXPERTS_PER_TOKEN_MAX 64
+#define MODEL_SHARED_EXPERTS_MAX 64
 #define MODEL_VOCAB_MAX 1048576
 #define MODEL_LORA_RANK_MAX 16384
 #define MODEL_HEAD_DIM_MAX 1024

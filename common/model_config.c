@@ -11,6 +11,7 @@
 // The reader keeps the first error, so that a list of fields reads without a check at each.
 struct reader {
     const json_t *object;
+    const char *where; // file, and the object in it
     struct error *e;
     enum status status;
 };
@@ -20,14 +21,18 @@ static void refuse(struct reader *r, enum status status, const char *key, const 
     if (r->status != OK) return;
     json_t *value = json_object_get(r->object, key);
     char *text = value != NULL ? json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
-    r->status = error_set(r->e, status,
-                          status == ERR_UNSUPPORTED ? "unsupported_config" : "bad_config",
-                          "config.json: %s is %.80s, expected %s", key,
-                          text != NULL ? text : "missing", wants);
+    r->status = error_set(
+        r->e, status, status == ERR_UNSUPPORTED ? "unsupported_config" : "bad_config",
+        "%s: %s is %.80s, expected %s", r->where, key, text != NULL ? text : "missing", wants);
     free(text);
 }
 
 enum { REQUIRED = INT_MIN }; // as a default: the key must be there
+
+static bool is_null(const struct reader *r, const char *key)
+{
+    return json_is_null(json_object_get(r->object, key));
+}
 
 // An integer in [least, most]; null or absent gives `absent`.
 static int read_int(struct reader *r, const char *key, int least, int most, int absent)
@@ -48,7 +53,7 @@ static double read_number(struct reader *r, const char *key, double least, doubl
                           double absent)
 {
     const json_t *v = json_object_get(r->object, key);
-    if ((v == NULL || json_is_null(v)) && !isnan(absent)) return absent;
+    if ((v == NULL || json_is_null(v)) && !isnan(absent)) return absent; // NAN: required
     double n = json_number_value(v);
     if (!json_is_number(v) || !isfinite(n) || n < least || n > most) {
         char wants[80];
@@ -80,145 +85,191 @@ static void require_string(struct reader *r, const char *key, const char *value,
     }
 }
 
+// A boolean that must be `value` (which is also what absence means).
+static void require_bool(struct reader *r, const char *key, bool value)
+{
+    if (read_bool(r, key, value) == value || r->status != OK) return;
+    refuse(r, ERR_UNSUPPORTED, key, value ? "true" : "false");
+}
+
+// A number that must be `value` where it is given.
+static void require_int(struct reader *r, const char *key, int value)
+{
+    char wants[16];
+    snprintf(wants, sizeof wants, "%d", value);
+    if (read_int(r, key, INT_MIN + 1, INT_MAX, value) != value) {
+        refuse(r, ERR_UNSUPPORTED, key, wants);
+    }
+}
+
 static void read_shape(struct reader *r, struct model_config *c)
 {
     c->vocab_size = read_int(r, "vocab_size", 2, MODEL_VOCAB_MAX, REQUIRED);
     c->hidden_size = read_int(r, "hidden_size", 1, MODEL_HIDDEN_MAX, REQUIRED);
     c->n_layers = read_int(r, "num_hidden_layers", 1, MODEL_LAYERS_MAX, REQUIRED);
-    c->n_mtp_layers = read_int(r, "num_nextn_predict_layers", 0, 16, 0);
-    c->n_dense_layers = read_int(r, "first_k_dense_replace", 0, MODEL_LAYERS_MAX, 0);
+    c->n_mtp_layers = read_int(r, "num_nextn_predict_layers", 0, MODEL_MTP_LAYERS_MAX, 0);
+    c->n_dense_layers = read_int(r, "first_k_dense_replace", 0, INT_MAX, REQUIRED);
     if (c->n_dense_layers > c->n_layers) c->n_dense_layers = c->n_layers;
     c->n_heads = read_int(r, "num_attention_heads", 1, MODEL_HEADS_MAX, REQUIRED);
-    c->q_lora_rank = read_int(r, "q_lora_rank", 0, MODEL_LORA_RANK_MAX, 0);
+    // null says that there is no low-rank q; absence says nothing, and a guess would be wrong.
+    if (!is_null(r, "q_lora_rank")) {
+        c->q_lora_rank = read_int(r, "q_lora_rank", 0, MODEL_LORA_RANK_MAX, REQUIRED);
+    }
     c->kv_lora_rank = read_int(r, "kv_lora_rank", 1, MODEL_LORA_RANK_MAX, REQUIRED);
     c->qk_nope_head_dim = read_int(r, "qk_nope_head_dim", 1, MODEL_HEAD_DIM_MAX, REQUIRED);
     c->qk_rope_head_dim = read_int(r, "qk_rope_head_dim", 2, MODEL_HEAD_DIM_MAX, REQUIRED);
     c->v_head_dim = read_int(r, "v_head_dim", 1, MODEL_HEAD_DIM_MAX, REQUIRED);
     if (c->qk_rope_head_dim % 2 != 0) refuse(r, ERR_INPUT, "qk_rope_head_dim", "an even number");
-    c->max_position_embeddings =
-        read_int(r, "max_position_embeddings", 1, CONTEXT_MAX, REQUIRED);
+    c->max_position_embeddings = read_int(r, "max_position_embeddings", 1, CONTEXT_MAX, REQUIRED);
     c->rms_norm_eps = read_number(r, "rms_norm_eps", 1e-20, 1, 1e-6);
-    c->tie_word_embeddings = read_bool(r, "tie_word_embeddings", false);
-    if (c->tie_word_embeddings) refuse(r, ERR_UNSUPPORTED, "tie_word_embeddings", "false");
-    if (read_bool(r, "attention_bias", false)) {
-        refuse(r, ERR_UNSUPPORTED, "attention_bias", "false");
+    require_int(r, "num_key_value_heads", c->n_heads);
+    require_bool(r, "attention_bias", false);
+    require_bool(r, "tie_word_embeddings", false);
+}
+
+static void read_groups(struct reader *r, struct model_config *c)
+{
+    c->n_expert_groups = read_int(r, "n_group", 1, MODEL_EXPERTS_MAX, 1);
+    c->n_groups_per_token =
+        read_int(r, "topk_group", 1, MODEL_EXPERTS_MAX, c->n_expert_groups == 1 ? 1 : REQUIRED);
+    if (r->status != OK) return;
+    int per_group = c->n_routed_experts / c->n_expert_groups;
+    if (c->n_routed_experts % c->n_expert_groups != 0) {
+        refuse(r, ERR_INPUT, "n_group", "a divisor of n_routed_experts");
+    } else if (c->n_groups_per_token > c->n_expert_groups) {
+        refuse(r, ERR_INPUT, "topk_group", "at most n_group");
+    } else if (c->n_expert_groups > 1 && per_group < 2) {
+        refuse(r, ERR_INPUT, "n_group", "groups of at least two experts");
+    } else if (c->n_experts_per_token > per_group * c->n_groups_per_token) {
+        refuse(r, ERR_INPUT, "num_experts_per_tok", "at most the experts of topk_group groups");
     }
 }
 
 static void read_ffn(struct reader *r, struct model_config *c)
 {
     bool dense = c->n_dense_layers > 0, moe = c->n_dense_layers < c->n_layers;
-    c->intermediate_size = read_int(r, "intermediate_size", 1, MODEL_INTERMEDIATE_MAX,
-                                    dense ? REQUIRED : 0);
-    c->moe_intermediate_size = read_int(r, "moe_intermediate_size", 1, MODEL_INTERMEDIATE_MAX,
-                                        moe ? REQUIRED : 0);
-    c->n_routed_experts =
-        read_int(r, "n_routed_experts", 1, MODEL_EXPERTS_MAX, moe ? REQUIRED : 0);
-    c->n_shared_experts = read_int(r, "n_shared_experts", 0, 64, 0);
-    c->n_experts_per_token = read_int(r, "num_experts_per_tok", 1, MODEL_EXPERTS_PER_TOKEN_MAX,
-                                      moe ? REQUIRED : 0);
-    c->n_expert_groups = read_int(r, "n_group", 1, MODEL_EXPERTS_MAX, 1);
-    c->n_groups_per_token = read_int(r, "topk_group", 1, MODEL_EXPERTS_MAX, 1);
+    c->intermediate_size =
+        read_int(r, "intermediate_size", 1, MODEL_INTERMEDIATE_MAX, dense ? REQUIRED : 0);
+    c->n_expert_groups = c->n_groups_per_token = 1;
+    c->norm_topk_prob = true;
+    c->routed_scaling_factor = 1;
+    if (!moe) return; // what else the config says of experts has no meaning
+    c->moe_intermediate_size =
+        read_int(r, "moe_intermediate_size", 1, MODEL_INTERMEDIATE_MAX, REQUIRED);
+    c->n_routed_experts = read_int(r, "n_routed_experts", 1, MODEL_EXPERTS_MAX, REQUIRED);
+    c->n_experts_per_token =
+        read_int(r, "num_experts_per_tok", 1, MODEL_EXPERTS_PER_TOKEN_MAX, REQUIRED);
+    if (!is_null(r, "n_shared_experts")) {
+        c->n_shared_experts = read_int(r, "n_shared_experts", 0, MODEL_SHARED_EXPERTS_MAX, 1);
+    }
     c->norm_topk_prob = read_bool(r, "norm_topk_prob", true);
-    c->routed_scaling_factor = read_number(r, "routed_scaling_factor", -1e6, 1e6, 1.0);
-    if (!moe || r->status != OK) return;
+    c->routed_scaling_factor = read_number(r, "routed_scaling_factor", -1e6, 1e6, NAN);
     require_string(r, "scoring_func", "sigmoid", true);
     require_string(r, "topk_method", "noaux_tc", true);
-    if (read_int(r, "moe_layer_freq", 1, INT_MAX, 1) != 1) {
-        refuse(r, ERR_UNSUPPORTED, "moe_layer_freq", "1");
-    }
-    if (c->n_routed_experts % c->n_expert_groups != 0) {
-        refuse(r, ERR_INPUT, "n_group", "a divisor of n_routed_experts");
-    }
-    if (c->n_groups_per_token > c->n_expert_groups) {
-        refuse(r, ERR_INPUT, "topk_group", "at most n_group");
-    }
-    if (r->status == OK && c->n_experts_per_token >
-                               c->n_routed_experts / c->n_expert_groups * c->n_groups_per_token) {
-        refuse(r, ERR_INPUT, "num_experts_per_tok", "at most the experts of topk_group groups");
+    require_int(r, "moe_layer_freq", 1);
+    read_groups(r, c);
+}
+
+static void read_yarn(struct reader *s, struct rope_scaling *rope)
+{
+    rope->enabled = true;
+    rope->factor = read_number(s, "factor", 1, 1e6, NAN);
+    rope->beta_fast = read_number(s, "beta_fast", 1e-6, 1e6, 32);
+    rope->beta_slow = read_number(s, "beta_slow", 1e-6, 1e6, 1);
+    rope->mscale = read_number(s, "mscale", 0, 1e3, 1);
+    rope->mscale_all_dim = read_number(s, "mscale_all_dim", 0, 1e3, 0);
+    rope->original_max_position_embeddings =
+        read_int(s, "original_max_position_embeddings", 1, CONTEXT_MAX, REQUIRED);
+    require_bool(s, "truncate", true);
+    if (json_object_get(s->object, "attention_factor") != NULL && !is_null(s, "attention_factor")) {
+        refuse(s, ERR_UNSUPPORTED, "attention_factor", "null");
     }
 }
 
+// `rope_theta` and `rope_scaling`, or, as newer writers have it, both in `rope_parameters`.
 static void read_rope(struct reader *r, struct model_config *c)
 {
-    const json_t *root = r->object;
-    // Newer writers gather everything under rope_parameters.
-    const json_t *parameters = json_object_get(root, "rope_parameters");
-    const json_t *scaling = json_object_get(root, "rope_scaling");
-    if (scaling == NULL || json_is_null(scaling)) scaling = parameters;
-    struct reader theta = *r;
-    if (json_object_get(root, "rope_theta") == NULL && json_is_object(parameters)) {
-        theta.object = parameters;
+    const char *key = "rope_scaling";
+    const json_t *scaling = json_object_get(r->object, key);
+    const json_t *parameters = json_object_get(r->object, "rope_parameters");
+    bool newer = (scaling == NULL || json_is_null(scaling)) && parameters != NULL;
+    if (newer) {
+        key = "rope_parameters";
+        scaling = parameters;
     }
-    c->rope_theta = read_number(&theta, "rope_theta", 1, 1e12, 10000);
-    r->status = theta.status;
-    c->rope = (struct rope_scaling){0};
-    if (scaling == NULL || json_is_null(scaling)) return;
-    if (!json_is_object(scaling)) {
-        refuse(r, ERR_INPUT, "rope_scaling", "an object or null");
+    if (scaling != NULL && !json_is_null(scaling) && !json_is_object(scaling)) {
+        refuse(r, ERR_INPUT, key, "an object or null");
         return;
     }
-    struct reader s = {scaling, r->e, r->status};
-    const char *key = json_object_get(scaling, "rope_type") != NULL ? "rope_type" : "type";
-    const char *type = json_string_value(json_object_get(scaling, key));
-    if (type != NULL && strcmp(type, "default") == 0) return;
-    require_string(&s, key, "yarn", false);
-    c->rope.enabled = true;
-    c->rope.factor = read_number(&s, "factor", 1, 1e6, NAN);
-    c->rope.beta_fast = read_number(&s, "beta_fast", 1e-6, 1e6, 32);
-    c->rope.beta_slow = read_number(&s, "beta_slow", 1e-6, 1e6, 1);
-    c->rope.mscale = read_number(&s, "mscale", 0, 1e3, 1);
-    c->rope.mscale_all_dim = read_number(&s, "mscale_all_dim", 0, 1e3, 0);
-    c->rope.original_max_position_embeddings =
-        read_int(&s, "original_max_position_embeddings", 1, CONTEXT_MAX, REQUIRED);
+    struct reader s = {scaling,
+                       newer ? "config.json: rope_parameters" : "config.json: rope_scaling", r->e,
+                       r->status};
+    bool nested = newer && json_object_get(r->object, "rope_theta") == NULL;
+    c->rope_theta = read_number(nested ? &s : r, "rope_theta", 1.001, 1e12, 10000);
+    require_bool(r, "rope_interleave", true);
+    if (s.status == OK) s.status = r->status;
+    if (json_is_object(scaling)) {
+        const char *type_key = json_object_get(scaling, "rope_type") != NULL ? "rope_type" : "type";
+        const char *type = json_string_value(json_object_get(scaling, type_key));
+        bool plain = type != NULL ? strcmp(type, "default") == 0
+                                  : newer && json_object_get(scaling, "factor") == NULL;
+        if (!plain) {
+            require_string(&s, type_key, "yarn", false);
+            read_yarn(&s, &c->rope);
+        }
+    }
     r->status = s.status;
 }
 
 static void read_quantization(struct reader *r, struct model_config *c)
 {
     const json_t *q = json_object_get(r->object, "quantization_config");
-    c->fp8 = false;
-    c->scale_block = 128;
+    c->scale_block = SCALE_BLOCK;
     if (q == NULL || json_is_null(q)) return;
-    struct reader s = {q, r->e, r->status};
+    if (!json_is_object(q)) {
+        refuse(r, ERR_INPUT, "quantization_config", "an object or null");
+        return;
+    }
+    struct reader s = {q, "config.json: quantization_config", r->e, r->status};
     require_string(&s, "quant_method", "fp8", false);
     require_string(&s, "fmt", "e4m3", true);
+    require_string(&s, "activation_scheme", "dynamic", true);
     const json_t *block = json_object_get(q, "weight_block_size");
-    if (!json_is_array(block) || json_array_size(block) != 2 ||
-        json_integer_value(json_array_get(block, 0)) != 128 ||
-        json_integer_value(json_array_get(block, 1)) != 128) {
+    const json_t *rows = json_array_get(block, 0), *cols = json_array_get(block, 1);
+    if (!json_is_array(block) || json_array_size(block) != 2 || !json_is_integer(rows) ||
+        !json_is_integer(cols) || json_integer_value(rows) != SCALE_BLOCK ||
+        json_integer_value(cols) != SCALE_BLOCK) {
         refuse(&s, ERR_UNSUPPORTED, "weight_block_size", "[128,128]");
     }
     c->fp8 = true;
     r->status = s.status;
 }
 
-static void add_eos(struct model_config *c, json_int_t id)
+static void add_eos(struct reader *r, struct model_config *c, const json_t *id)
 {
+    json_int_t n = json_integer_value(id);
+    if (!json_is_integer(id) || n < 0 || n >= c->vocab_size) {
+        refuse(r, ERR_INPUT, "eos_token_id", "a token id below vocab_size, or a list of them");
+        return;
+    }
     for (int i = 0; i < c->n_eos_ids; i++) {
-        if (c->eos_ids[i] == id) return;
+        if (c->eos_ids[i] == n) return;
     }
-    if (id >= 0 && id < c->vocab_size && c->n_eos_ids < EOS_IDS_MAX) {
-        c->eos_ids[c->n_eos_ids++] = (int) id;
+    if (c->n_eos_ids == EOS_IDS_MAX) {
+        refuse(r, ERR_INPUT, "eos_token_id", "at most 8 different ids");
+        return;
     }
+    c->eos_ids[c->n_eos_ids++] = (int) n;
 }
 
-// eos_token_id: a number, a list of numbers, or null.
-static void read_eos(struct reader *r, struct model_config *c)
+// eos_token_id: a number, a list of numbers, or null. `absent` (if not negative): as transformers.
+static void read_eos(struct reader *r, struct model_config *c, int absent)
 {
     const json_t *eos = json_object_get(r->object, "eos_token_id");
-    if (json_is_integer(eos)) add_eos(c, json_integer_value(eos));
-    for (size_t i = 0; i < json_array_size(eos); i++) {
-        const json_t *id = json_array_get(eos, i);
-        if (!json_is_integer(id)) {
-            refuse(r, ERR_INPUT, "eos_token_id", "a token id or a list of them");
-            return;
-        }
-        add_eos(c, json_integer_value(id));
-    }
-    if (eos != NULL && !json_is_null(eos) && !json_is_integer(eos) && !json_is_array(eos)) {
-        refuse(r, ERR_INPUT, "eos_token_id", "a token id or a list of them");
-    }
+    if (eos == NULL && absent >= 0) c->eos_ids[c->n_eos_ids++] = absent;
+    if (eos == NULL || json_is_null(eos)) return;
+    if (!json_is_array(eos)) add_eos(r, c, eos);
+    for (size_t i = 0; i < json_array_size(eos); i++) add_eos(r, c, json_array_get(eos, i));
 }
 
 enum status model_config_parse(struct model_config *c, const char *json, size_t n, struct error *e)
@@ -226,8 +277,8 @@ enum status model_config_parse(struct model_config *c, const char *json, size_t 
     *c = (struct model_config){0};
     json_error_t bad;
     if (n > CONFIG_JSON_MAX) {
-        return error_set(e, ERR_LIMIT, "bad_config", "config.json has %zu bytes; the limit is %lld",
-                         n, CONFIG_JSON_MAX);
+        return error_set(e, ERR_LIMIT, "bad_config", "config.json has over %lld bytes",
+                         CONFIG_JSON_MAX);
     }
     json_t *root = json_loadb(json, n, JSON_REJECT_DUPLICATES, &bad);
     if (!json_is_object(root)) {
@@ -235,7 +286,7 @@ enum status model_config_parse(struct model_config *c, const char *json, size_t 
         return error_set(e, ERR_INPUT, "bad_config", "config.json is no JSON object: line %d: %s",
                          bad.line, root != NULL ? "it is something else" : bad.text);
     }
-    struct reader r = {root, e, OK};
+    struct reader r = {root, "config.json", e, OK};
     require_string(&r, "model_type", "deepseek_v3", false);
     require_string(&r, "hidden_act", "silu", true);
     if (r.status == OK) read_shape(&r, c);
@@ -243,8 +294,10 @@ enum status model_config_parse(struct model_config *c, const char *json, size_t 
     if (r.status == OK) read_rope(&r, c);
     if (r.status == OK) read_quantization(&r, c);
     if (r.status == OK) {
-        c->bos_id = read_int(&r, "bos_token_id", 0, c->vocab_size - 1, -1);
-        read_eos(&r, c);
+        c->bos_id = is_null(&r, "bos_token_id")
+                        ? -1
+                        : read_int(&r, "bos_token_id", 0, c->vocab_size - 1, 0);
+        read_eos(&r, c, 1);
     }
     json_decref(root);
     return r.status;
@@ -267,22 +320,22 @@ static enum status read_file(const char *path, char **text, size_t *n, struct er
 static enum status read_generation_config(struct model_config *c, const char *config_path,
                                           struct error *e)
 {
-    char path[4096], *text;
+    char path[PATH_MAX], *text;
     size_t n;
     const char *slash = strrchr(config_path, '/');
     int dir = slash != NULL ? (int) (slash - config_path) + 1 : 0;
-    snprintf(path, sizeof path, "%.*sgeneration_config.json", dir, config_path);
+    int length = snprintf(path, sizeof path, "%.*sgeneration_config.json", dir, config_path);
     struct stat s;
-    if (stat(path, &s) != 0) return OK;
+    if (length >= (int) sizeof path || stat(path, &s) != 0) return OK;
     try(read_file(path, &text, &n, e));
-    json_t *root = json_loadb(text, n, 0, NULL);
+    json_t *root = n <= CONFIG_JSON_MAX ? json_loadb(text, n, JSON_REJECT_DUPLICATES, NULL) : NULL;
     free(text);
     enum status status = OK;
     if (!json_is_object(root)) {
-        status = error_set(e, ERR_INPUT, "bad_config", "%s is no JSON object", path);
+        status = error_set(e, ERR_INPUT, "bad_config", "generation_config.json is no JSON object");
     } else {
-        struct reader r = {root, e, OK};
-        read_eos(&r, c);
+        struct reader r = {root, "generation_config.json", e, OK};
+        read_eos(&r, c, -1);
         status = r.status;
     }
     json_decref(root);
@@ -291,7 +344,7 @@ static enum status read_generation_config(struct model_config *c, const char *co
 
 enum status model_config_load(struct model_config *c, const char *path, struct error *e)
 {
-    char file[4096], *text;
+    char file[PATH_MAX + 16], *text;
     size_t n;
     struct stat s;
     if (stat(path, &s) != 0) return error_set(e, ERR_IO, "no_model", "no model at %s: %m", path);
@@ -306,15 +359,12 @@ enum status model_config_load(struct model_config *c, const char *path, struct e
 
 int model_kv_width(const struct model_config *c) { return c->kv_lora_rank + c->qk_rope_head_dim; }
 
-static double mscale(double scale, double m)
-{
-    return scale <= 1 ? 1 : 0.1 * m * log(scale) + 1;
-}
+static double mscale(double scale, double m) { return scale <= 1 ? 1 : 0.1 * m * log(scale) + 1; }
 
 double model_softmax_scale(const struct model_config *c)
 {
     double scale = 1 / sqrt(c->qk_nope_head_dim + c->qk_rope_head_dim);
-    if (!c->rope.enabled || c->rope.mscale_all_dim == 0) return scale;
+    if (!c->rope.enabled) return scale;
     double m = mscale(c->rope.factor, c->rope.mscale_all_dim);
     return scale * m * m;
 }
@@ -340,9 +390,5 @@ void model_rope_frequencies(const struct model_config *c, double *inv_freq, doub
         double ramp = fmin(fmax((i - low) / width, 0), 1);
         inv_freq[i] = inv_freq[i] / s->factor * ramp + inv_freq[i] * (1 - ramp);
     }
-    if (s->mscale_all_dim != 0) {
-        *multiplier = mscale(s->factor, s->mscale) / mscale(s->factor, s->mscale_all_dim);
-    } else {
-        *multiplier = mscale(s->factor, 1);
-    }
+    *multiplier = mscale(s->factor, s->mscale) / mscale(s->factor, s->mscale_all_dim);
 }

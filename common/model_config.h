@@ -1,6 +1,6 @@
 // The architecture of a DeepSeek-V3 checkpoint, read from config.json: every value that the model's
-// arithmetic depends on, and nothing else. Immutable after load; any thread. Knows no files' contents
-// but config.json's.
+// arithmetic depends on, and nothing else. Immutable after load; any thread. Knows no files'
+// contents but config.json's.
 #ifndef PENSTOCK_COMMON_MODEL_CONFIG_H
 #define PENSTOCK_COMMON_MODEL_CONFIG_H
 
@@ -11,7 +11,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { EOS_IDS_MAX = 8 };
+enum {
+    EOS_IDS_MAX = 8,
+    SCALE_BLOCK = 128, // rows and columns that share one scale in an FP8 checkpoint
+};
 
 // YaRN (deepseek-v3.md): `enabled` false means plain RoPE.
 struct rope_scaling {
@@ -23,7 +26,7 @@ struct rope_scaling {
 struct model_config {
     int vocab_size, hidden_size, n_layers; // n_layers: without the MTP layers
     int n_mtp_layers;                      // num_nextn_predict_layers
-    int n_dense_layers;                    // first_k_dense_replace: layers [0, n_dense) have a dense FFN
+    int n_dense_layers; // first_k_dense_replace: layers [0, n_dense) have a dense FFN; <= n_layers
     int intermediate_size, moe_intermediate_size;
     int n_routed_experts, n_shared_experts, n_experts_per_token;
     int n_expert_groups, n_groups_per_token; // n_group, topk_group
@@ -35,15 +38,14 @@ struct model_config {
     double rms_norm_eps, rope_theta;
     struct rope_scaling rope;
     int max_position_embeddings;
-    int bos_id;                   // -1: none
+    int bos_id; // -1: none
     int eos_ids[EOS_IDS_MAX], n_eos_ids;
-    bool tie_word_embeddings;
-    bool fp8;                     // quantization_config: e4m3, block scales
-    int scale_block;              // 128
+    bool fp8;        // quantization_config: e4m3, block scales
+    int scale_block; // SCALE_BLOCK
 };
 
-// Reads `path` (a config.json, or a directory that holds one). Also generation_config.json beside it
-// for further EOS ids. Errors: ERR_IO; ERR_INPUT bad_config with the key, its value and what was
+// Reads `path` (a config.json, or a directory that holds one). Also generation_config.json beside
+// it for further EOS ids. Errors: ERR_IO; ERR_INPUT bad_config with the key, its value and what was
 // expected; ERR_UNSUPPORTED names the value that isn't supported (model_type, scoring_func,
 // topk_method, hidden_act, attention_bias, quantization method, ...).
 enum status model_config_load(struct model_config *c, const char *path, struct error *e);
@@ -57,8 +59,8 @@ int model_kv_width(const struct model_config *c);
 // The softmax scale of the scores: (nope+rope)^-0.5 * mscale(factor, mscale_all_dim)^2.
 double model_softmax_scale(const struct model_config *c);
 
-// Inverse frequencies of RoPE, `inv_freq` (qk_rope_head_dim / 2), and the multiplier of cos and sin.
-// Formula: deepseek-v3.md, YaRN; clamps included.
+// Inverse frequencies of RoPE, `inv_freq` (qk_rope_head_dim / 2), and the multiplier of cos and
+// sin. Formula: deepseek-v3.md, YaRN; clamps included.
 void model_rope_frequencies(const struct model_config *c, double *inv_freq, double *multiplier);
 
 #endif
