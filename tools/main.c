@@ -10,6 +10,7 @@ static const struct {
     command_main *run;
     const char *summary;
 } COMMANDS[] = {
+    {"bench", cmd_bench, "measures parts of Penstock on this machine"},
     {NULL, NULL, NULL},
 };
 

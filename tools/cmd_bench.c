@@ -1,0 +1,41 @@
+// penstock bench NAME: the table of benchmarks, one file each (bench_<name>.c).
+#include "tools/commands.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const struct {
+    const char *name;
+    command_main *run;
+    const char *summary;
+} BENCHMARKS[] = {
+    {"sampler", bench_sampler, "choosing tokens: microseconds a row beside reading the logits once"},
+    {NULL, NULL, NULL},
+};
+
+static void usage(FILE *to)
+{
+    fputs("usage: penstock bench NAME [OPTIONS]\n\nBenchmarks:\n", to);
+    for (int i = 0; BENCHMARKS[i].name != NULL; i++) {
+        fprintf(to, "  %-10s %s\n", BENCHMARKS[i].name, BENCHMARKS[i].summary);
+    }
+    fputs("\npenstock bench NAME --help tells more.\n", to);
+}
+
+int cmd_bench(int argc, char **argv)
+{
+    if (argc < 2) {
+        usage(stderr);
+        return EXIT_USAGE;
+    }
+    if (strcmp(argv[1], "--help") == 0) {
+        usage(stdout);
+        return EXIT_DONE;
+    }
+    for (int i = 0; BENCHMARKS[i].name != NULL; i++) {
+        if (strcmp(argv[1], BENCHMARKS[i].name) == 0) return BENCHMARKS[i].run(argc - 1, argv + 1);
+    }
+    fprintf(stderr, "penstock bench: no benchmark \"%s\"; penstock bench --help lists them\n",
+            argv[1]);
+    return EXIT_USAGE;
+}
