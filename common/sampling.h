@@ -1,5 +1,5 @@
-// How one sequence chooses its next token: the parameters, their bounds, and the counter-based random
-// numbers. Shared by the job codec, the step header and the sampler. Pure.
+// How one sequence chooses its next token: the parameters, their bounds, and the counter-based
+// random numbers. Shared by the job codec, the step header and the sampler. Pure.
 #ifndef PENSTOCK_COMMON_SAMPLING_H
 #define PENSTOCK_COMMON_SAMPLING_H
 

@@ -170,7 +170,10 @@ static void begin_row(struct sampler *s, int i, const float *logits, int slot, i
 }
 
 // Words of a row in the first round: whether a NaN was seen, the list, the raw list.
-static int head_words(const struct row *row) { return 1 + row->rule->n_list + row->rule->n_raw_list; }
+static int head_words(const struct row *row)
+{
+    return 1 + row->rule->n_list + row->rule->n_raw_list;
+}
 
 static void fill_head(struct sampler *s, const struct row *row, uint64_t *words)
 {
@@ -179,7 +182,8 @@ static void fill_head(struct sampler *s, const struct row *row, uint64_t *words)
     memset(words, 0xff, (size_t) head_words(row) * sizeof *words); // ENTRY_NONE
     words[0] = !s->scan->maxima(row->logits, p->vocab_n, s->maxima);
     if (words[0] != 0) return;
-    select_top(row->logits, p->vocab_n, p->vocab_begin, s->maxima, r->n_list, s->scratch, words + 1);
+    select_top(row->logits, p->vocab_n, p->vocab_begin, s->maxima, r->n_list, s->scratch,
+               words + 1);
     if (r->n_raw_list == 0) return;
     s->scan->maxima(row->raw, p->vocab_n, s->maxima);
     select_top(row->raw, p->vocab_n, p->vocab_begin, s->maxima, r->n_raw_list, s->scratch,
@@ -204,7 +208,7 @@ static enum status round_head(struct sampler *s, int n, int first_row, int *stri
     for (int i = 0; i < n; i++) {
         struct row *row = &s->rows[i];
         for (int r = 0; r < s->shape.tp; r++) {
-            if (at[r * words] != 0) return bad_logits(e, first_row + i, "a logit that is no number");
+            if (at[r * words] != 0) return bad_logits(e, first_row + i, "a logit of NaN");
         }
         const uint64_t *lists = at + 1, *raw_lists = lists + row->rule->n_list;
         if (!row_decide_lists(row, lists, raw_lists, words, s->shape.tp, s->shape.vocab_size,
@@ -223,20 +227,22 @@ static uint64_t count_equal(const float *l, int n, float x)
     return count;
 }
 
-// Mass of this rank's kept logits; by chunk too if chunk_mass isn't NULL.
+// Mass of this rank's kept logits, by chunk too.
 static uint64_t kept_mass(const struct sampler *s, const struct row *row, uint64_t *chunk_mass)
 {
     uint64_t sum = 0, ties = row->ties, tie_mass = ties > 0 ? mass_of(row->softmax, row->above) : 0;
+    bool all = row->above == -INFINITY && row->least == -INFINITY;
     for (int c = 0; c < s->n_chunks; c++) {
         const float *l = row->logits + (size_t) c * SCAN_CHUNK;
         int left = s->shape.vocab_n - c * SCAN_CHUNK, n = left < SCAN_CHUNK ? left : SCAN_CHUNK;
-        uint64_t mass = s->scan->mass(l, n, row->softmax, row->above, row->least);
+        uint64_t mass = all ? s->scan->sum(l, n, row->softmax)
+                            : s->scan->sum_kept(l, n, row->softmax, row->above, row->least);
         if (ties > 0) {
             uint64_t equal = count_equal(l, n, row->above), kept = equal < ties ? equal : ties;
             mass += kept * tie_mass;
             ties -= kept;
         }
-        if (chunk_mass != NULL) chunk_mass[c] = mass;
+        chunk_mass[c] = mass;
         sum += mass;
     }
     return sum;
@@ -247,7 +253,7 @@ static uint64_t whole_mass(const struct sampler *s, const float *l, struct softm
     uint64_t sum = 0;
     for (int c = 0; c < s->n_chunks; c++) {
         int left = s->shape.vocab_n - c * SCAN_CHUNK, n = left < SCAN_CHUNK ? left : SCAN_CHUNK;
-        sum += s->scan->mass(l + (size_t) c * SCAN_CHUNK, n, softmax, -INFINITY, -INFINITY);
+        sum += s->scan->sum(l + (size_t) c * SCAN_CHUNK, n, softmax);
     }
     return sum;
 }
@@ -257,8 +263,8 @@ static uint64_t *chunks_of(struct sampler *s, int i)
     return s->chunk_mass + (size_t) i * (size_t) s->n_chunks;
 }
 
-// The second round: total masses, and the kept ones of rows that need no search. Two words a row, the
-// second of the raw logits.
+// The second round: total masses, and the kept ones of rows that need no search. Two words a row,
+// the second of the raw logits.
 static enum status round_total(struct sampler *s, int n, int list_stride, struct error *e)
 {
     int words = 0;

@@ -22,38 +22,37 @@ static inline struct softmax softmax_of(float max, float temperature)
     return (struct softmax){max, (float) (1.4426950408889634 / (double) temperature)};
 }
 
-// The exponent of a logit's mass, at most 0, never falling as l rises. The largest has 0 even if it is
-// +inf, where all finite ones have -inf.
+// The exponent of a logit's mass, at most 0, never falling as l rises. The largest has 0 even if it
+// is +inf, where all finite ones have -inf.
 static inline float softmax_exponent(struct softmax s, float l)
 {
     float t = (l - s.max) * s.scale; // NaN for the largest if max or scale is infinite
     return t < 0 ? t : 0;
 }
 
-// 2^f on [-1/2, 1/2] = 1 + C1 f + ... + C6 f^6, least greatest relative error (2e-9 before rounding).
-#define MASS_C6 1.535336191e-4f
-#define MASS_C5 1.339887664e-3f
-#define MASS_C4 9.618437376e-3f
-#define MASS_C3 5.550332465e-2f
-#define MASS_C2 2.402264791e-1f
-#define MASS_C1 6.931472029e-1f
+// 2^(30 + f) on [-1/2, 1/2] = 2^30 (1 + C1 f + ... + C5 f^5): least greatest relative error, 9e-8.
+#define MASS_C0 0x1p30f
+#define MASS_C1 (6.931469776e-1f * MASS_C0)
+#define MASS_C2 (2.402224205e-1f * MASS_C0)
+#define MASS_C3 (5.550733762e-2f * MASS_C0)
+#define MASS_C4 (9.671514747e-3f * MASS_C0)
+#define MASS_C5 (1.326472746e-3f * MASS_C0)
 #define MASS_LEAST (-60.0f) // exponents below have mass 0 anyway
 
-// 2^t = 2^-shift * significand / 2^30, significand in [0.7, 1.42) * 2^30. Only exactly rounded single
-// operations, so that every compiler and vector width has the same bits (scan_body.h has the same).
+// 2^t = 2^-shift * significand / 2^30 for t in [MASS_LEAST, 0], significand in [0.7, 1.42) * 2^30.
+// Only exactly rounded single operations, so that every compiler and vector width has the same
+// bits.
 static inline void mass_parts(float t, int32_t *significand, int32_t *shift)
 {
-    t = t > MASS_LEAST ? t : MASS_LEAST;
     int32_t n = (int32_t) (t - 0.5f);
     float f = t - (float) n;
-    float p = MASS_C6;
-    p = p * f + MASS_C5;
+    float p = MASS_C5;
     p = p * f + MASS_C4;
     p = p * f + MASS_C3;
     p = p * f + MASS_C2;
     p = p * f + MASS_C1;
-    p = p * f + 1.0f;
-    *significand = (int32_t) (p * 1073741824.0f);
+    p = p * f + MASS_C0;
+    *significand = (int32_t) p;
     *shift = -n;
 }
 
@@ -65,7 +64,7 @@ static inline uint64_t mass_join(int32_t significand, int32_t shift)
 static inline uint64_t mass_at(float t)
 {
     int32_t significand, shift;
-    mass_parts(t, &significand, &shift);
+    mass_parts(t > MASS_LEAST ? t : MASS_LEAST, &significand, &shift);
     return mass_join(significand, shift);
 }
 

@@ -7,21 +7,62 @@ struct narrow narrow_of(bool by_mass, uint64_t want)
     return (struct narrow){.by_mass = by_mass, .want = want};
 }
 
+enum { LANES = 4, GROUP = 32, PIECE = 256 };
+
+// Neighbours often fall into one bin; lanes of their own spare them waiting for each other. One bin
+// more for what hasn't the prefix.
+struct lane {
+    struct {
+        uint64_t mass, count;
+    } bins[NARROW_BINS + 1];
+};
+
+// A group of logits of which all fall into one bin is added at once; of no interest if that's the
+// last.
+static void add_group(const uint16_t *bin, const uint64_t *mass, int n, struct lane lanes[LANES])
+{
+    uint16_t least = UINT16_MAX, most = 0;
+    for (int i = 0; i < n; i++) {
+        least = bin[i] < least ? bin[i] : least;
+        most = bin[i] > most ? bin[i] : most;
+    }
+    if (least == NARROW_BINS) return;
+    if (least == most) {
+        uint64_t sum = 0;
+        for (int i = 0; i < n; i++) sum += mass[i];
+        lanes[0].bins[least].mass += sum;
+        lanes[0].bins[least].count += (uint64_t) n;
+        return;
+    }
+    for (int i = 0; i < n; i++) {
+        struct lane *lane = &lanes[i % LANES];
+        lane->bins[bin[i]].mass += mass[i];
+        lane->bins[bin[i]].count++;
+    }
+}
+
 void narrow_fill(const struct narrow *n, const struct scan *scan, const float *l, int vocab_n,
                  struct softmax s, struct histogram *h)
 {
-    uint32_t key[SCAN_CHUNK];
-    uint64_t mass[SCAN_CHUNK];
-    int rest = 32 - (n->round + 1) * NARROW_BITS; // bits below this round's
-    memset(h, 0, sizeof *h);
-    for (int begin = 0; begin < vocab_n; begin += SCAN_CHUNK) {
-        int width = vocab_n - begin < SCAN_CHUNK ? vocab_n - begin : SCAN_CHUNK;
-        scan->list(l + begin, width, s, key, mass);
-        for (int i = 0; i < width; i++) {
-            uint32_t bits = key[i] >> rest;
-            if (bits >> NARROW_BITS != n->prefix) continue;
-            h->mass[bits % NARROW_BINS] += mass[i];
-            h->count[bits % NARROW_BINS]++;
+    struct lane lanes[LANES];
+    uint16_t bin[PIECE];
+    uint64_t mass[PIECE];
+    memset(lanes, 0, sizeof lanes);
+    for (int begin = 0; begin < vocab_n; begin += PIECE) {
+        int width = vocab_n - begin < PIECE ? vocab_n - begin : PIECE;
+        if (!scan->bins(l + begin, width, n->round * NARROW_BITS, n->prefix, bin)) continue;
+        scan->list(l + begin, width, s, mass);
+        for (int i = 0; i < width; i += GROUP) {
+            int count = width - i < GROUP ? width - i : GROUP;
+            add_group(bin + i, mass + i, count, lanes);
+        }
+    }
+    for (int i = 0; i < NARROW_BINS; i++) {
+        h->mass[i] = 0;
+        h->count[i] = 0;
+        for (int j = 0; j < LANES; j++) {
+            h->mass[i] += lanes[j].bins[i].mass;
+            h->count[i] += (uint32_t) lanes[j].bins[i].count;
         }
     }
 }

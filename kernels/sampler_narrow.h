@@ -1,6 +1,6 @@
-// Finds a cut-off in the vocabulary's order without sorting it, for kept sets longer than the lists of
-// candidates: the key of the last kept token, 8 bits a round, from the ranks' histograms of counts and
-// masses. Every rank steps alike. Pure; no allocation.
+// Finds a cut-off in the vocabulary's order without sorting it, for kept sets longer than the lists
+// of candidates: the key of the last kept token, 8 bits a round, from the ranks' histograms of
+// counts and masses. Every rank steps alike. Pure; no allocation.
 #ifndef PENSTOCK_KERNELS_SAMPLER_NARROW_H
 #define PENSTOCK_KERNELS_SAMPLER_NARROW_H
 
@@ -8,7 +8,7 @@
 
 #include <stddef.h>
 
-enum { NARROW_BITS = 8, NARROW_BINS = 1 << NARROW_BITS, NARROW_ROUNDS = 32 / NARROW_BITS };
+enum { NARROW_BITS = SCAN_BITS, NARROW_BINS = SCAN_BINS, NARROW_ROUNDS = 32 / NARROW_BITS };
 
 // Logits of one rank by the next bits of their keys, among the keys that begin with the prefix.
 struct histogram {
@@ -22,11 +22,12 @@ struct narrow {
     uint32_t prefix;
     uint64_t want;   // count or mass still to be reached among the keys that begin with prefix
     uint64_t above;  // mass of all keys beyond these
-    uint64_t ties_before, ties_here; // once done: logits equal to the cut-off's, of lower ranks and ours
+    // Once done: logits equal to the cut-off's, of lower ranks and of ours.
+    uint64_t ties_before, ties_here;
 };
 
-// Searches the shortest prefix of the order with `want` tokens, or that much mass; want > 0, and all
-// tokens together reach it.
+// Searches the shortest prefix of the order with `want` tokens, or that much mass; want > 0, and
+// all tokens together reach it.
 struct narrow narrow_of(bool by_mass, uint64_t want);
 
 void narrow_fill(const struct narrow *n, const struct scan *scan, const float *l, int vocab_n,

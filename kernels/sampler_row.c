@@ -136,8 +136,8 @@ bool row_decide_lists(struct row *row, const uint64_t *lists, const uint64_t *ra
     return true;
 }
 
-void row_decide_total(struct row *row, uint64_t total, const uint64_t *lists, int stride, int n_ranks,
-                      int vocab_size, uint64_t *kept)
+void row_decide_total(struct row *row, uint64_t total, const uint64_t *lists, int stride,
+                      int n_ranks, int vocab_size, uint64_t *kept)
 {
     struct merge m = merge_of(lists, stride, n_ranks, row->rule->n_list, vocab_size);
     if (decide_from_lists(row, m, total, kept)) return;
@@ -145,7 +145,8 @@ void row_decide_total(struct row *row, uint64_t total, const uint64_t *lists, in
     row->narrow = narrow_of(true, top_p_mass(row->rule->sampling.top_p, total));
 }
 
-void row_decide_narrow(struct row *row, const void *histograms, size_t stride, int n_ranks, int rank)
+void row_decide_narrow(struct row *row, const void *histograms, size_t stride, int n_ranks,
+                       int rank)
 {
     struct narrow *n = &row->narrow;
     narrow_step(n, histograms, stride, n_ranks, rank);

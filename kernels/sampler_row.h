@@ -61,11 +61,12 @@ bool row_decide_lists(struct row *row, const uint64_t *lists, const uint64_t *ra
                       int n_ranks, int vocab_size, uint64_t *kept);
 
 // After the total mass came, in ROW_TOTAL: from the lists, or on to narrowing.
-void row_decide_total(struct row *row, uint64_t total, const uint64_t *lists, int stride, int n_ranks,
-                      int vocab_size, uint64_t *kept);
+void row_decide_total(struct row *row, uint64_t total, const uint64_t *lists, int stride,
+                      int n_ranks, int vocab_size, uint64_t *kept);
 
 // After a round of narrowing, in ROW_NARROW.
-void row_decide_narrow(struct row *row, const void *histograms, size_t stride, int n_ranks, int rank);
+void row_decide_narrow(struct row *row, const void *histograms, size_t stride, int n_ranks,
+                       int rank);
 
 // After the kept mass of each rank came, in ROW_KEPT: mass (n_ranks), `stride` words apart.
 void row_decide_kept(struct row *row, const uint64_t *mass, int stride, int n_ranks);

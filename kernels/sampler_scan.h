@@ -1,5 +1,5 @@
-// The loops of the sampler that read a whole slice of logits, by instruction set; the same result from
-// each. Pure; any thread.
+// The loops of the sampler that read a whole slice of logits, by instruction set; the same result
+// from each. Pure; any thread.
 #ifndef PENSTOCK_KERNELS_SAMPLER_SCAN_H
 #define PENSTOCK_KERNELS_SAMPLER_SCAN_H
 
@@ -11,17 +11,22 @@
 enum {
     SCAN_BLOCK = 128,  // ids of one maximum
     SCAN_CHUNK = 1024, // ids of one sum
+    SCAN_BITS = 8,
+    SCAN_BINS = 1 << SCAN_BITS,
 };
 
 struct scan {
     // max (ceil(n / SCAN_BLOCK)) = the largest of each block. False if there is a NaN (then the
     // maxima mean nothing).
     bool (*maxima)(const float *l, int n, float *max);
-    // Sum of the masses of l (n), n <= SCAN_CHUNK, of the logits beyond `above` whose exponent
-    // reaches `least`.
-    uint64_t (*mass)(const float *l, int n, struct softmax s, float above, float least);
-    // key (n) and mass (n) of each logit, n <= SCAN_CHUNK.
-    void (*list)(const float *l, int n, struct softmax s, uint32_t *key, uint64_t *mass);
+    // bin (n) = the SCAN_BITS bits that follow the first `known` of each logit's key if those are
+    // `prefix`, else SCAN_BINS. False if no key has the prefix.
+    bool (*bins)(const float *l, int n, int known, uint32_t prefix, uint16_t *bin);
+    // mass (n) of each logit, n <= SCAN_CHUNK; their sum; the sum over the logits beyond `above`
+    // whose exponent reaches `least`.
+    void (*list)(const float *l, int n, struct softmax s, uint64_t *mass);
+    uint64_t (*sum)(const float *l, int n, struct softmax s);
+    uint64_t (*sum_kept)(const float *l, int n, struct softmax s, float above, float least);
 };
 
 // The best variant this CPU has (kernels/cpu/isa.h).

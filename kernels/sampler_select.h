@@ -1,5 +1,5 @@
-// Lists of the most likely tokens: of one rank's slice, and merged over the ranks. Entries are those of
-// sampler_mass.h. Pure; no allocation. Knows no sampling parameters.
+// Lists of the most likely tokens: of one rank's slice, and merged over the ranks. Entries are
+// those of sampler_mass.h. Pure; no allocation. Knows no sampling parameters.
 #ifndef PENSTOCK_KERNELS_SAMPLER_SELECT_H
 #define PENSTOCK_KERNELS_SAMPLER_SELECT_H
 
@@ -15,8 +15,8 @@ void select_sort(uint64_t *a, int n);
 // Entries of scratch that select_top needs.
 int select_scratch(int n, int want);
 
-// list (want) = the first entries of the tokens first_id + i with logits l (n), no NaN, ascending, then
-// ENTRY_NONE if n < want. max: their block maxima (struct scan).
+// list (want) = the first entries of the tokens first_id + i with logits l (n), no NaN, ascending,
+// then ENTRY_NONE if n < want. max: their block maxima (struct scan).
 void select_top(const float *l, int n, int32_t first_id, const float *max, int want,
                 uint64_t *scratch, uint64_t *list);
 

@@ -1,5 +1,5 @@
-// penstock bench sampler: microseconds a row of sampler_run on one rank, beside the time in which this
-// machine reads the same logits once, probed right before in the same run.
+// penstock bench sampler: microseconds a row of sampler_run on one rank, beside the time in which
+// this machine reads the same logits once, probed right before in the same run.
 #include "common/clock.h"
 #include "common/options.h"
 #include "kernels/sampler.h"
@@ -54,8 +54,8 @@ static double uniform(uint64_t position)
     return (double) (sampling_random(1, position) >> 11) / 9007199254740992.0;
 }
 
-// MODEL_LIKE: normal with standard deviation 2 and, every 4000 ids, a token far above, which together
-// have most of the mass, as a language model's next token has.
+// MODEL_LIKE: normal with standard deviation 2 and, every 4000 ids, a token far above, which
+// together have most of the mass, as a language model's next token has.
 static void fill(struct bench *b, enum logits_kind kind)
 {
     for (int64_t i = 0; i < (int64_t) ROWS_MAX * b->vocab; i++) {
@@ -74,17 +74,15 @@ static void fill(struct bench *b, enum logits_kind kind)
 // Nanoseconds of reading n floats once: the best of several sums.
 static int64_t read_ns(const float *l, int64_t n)
 {
-    volatile uint64_t keep;
+    volatile float keep;
     int64_t best = INT64_MAX, begin = clock_ns();
     for (int repeat = 0; repeat < REPEATS_LEAST || clock_ns() - begin < CASE_NS / 8; repeat++) {
-        uint64_t sums[16] = {0};
+        float sums[32] = {0};
         int64_t from = clock_ns();
         for (int64_t i = 0; i + 32 <= n; i += 32) {
-            uint64_t words[16];
-            memcpy(words, l + i, sizeof words);
-            for (int j = 0; j < 16; j++) sums[j] ^= words[j];
+            for (int j = 0; j < 32; j++) sums[j] += l[i + j];
         }
-        for (int j = 1; j < 16; j++) sums[0] ^= sums[j];
+        for (int j = 1; j < 32; j++) sums[0] += sums[j];
         keep = sums[0];
         int64_t took = clock_ns() - from;
         best = took < best ? took : best;

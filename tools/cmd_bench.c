@@ -9,7 +9,7 @@ static const struct {
     command_main *run;
     const char *summary;
 } BENCHMARKS[] = {
-    {"sampler", bench_sampler, "choosing tokens: microseconds a row beside reading the logits once"},
+    {"sampler", bench_sampler, "choosing tokens: us a row beside reading the logits once"},
     {NULL, NULL, NULL},
 };
 

@@ -1,101 +1,132 @@
-// The body of kernels/sampler_scan.h, compiled once per instruction set by scan_<isa>.c, which defines
-// SCAN_TABLE and SCAN_LANES. The exponential is mass_parts() of sampler_mass.h in vectors, operation
-// by operation; the rest are integer loops that compilers turn into vectors themselves.
+// The body of kernels/sampler_scan.h, compiled once per instruction set by scan_<isa>.c, which
+// defines SCAN_TABLE. Plain loops in the forms that compilers turn into vectors without changing a
+// bit of the result: no branch, integer reductions, and arrays between a loop's float half and its
+// 64-bit half.
 #include "kernels/sampler_scan.h"
 
-enum { PIECE = 256 }; // elements between the float half and the 64-bit half of a loop
-
-typedef float floats __attribute__((vector_size(4 * SCAN_LANES)));
-typedef int32_t ints __attribute__((vector_size(4 * SCAN_LANES)));
-
-static inline floats splat(float x) { return (floats){0} + x; }
+enum { PIECE = 256 }; // elements between the two halves
 
 // Signed keys: the bits of a float with the order of integers; -0.0 is just below 0.0.
 static inline int32_t signed_key(int32_t bits) { return bits ^ (bits >> 31 & 0x7fffffff); }
 
+struct range {
+    int32_t most, least;
+};
+
+static inline struct range range_of(const float *l, int n, struct range r)
+{
+    for (int i = 0; i < n; i++) {
+        int32_t bits;
+        memcpy(&bits, &l[i], sizeof bits);
+        int32_t k = signed_key(bits);
+        r.most = k > r.most ? k : r.most;
+        r.least = k < r.least ? k : r.least;
+    }
+    return r;
+}
+
 static bool scan_maxima(const float *l, int n, float *max)
 {
-    int32_t all_most = INT32_MIN, all_least = INT32_MAX;
+    int32_t most = INT32_MIN, least = INT32_MAX;
     for (int begin = 0; begin < n; begin += SCAN_BLOCK) {
-        int32_t bits[SCAN_BLOCK], most = INT32_MIN, least = INT32_MAX;
-        int width = n - begin < SCAN_BLOCK ? n - begin : SCAN_BLOCK;
-        memcpy(bits, l + begin, (size_t) width * sizeof *bits);
-        for (int i = width; i < SCAN_BLOCK; i++) bits[i] = bits[0];
-        for (int i = 0; i < SCAN_BLOCK; i++) {
-            int32_t k = signed_key(bits[i]);
-            most = k > most ? k : most;
-            least = k < least ? k : least;
-        }
-        int32_t back = signed_key(most);
-        memcpy(&max[begin / SCAN_BLOCK], &back, sizeof back);
-        all_most = most > all_most ? most : all_most;
-        all_least = least < all_least ? least : all_least;
+        struct range r = {INT32_MIN, INT32_MAX};
+        // A constant count lets the compiler unroll all of it.
+        r = n - begin >= SCAN_BLOCK ? range_of(l + begin, SCAN_BLOCK, r)
+                                    : range_of(l + begin, n - begin, r);
+        int32_t bits = signed_key(r.most);
+        memcpy(&max[begin / SCAN_BLOCK], &bits, sizeof bits);
+        most = r.most > most ? r.most : most;
+        least = r.least < least ? r.least : least;
     }
-    return all_most <= 0x7f800000 && all_least >= signed_key((int32_t) 0xff800000u);
+    return most <= 0x7f800000 && least >= signed_key((int32_t) 0xff800000u);
 }
 
-// mass_parts(softmax_exponent(s, x)), with significand 0 where the logit isn't kept.
-static inline void parts(const float *x, struct softmax s, float above, float least,
-                         int32_t *significand, int32_t *shift)
+static bool scan_bins(const float *restrict l, int n, int known, uint32_t prefix,
+                      uint16_t *restrict bin)
 {
-    floats l;
-    memcpy(&l, x, sizeof l);
-    floats t = (l - splat(s.max)) * splat(s.scale);
-    t = (floats) ((ints) t & (ints) (t < splat(0)));
-    ints kept = (ints) (l > splat(above)) & (ints) (t >= splat(least));
-    ints within = (ints) (t > splat(MASS_LEAST));
-    t = (floats) (((ints) t & within) | ((ints) splat(MASS_LEAST) & ~within));
-    ints n = __builtin_convertvector(t - splat(0.5f), ints);
-    floats f = t - __builtin_convertvector(n, floats);
-    floats p = splat(MASS_C6);
-    p = p * f + splat(MASS_C5);
-    p = p * f + splat(MASS_C4);
-    p = p * f + splat(MASS_C3);
-    p = p * f + splat(MASS_C2);
-    p = p * f + splat(MASS_C1);
-    p = p * f + splat(1.0f);
-    ints q = __builtin_convertvector(p * splat(1073741824.0f), ints) & kept;
-    n = -n;
-    memcpy(significand, &q, sizeof q);
-    memcpy(shift, &n, sizeof n);
+    int rest = 32 - known - SCAN_BITS;
+    uint32_t any = 0;
+    for (int i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &l[i], sizeof bits);
+        bits = bits == 0x80000000u ? 0 : bits;
+        uint32_t key = bits ^ ((uint32_t) ((int32_t) bits >> 31) | 0x80000000u);
+        uint32_t next = key >> rest, out = 0u - ((next >> SCAN_BITS) != prefix);
+        any |= ~out;
+        bin[i] = (uint16_t) ((out & SCAN_BINS) | (~out & (next % SCAN_BINS)));
+    }
+    return any != 0;
 }
 
-// One piece of a loop: l (n) with what lies beyond n filled by -inf, which has no mass.
-static inline void piece_parts(const float *l, int n, struct softmax s, float above, float least,
-                               int32_t *significand, int32_t *shift)
+// Infinities among a softmax' numbers make NaNs, which only softmax_exponent() minds.
+static bool is_finite(struct softmax s) { return s.max < INFINITY && s.scale < INFINITY; }
+
+// The exponent of a finite softmax, at least MASS_LEAST: it is at most 0, so that the bits order
+// the other way round.
+static inline float bounded(float t)
 {
-    float padded[PIECE];
-    if (n < PIECE) {
-        memcpy(padded, l, (size_t) n * sizeof *l);
-        for (int i = n; i < PIECE; i++) padded[i] = -INFINITY;
-        l = padded;
-    }
-    for (int i = 0; i < PIECE; i += SCAN_LANES) {
-        parts(l + i, s, above, least, significand + i, shift + i);
+    const uint32_t least = 0xc2700000u; // MASS_LEAST's bits
+    uint32_t bits;
+    memcpy(&bits, &t, sizeof bits);
+    bits = bits < least ? bits : least;
+    memcpy(&t, &bits, sizeof bits);
+    return t;
+}
+
+static inline void piece_parts(const float *restrict l, int n, struct softmax s,
+                               int32_t *restrict significand, int32_t *restrict shift)
+{
+    for (int i = 0; i < n; i++) {
+        mass_parts(bounded((l[i] - s.max) * s.scale), &significand[i], &shift[i]);
     }
 }
 
-static uint64_t scan_mass(const float *l, int n, struct softmax s, float above, float least)
+static void scan_list(const float *l, int n, struct softmax s, uint64_t *mass)
+{
+    int32_t significand[PIECE], shift[PIECE];
+    for (int i = 0; i < n && !is_finite(s); i++) mass[i] = mass_of(s, l[i]);
+    for (int begin = 0; begin < n && is_finite(s); begin += PIECE) {
+        int width = n - begin < PIECE ? n - begin : PIECE;
+        piece_parts(l + begin, width, s, significand, shift);
+        for (int i = 0; i < width; i++) mass[begin + i] = mass_join(significand[i], shift[i]);
+    }
+}
+
+static uint64_t scan_sum(const float *l, int n, struct softmax s)
 {
     int32_t significand[PIECE], shift[PIECE];
     uint64_t sum = 0;
-    for (int begin = 0; begin < n; begin += PIECE) {
+    for (int i = 0; i < n && !is_finite(s); i++) sum += mass_of(s, l[i]);
+    for (int begin = 0; begin < n && is_finite(s); begin += PIECE) {
         int width = n - begin < PIECE ? n - begin : PIECE;
-        piece_parts(l + begin, width, s, above, least, significand, shift);
-        for (int i = 0; i < PIECE; i++) sum += mass_join(significand[i], shift[i]);
+        piece_parts(l + begin, width, s, significand, shift);
+        for (int i = 0; i < width; i++) sum += mass_join(significand[i], shift[i]);
     }
     return sum;
 }
 
-static void scan_list(const float *l, int n, struct softmax s, uint32_t *key, uint64_t *mass)
+static bool is_kept(struct softmax s, float l, float above, float least)
 {
-    int32_t significand[PIECE], shift[PIECE];
-    for (int begin = 0; begin < n; begin += PIECE) {
-        int width = n - begin < PIECE ? n - begin : PIECE;
-        piece_parts(l + begin, width, s, -INFINITY, -INFINITY, significand, shift);
-        for (int i = 0; i < width; i++) mass[begin + i] = mass_join(significand[i], shift[i]);
-        for (int i = 0; i < width; i++) key[begin + i] = key_of(l[begin + i]);
-    }
+    return l > above && softmax_exponent(s, l) >= least;
 }
 
-const struct scan SCAN_TABLE = {scan_maxima, scan_mass, scan_list};
+static uint64_t scan_sum_kept(const float *l, int n, struct softmax s, float above, float least)
+{
+    int32_t significand[PIECE], shift[PIECE];
+    uint64_t sum = 0;
+    for (int i = 0; i < n && !is_finite(s); i++) {
+        sum += is_kept(s, l[i], above, least) ? mass_of(s, l[i]) : 0;
+    }
+    for (int begin = 0; begin < n && is_finite(s); begin += PIECE) {
+        int width = n - begin < PIECE ? n - begin : PIECE;
+        piece_parts(l + begin, width, s, significand, shift);
+        for (int i = 0; i < width; i++) {
+            float x = l[begin + i];
+            significand[i] &= -(int32_t) ((x > above) & ((x - s.max) * s.scale >= least));
+        }
+        for (int i = 0; i < width; i++) sum += mass_join(significand[i], shift[i]);
+    }
+    return sum;
+}
+
+const struct scan SCAN_TABLE = {scan_maxima, scan_bins, scan_list, scan_sum, scan_sum_kept};

@@ -1,7 +1,7 @@
 #include "kernels/sampler.h"
 
 #include "kernels/sampler_mass.h"
-#include "kernels/sampler_scan.h"
+#include "tests/support/logits.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -82,7 +82,8 @@ static void *rank_main(void *arg)
     void *memory = NULL;
     check(posix_memalign(&memory, 64, sampler_bytes(&shape)) == 0);
     memset(memory, 0xa5, sampler_bytes(&shape));
-    struct sampler *s = sampler_init(memory, &shape, NULL, NULL, c->tp > 1 ? &run->comm.base : NULL);
+    struct comm *comm = c->tp > 1 ? &run->comm.base : NULL;
+    struct sampler *s = sampler_init(memory, &shape, NULL, NULL, comm);
     // Of the exact size, so that a sanitizer sees a read beyond the slice.
     size_t bytes = (size_t) c->n_rows * (size_t) run->n * sizeof(float);
     float *mine = malloc(bytes > 0 ? bytes : 1), *copy = malloc(bytes > 0 ? bytes : 1);
@@ -161,7 +162,8 @@ static int by_id(const void *a, const void *b)
 static void define_penalties(const struct sampling *s, float *l, int vocab, const int32_t *ids,
                              int n, int n_prompt)
 {
-    int *in_all = calloc((size_t) vocab, sizeof(int)), *in_output = calloc((size_t) vocab, sizeof(int));
+    int *in_all = calloc((size_t) vocab, sizeof(int));
+    int *in_output = calloc((size_t) vocab, sizeof(int));
     for (int i = 0; i < n; i++) {
         in_all[ids[i]]++;
         if (i >= n_prompt) in_output[ids[i]]++;
@@ -288,52 +290,6 @@ static uint64_t compare_all(struct call *c)
 }
 
 // --- inputs
-
-static uint64_t random_state = 1;
-
-static uint64_t next_random(void) { return sampling_random(0xda7a, random_state++); }
-static double uniform(void) { return (double) (next_random() >> 11) / 9007199254740992.0; }
-static float normal(void)
-{
-    return (float) (sqrt(-2 * log(1 - uniform())) * cos(6.283185307179586 * uniform()));
-}
-
-enum shape_of_logits {
-    NORMAL,      // standard deviation 2, flat for a language model
-    PEAKED,      // a few tokens have nearly all mass
-    ROUNDED,     // to 1/4: ties everywhere
-    ALL_EQUAL,
-    TWO_LEVELS,
-    HUGE,        // +-1e38
-    MOSTLY_MINUS_INF,
-    SINGLE_FINITE,
-    PLUS_INF,    // some +inf, some -inf
-    DENORMAL,
-    ZEROS,       // 0.0 and -0.0
-    ASCENDING,
-    DESCENDING,
-    N_SHAPES,
-};
-
-static float logit_of(enum shape_of_logits shape, int i, int n)
-{
-    switch (shape) {
-    case NORMAL: return 2 * normal();
-    case PEAKED: return i % 977 == 5 ? 18 + 2 * normal() : 2 * normal();
-    case ROUNDED: return roundf(8 * normal()) / 4;
-    case ALL_EQUAL: return -3.5f;
-    case TWO_LEVELS: return i % 3 == 1 ? 1.25f : 1.0f;
-    case HUGE: return (float) ((2 * uniform() - 1) * 1e38);
-    case MOSTLY_MINUS_INF: return uniform() < 0.002 || i == n / 2 ? normal() : -INFINITY;
-    case SINGLE_FINITE: return i == n * 2 / 3 ? -1e30f : -INFINITY;
-    case PLUS_INF: return i % 50 == 3 || i == n / 2 ? INFINITY : i % 7 == 0 ? -INFINITY : normal();
-    case DENORMAL: return (float) (1e-41 * (double) normal());
-    case ZEROS: return next_random() % 2 == 0 ? 0.0f : -0.0f;
-    case ASCENDING: return (float) i * 20 / (float) n;
-    case DESCENDING: return (float) -i * 20 / (float) n;
-    default: return 0;
-    }
-}
 
 static const float TEMPERATURES[] = {0, 1, 0.7f, 1.9f, 1e-3f, 100};
 static const float TOP_PS[] = {1, 0.9f, 0.5f, 0.999f, 1e-30f};
@@ -503,11 +459,10 @@ static void test_draws_follow_the_distribution(void **state)
     (void) state;
     enum { VOCAB = 12, N = 20000 };
     float logits[VOCAB];
-    double p[VOCAB], sum = 0;
+    double p[VOCAB];
     for (int i = 0; i < VOCAB; i++) {
         logits[i] = (float) ((i * 5) % VOCAB) * 0.3f;
         p[i] = exp((double) logits[i] / 1.3);
-        sum += p[i];
     }
     struct sampler_shape shape = {.slots = 1, .max_context = 4, .max_out = 1,
                                   .vocab_n = VOCAB, .vocab_size = VOCAB, .tp = 1};
@@ -615,51 +570,6 @@ static void test_rows_do_not_depend_on_neighbours(void **state)
     free(rows.logits);
 }
 
-// The integer exponential against the C library's, and its vector forms bit by bit.
-static void test_mass(void **state)
-{
-    (void) state;
-    assert_true(mass_at(0) == MASS_ONE);
-    assert_true(mass_at(-INFINITY) == 0);
-    for (int i = 0; i < 400000; i++) {
-        float t = -(float) i * 1e-4f;
-        double want = exp2((double) t) * (double) MASS_ONE;
-        assert_true(fabs((double) mass_at(t) - want) <= want * 2e-7 + 1);
-    }
-    struct softmax infinite = softmax_of(INFINITY, 0.5f);
-    assert_true(mass_of(infinite, INFINITY) == MASS_ONE && mass_of(infinite, 3e38f) == 0);
-
-    const struct scan *scans[] = {&scan_portable, scan_best()};
-    float l[SCAN_CHUNK], max[2][SCAN_CHUNK / SCAN_BLOCK];
-    uint32_t key[SCAN_CHUNK];
-    uint64_t mass[SCAN_CHUNK];
-    for (int shape = 0; shape < N_SHAPES; shape++) {
-        for (int n = 1; n <= SCAN_CHUNK; n += 93) {
-            float most = -INFINITY;
-            for (int i = 0; i < n; i++) {
-                l[i] = logit_of((enum shape_of_logits) shape, i, n);
-                most = l[i] > most ? l[i] : most;
-            }
-            struct softmax s = softmax_of(most, 0.9f);
-            float above = l[n / 2], least = -9.5f;
-            uint64_t want = 0;
-            for (int i = 0; i < n; i++) {
-                if (l[i] > above && softmax_exponent(s, l[i]) >= least) want += mass_of(s, l[i]);
-            }
-            for (int v = 0; v < 2; v++) {
-                assert_true(scans[v]->mass(l, n, s, above, least) == want);
-                assert_true(scans[v]->maxima(l, n, max[v]));
-                scans[v]->list(l, n, s, key, mass);
-                for (int i = 0; i < n; i++) {
-                    assert_true(key[i] == key_of(l[i]) && mass[i] == mass_of(s, l[i]));
-                    assert_true(l[i] <= max[v][i / SCAN_BLOCK]);
-                    assert_true(key_logit(key[i]) == l[i]);
-                }
-            }
-        }
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -671,7 +581,6 @@ int main(void)
         cmocka_unit_test(test_bad_logits),
         cmocka_unit_test(test_history_is_replaced),
         cmocka_unit_test(test_rows_do_not_depend_on_neighbours),
-        cmocka_unit_test(test_mass),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -71,8 +71,8 @@ static void test_bounds(void **state)
     }
 }
 
-// The published known-answer vector of Philox-4x32-10 for key 0 and counter 0, and three of ours that
-// pin the numbers of jobs that are resumed.
+// The published known-answer vector of Philox-4x32-10 for key 0 and counter 0, and three of ours
+// that pin the numbers of jobs that are resumed.
 static void test_vectors(void **state)
 {
     (void) state;
