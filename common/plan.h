@@ -1,0 +1,60 @@
+// The plan: how a model is cut into stages and what each rank then holds, in bytes, before anything is
+// loaded. Pure arithmetic from the config (and what the devices have); any thread.
+#ifndef PENSTOCK_COMMON_PLAN_H
+#define PENSTOCK_COMMON_PLAN_H
+
+#include "common/limits.h"
+#include "common/model_config.h"
+#include "common/status.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { PLAN_HASH_SIZE = 33 };
+
+struct plan_request {
+    const struct model_config *config;
+    int pp, tp;
+    int layers[PP_MAX];            // of each stage; layers[0] == 0: chosen here
+    uint64_t device_bytes[PP_MAX]; // of the smallest device of each stage's group
+    bool f32;                      // exact mode: activations and KV are f32, else bf16
+    bool score;                    // logits of every row travel back
+    // 0: chosen here
+    int slots, max_context, max_rows, chunk, max_out, steps_in_flight, kv_blocks;
+    uint64_t reserve;              // bytes of each device left alone
+};
+
+// One rank's bytes by kind; the largest rank of a stage.
+struct plan_ledger {
+    uint64_t weights;     // scales included
+    uint64_t kv;          // of kv_blocks
+    uint64_t activations; // buffers of a step, by token budget
+    uint64_t logits, sampler;
+    uint64_t scratch;     // of the kernels
+    uint64_t reserve;
+    uint64_t total;
+};
+
+struct plan {
+    int pp, tp;
+    int layers[PP_MAX], first[PP_MAX];
+    int kv_blocks;       // of the pool: the same in every stage
+    int slots;
+    int max_context;     // tokens of one sequence: prompt and output
+    int max_blocks;      // ceil(max_context / KV_BLOCK_ROWS)
+    int max_rows, chunk, max_out, steps_in_flight;
+    struct plan_ledger stages[PP_MAX];
+    uint64_t kv_block_bytes[PP_MAX]; // of one block in one stage
+    bool fits;           // else: reason says which stage lacks how much
+    char reason[ERROR_TEXT_SIZE];
+};
+
+// Chooses the layers that maximise KV blocks (ties: the smallest largest rank, then earlier stages take
+// more layers), and limits that fit. OK also when it does not fit: see p->fits. ERR_INPUT bad_plan (layers
+// that do not add up, more stages than layers), bad_tp.
+enum status plan_make(struct plan *p, const struct plan_request *r, struct error *e);
+
+// XXH3-128, hex, of everything that stages must agree on: model manifest hash, layers, limits, precision.
+void plan_hash(const struct plan *p, const char *model_hash, bool f32, char hash[PLAN_HASH_SIZE]);
+
+#endif
