@@ -21,6 +21,18 @@ void log_init(const char *who, enum log_level least, bool json)
     config.json = json;
 }
 
+enum status log_level_parse(const char *text, enum log_level *level, struct error *e)
+{
+    static const char *const names[] = {"debug", "info", "warn", "error"};
+    for (int i = LOG_DEBUG; i <= LOG_ERROR; i++) {
+        if (strcmp(text, names[i]) != 0) continue;
+        *level = (enum log_level) i;
+        return OK;
+    }
+    return error_set(e, ERR_INPUT, "bad_usage", "--log-level wants debug, info, warn or error, not "
+                     "\"%s\"", text);
+}
+
 bool log_enabled(enum log_level level) { return level >= config.least; }
 
 struct line {

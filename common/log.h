@@ -3,6 +3,8 @@
 #ifndef PENSTOCK_COMMON_LOG_H
 #define PENSTOCK_COMMON_LOG_H
 
+#include "common/status.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -11,6 +13,9 @@ enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
 // Called once by main before threads start. `who` (static string) names the program or group in each
 // line.
 void log_init(const char *who, enum log_level least, bool json);
+
+// "debug", "info", "warn" or "error". ERR_INPUT bad_usage.
+enum status log_level_parse(const char *text, enum log_level *level, struct error *e);
 
 // Whether a line of this level would be written.
 bool log_enabled(enum log_level level);
