@@ -1,7 +1,9 @@
 #include "common/log.h"
 
 #include "common/clock.h"
+#include "common/mpwalk.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -40,41 +42,58 @@ struct line {
     size_t n;
 };
 
+// A closing brace and the newline always fit.
+static size_t room(const struct line *l) { return sizeof l->bytes - 2 - l->n; }
+
 static void put(struct line *l, const char *s, size_t n)
 {
-    size_t room = sizeof l->bytes - 2 - l->n; // a closing brace and the newline always fit
-    if (n > room) n = room;
+    if (n > room(l)) n = room(l);
     memcpy(l->bytes + l->n, s, n);
     l->n += n;
 }
 
 static void put_str(struct line *l, const char *s) { put(l, s, strlen(s)); }
 
-// Quotes `s` in JSON's way; plain words stay bare in key=value lines.
+// Bytes of the UTF-8 character at s, 0 if it is none.
+static size_t character(const char *s)
+{
+    for (size_t n = 1; n <= 4 && s[n - 1] != '\0'; n++)
+        if (utf8_valid_prefix(s, n) == n) return n;
+    return 0;
+}
+
+// In JSON's way. What doesn't fit is cut between characters, and the closing quote always fits.
+static void put_quoted(struct line *l, const char *s)
+{
+    enum { LONGEST = 6 }; // \u001f
+    put_str(l, "\"");
+    for (size_t n; *s != '\0' && room(l) > LONGEST; s += n > 0 ? n : 1) {
+        char escaped[LONGEST + 1];
+        n = character(s);
+        if (n == 0) {
+            put_str(l, "?");
+        } else if (*s == '"' || *s == '\\') {
+            snprintf(escaped, sizeof escaped, "\\%c", *s);
+            put_str(l, escaped);
+        } else if ((unsigned char) *s < ' ') {
+            snprintf(escaped, sizeof escaped, "\\u%04x", (unsigned) (unsigned char) *s);
+            put_str(l, escaped);
+        } else {
+            put(l, s, n);
+        }
+    }
+    put_str(l, "\"");
+}
+
+// Plain words stay bare in key=value lines.
 static void put_value(struct line *l, const char *s)
 {
     bool bare = !config.json && s[0] != '\0';
     for (const char *p = s; *p != '\0' && bare; p++) {
-        bare = (unsigned char) *p > ' ' && *p != '"' && *p != '=' && *p != '\\';
+        bare = *p > ' ' && *p <= '~' && *p != '"' && *p != '=' && *p != '\\';
     }
-    if (bare) {
-        put_str(l, s);
-        return;
-    }
-    put_str(l, "\"");
-    for (const char *p = s; *p != '\0'; p++) {
-        char escaped[8];
-        if (*p == '"' || *p == '\\') {
-            snprintf(escaped, sizeof escaped, "\\%c", *p);
-            put_str(l, escaped);
-        } else if ((unsigned char) *p < ' ') {
-            snprintf(escaped, sizeof escaped, "\\u%04x", (unsigned) (unsigned char) *p);
-            put_str(l, escaped);
-        } else {
-            put(l, p, 1);
-        }
-    }
-    put_str(l, "\"");
+    if (bare) put_str(l, s);
+    else put_quoted(l, s);
 }
 
 static void put_key(struct line *l, const char *key)
@@ -93,6 +112,7 @@ static void put_key(struct line *l, const char *key)
 static void put_field(struct line *l, const struct log_field *f)
 {
     char number[40];
+    if (room(l) < strlen(f->key) + sizeof number) return; // left out whole: a line stays readable
     put_key(l, f->key);
     switch (f->kind) {
     case LOG_STR: put_value(l, f->str != NULL ? f->str : ""); break;
@@ -102,7 +122,8 @@ static void put_field(struct line *l, const struct log_field *f)
         break;
     case LOG_REAL:
         snprintf(number, sizeof number, "%.6g", f->real);
-        put_str(l, number);
+        if (config.json && !isfinite(f->real)) put_quoted(l, number);
+        else put_str(l, number);
         break;
     case LOG_END: break;
     }

@@ -1,5 +1,6 @@
 // Log lines on stderr, one event a line: `t=... level=info who=broker event=ready port=7300`, or one
-// JSON object a line with log_json(true). Any thread: a line is one write. No allocation.
+// JSON object a line. Any thread: a line is one write. A line beyond 2 KiB loses the ends of long values
+// and whole fields, never its form. No allocation.
 #ifndef PENSTOCK_COMMON_LOG_H
 #define PENSTOCK_COMMON_LOG_H
 
