@@ -1,5 +1,5 @@
-// The plan: how a model is cut into stages and what each rank then holds, in bytes, before anything is
-// loaded. Pure arithmetic from the config (and what the devices have); any thread.
+// The plan: how a model is cut into stages and what each rank then holds, in bytes, before anything
+// is loaded. Pure arithmetic from the config (and what the devices have); any thread.
 #ifndef PENSTOCK_COMMON_PLAN_H
 #define PENSTOCK_COMMON_PLAN_H
 
@@ -30,7 +30,7 @@ struct plan_ledger {
     uint64_t kv;          // of kv_blocks
     uint64_t activations; // buffers of a step, by token budget
     uint64_t logits, sampler;
-    uint64_t scratch;     // of the kernels
+    uint64_t scratch;     // of the kernels, and what their form of the weights adds
     uint64_t reserve;
     uint64_t total;
 };
@@ -45,16 +45,21 @@ struct plan {
     int max_rows, chunk, max_out, steps_in_flight;
     struct plan_ledger stages[PP_MAX];
     uint64_t kv_block_bytes[PP_MAX]; // of one block in one stage
-    bool fits;           // else: reason says which stage lacks how much
-    char reason[ERROR_TEXT_SIZE];
+    bool fits;
+    char reason[ERROR_TEXT_SIZE]; // why it does not fit; else what had to be lowered, or empty
 };
 
-// Chooses the layers that maximise KV blocks (ties: the smallest largest rank, then earlier stages take
-// more layers), and limits that fit. OK also when it does not fit: see p->fits. ERR_INPUT bad_plan (layers
-// that do not add up, more stages than layers), bad_tp.
+// Chooses the layers that maximise KV blocks (ties: the smallest largest rank, then earlier stages
+// take more layers), and limits that fit. More blocks than slots * max_blocks are of no use and not
+// counted. What the request leaves open is 32 slots, 512 rows a step and 4096 tokens a sequence
+// (the model's positions, if fewer); where memory is short, slots and rows are halved first, then
+// the sequence is cut. It fits if a sequence of max_context does. OK also when it does not fit: see
+// p->fits; kv_blocks and the ledgers then say what was wanted. ERR_INPUT bad_plan (layers that do
+// not add up, more stages than layers, a limit out of its bounds), bad_tp.
 enum status plan_make(struct plan *p, const struct plan_request *r, struct error *e);
 
-// XXH3-128, hex, of everything that stages must agree on: model manifest hash, layers, limits, precision.
+// XXH3-128, hex, of everything that stages must agree on: model manifest hash, layers, limits,
+// precision.
 void plan_hash(const struct plan *p, const char *model_hash, bool f32, char hash[PLAN_HASH_SIZE]);
 
 #endif

@@ -1,0 +1,275 @@
+#include "common/plan.h"
+
+#include "common/layout.h"
+#include "common/plan_split.h"
+
+#include <stdio.h>
+#include <string.h>
+#define XXH_STATIC_LINKING_ONLY // the state on the stack
+#include <xxhash.h>
+
+enum {
+    CONTEXT_DEFAULT = 4096,
+    SLOTS_DEFAULT = 32,
+    ROWS_DEFAULT = 512,
+    SHRINKS = 5, // times that the default slots and token budget may be halved: to 1 and 16
+};
+
+// --- the request
+
+static enum status bad(struct error *e, const char *what, int value, int least, int most)
+{
+    return error_set(e, ERR_INPUT, "bad_plan", "%s %d is not from %d to %d", what, value, least,
+                     most);
+}
+
+static enum status check_layers(const struct plan_request *r, struct error *e)
+{
+    int sum = 0, n = r->config->n_layers;
+    if (r->layers[0] == 0) return OK;
+    for (int i = 0; i < r->pp; i++) {
+        if (r->layers[i] < 1 || r->layers[i] > n) {
+            return bad(e, "a stage's layers", r->layers[i], 1, n);
+        }
+        sum += r->layers[i];
+    }
+    if (sum == n) return OK;
+    return error_set(e, ERR_INPUT, "bad_plan", "the stages have %d layers, the model has %d", sum,
+                     n);
+}
+
+static enum status check_request(const struct plan_request *r, struct error *e)
+{
+    const struct model_config *m = r->config;
+    int stages = m->n_layers < PP_MAX ? m->n_layers : PP_MAX;
+    const struct {
+        const char *what;
+        int value, most; // 0 is allowed: chosen here
+    } numbers[] = {
+        {"slots", r->slots, SLOTS_MAX},
+        {"max_context", r->max_context, m->max_position_embeddings},
+        {"max_rows", r->max_rows, STEP_ROWS_MAX},
+        {"chunk", r->chunk, STEP_ROWS_MAX},
+        {"max_out", r->max_out, STEP_ROWS_MAX},
+        {"steps_in_flight", r->steps_in_flight, STEPS_IN_FLIGHT_MAX},
+        {"kv_blocks", r->kv_blocks, SLOTS_MAX * (CONTEXT_MAX / KV_BLOCK_ROWS)},
+    };
+    if (r->pp < 1 || r->pp > stages) {
+        return error_set(e, ERR_INPUT, "bad_plan",
+                         "pp %d is not from 1 to %d: the model has %d layers", r->pp, stages,
+                         m->n_layers);
+    }
+    try(layout_check_tp(m, r->tp, e));
+    try(check_layers(r, e));
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        if (numbers[i].value < 0 || numbers[i].value > numbers[i].most) {
+            return bad(e, numbers[i].what, numbers[i].value, 1, numbers[i].most);
+        }
+    }
+    return OK;
+}
+
+// --- limits
+
+static int least_of(int a, int b) { return a < b ? a : b; }
+
+static int or_default(int given, int otherwise) { return given > 0 ? given : otherwise; }
+
+static void set_context(struct plan *p, int tokens)
+{
+    p->max_context = tokens;
+    p->max_blocks = (tokens + KV_BLOCK_ROWS - 1) / KV_BLOCK_ROWS;
+}
+
+// The limits as asked for, and where they were not the defaults, halved `shrink` times.
+static void set_limits(struct plan *p, const struct plan_request *r, int shrink)
+{
+    int slots = SLOTS_DEFAULT >> shrink, rows = ROWS_DEFAULT >> shrink;
+    *p = (struct plan){.pp = r->pp, .tp = r->tp, .slots = or_default(r->slots, slots),
+                       .max_rows = or_default(r->max_rows, rows)};
+    if (r->kv_blocks > 0) p->slots = or_default(r->slots, least_of(slots, r->kv_blocks));
+    p->chunk = least_of(or_default(r->chunk, p->max_rows), p->max_rows);
+    p->max_out = or_default(r->max_out, r->score ? p->max_rows : p->slots);
+    p->steps_in_flight = or_default(r->steps_in_flight,
+                                    least_of(r->pp < 2 ? 2 : r->pp + 1, STEPS_IN_FLIGHT_MAX));
+    set_context(p, or_default(r->max_context,
+                              least_of(r->config->max_position_embeddings, CONTEXT_DEFAULT)));
+    if (r->max_context == 0 && r->kv_blocks > 0) {
+        int64_t pool = (int64_t) r->kv_blocks * KV_BLOCK_ROWS;
+        if (pool < p->max_context) set_context(p, (int) pool);
+    }
+}
+
+static int64_t useful_blocks(const struct plan *p)
+{
+    return (int64_t) p->slots * p->max_blocks;
+}
+
+// Cuts the model under the plan's limits; how many KV blocks there is room for.
+static int64_t cut(struct plan *p, const struct plan_request *r, struct plan_cost *cost)
+{
+    struct plan_limits limits = {.slots = p->slots, .max_context = p->max_context,
+                                 .max_blocks = p->max_blocks, .max_rows = p->max_rows,
+                                 .max_out = p->max_out, .f32 = r->f32, .reserve = r->reserve};
+    struct plan_split split = {cost, r->pp, r->config->n_layers, r->device_bytes};
+    int64_t most = r->kv_blocks > 0 ? r->kv_blocks : useful_blocks(p), blocks;
+    plan_cost_limits(cost, &limits);
+    if (r->layers[0] > 0) {
+        memcpy(p->layers, r->layers, sizeof p->layers);
+        blocks = plan_split_blocks(&split, p->layers, most);
+    } else {
+        blocks = plan_split_choose(&split, most, p->layers);
+    }
+    for (int i = 1; i < p->pp; i++) p->first[i] = p->first[i - 1] + p->layers[i - 1];
+    return blocks;
+}
+
+static bool enough(const struct plan *p, const struct plan_request *r, int64_t blocks)
+{
+    if (r->kv_blocks > 0 && blocks < r->kv_blocks) return false;
+    return blocks >= p->max_blocks;
+}
+
+// --- the outcome
+
+static void set_ledgers(struct plan *p, const struct plan_request *r, const struct plan_cost *cost)
+{
+    struct plan_split split = {cost, r->pp, r->config->n_layers, r->device_bytes};
+    for (int i = 0; i < p->pp; i++) {
+        struct plan_stage stage = plan_split_stage(&split, i, p->first[i], p->layers[i]);
+        p->stages[i] = plan_cost_ledger(cost, &stage, p->kv_blocks);
+        p->kv_block_bytes[i] = plan_cost_block(cost, p->layers[i]);
+    }
+}
+
+static double gib(uint64_t bytes) { return (double) bytes / (double) GIB; }
+
+static const char *unit(uint64_t bytes, double *value)
+{
+    bool large = bytes >= GIB;
+    *value = large ? gib(bytes) : (double) bytes / (double) MIB;
+    return large ? "GiB" : "MiB";
+}
+
+// Names the stage that lacks most, its largest line, and what would fit.
+static void say_why(struct plan *p, const struct plan_request *r)
+{
+    uint64_t most = 0;
+    int worst = 0;
+    for (int i = 0; i < p->pp; i++) {
+        uint64_t total = p->stages[i].total, has = r->device_bytes[i];
+        if (total > has && total - has > most) {
+            most = total - has;
+            worst = i;
+        }
+    }
+    const struct plan_ledger *l = &p->stages[worst];
+    const struct {
+        const char *name;
+        uint64_t bytes;
+    } lines[] = {{"weights", l->weights},         {"KV", l->kv},           {"logits", l->logits},
+                 {"activations", l->activations}, {"sampler", l->sampler}, {"scratch", l->scratch},
+                 {"reserve", l->reserve}};
+    size_t top = 0;
+    for (size_t i = 1; i < sizeof lines / sizeof *lines; i++) {
+        if (lines[i].bytes > lines[top].bytes) top = i;
+    }
+    double needs, has, line, lacks;
+    const char *needs_unit = unit(l->total, &needs), *has_unit = unit(r->device_bytes[worst], &has);
+    const char *line_unit = unit(lines[top].bytes, &line), *lacks_unit = unit(most, &lacks);
+    snprintf(p->reason, sizeof p->reason,
+             "stage %d (layers %d to %d) needs %.2f %s on each of its %d devices for %d KV blocks, "
+             "%.2f %s of it %s; a device has %.2f %s: %.2f %s are lacking",
+             worst, p->first[worst], p->first[worst] + p->layers[worst] - 1, needs, needs_unit,
+             p->tp, p->kv_blocks, line, line_unit, lines[top].name, has, has_unit, lacks,
+             lacks_unit);
+}
+
+// The fewest stages of the smallest device that would fit, 0 if no number does.
+static int stages_that_fit(const struct plan_request *r)
+{
+    struct plan_request more = *r;
+    struct plan p;
+    uint64_t smallest = r->device_bytes[0];
+    int most = least_of(r->config->n_layers, PP_MAX);
+    for (int i = 1; i < r->pp; i++) {
+        if (r->device_bytes[i] < smallest) smallest = r->device_bytes[i];
+    }
+    for (int i = 0; i < PP_MAX; i++) more.device_bytes[i] = smallest;
+    memset(more.layers, 0, sizeof more.layers);
+    struct plan_cost cost;
+    plan_cost_init(&cost, r->config, r->tp);
+    set_limits(&p, r, SHRINKS);
+    for (more.pp = r->pp + 1; more.pp <= most; more.pp++) {
+        p.pp = more.pp;
+        if (enough(&p, r, cut(&p, &more, &cost))) return more.pp;
+    }
+    return 0;
+}
+
+static void refuse(struct plan *p, const struct plan_request *r)
+{
+    say_why(p, r);
+    int stages = stages_that_fit(r);
+    size_t n = strlen(p->reason);
+    if (stages > 0) {
+        snprintf(p->reason + n, sizeof p->reason - n, "; %d stages of such devices would fit",
+                 stages);
+    }
+}
+
+enum status plan_make(struct plan *p, const struct plan_request *r, struct error *e)
+{
+    struct plan_cost cost;
+    int64_t blocks = 0;
+    *p = (struct plan){0};
+    try(check_request(r, e));
+    plan_cost_init(&cost, r->config, r->tp);
+    bool fixed = r->slots > 0 && r->max_rows > 0;
+    int shrink = 0;
+    for (;; shrink++) {
+        set_limits(p, r, shrink);
+        blocks = cut(p, r, &cost);
+        p->fits = enough(p, r, blocks);
+        if (p->fits || fixed || shrink == SHRINKS) break;
+    }
+    bool lower = !p->fits && r->max_context == 0 && r->kv_blocks == 0 && blocks > 0;
+    if (lower) {
+        set_context(p, (int) blocks * KV_BLOCK_ROWS);
+        blocks = cut(p, r, &cost);
+        p->fits = enough(p, r, blocks);
+    }
+    p->kv_blocks = p->fits ? (int) blocks : r->kv_blocks > 0 ? r->kv_blocks : p->max_blocks;
+    // A sequence needs a block: further slots would never be taken.
+    if (r->slots == 0 && p->slots > p->kv_blocks) p->slots = p->kv_blocks;
+    set_ledgers(p, r, &cost);
+    if (!p->fits) {
+        refuse(p, r);
+    } else if (shrink > 0 || lower) {
+        snprintf(p->reason, sizeof p->reason,
+                 "memory is short: %d slots, steps of %d rows and sequences of %d tokens are what "
+                 "fits",
+                 p->slots, p->max_rows, p->max_context);
+    }
+    return OK;
+}
+
+// --- the hash
+
+static void hash_number(XXH3_state_t *hash, int64_t n) { XXH3_128bits_update(hash, &n, sizeof n); }
+
+void plan_hash(const struct plan *p, const char *model_hash, bool f32, char hash[PLAN_HASH_SIZE])
+{
+    const int64_t numbers[] = {p->pp, p->tp, p->kv_blocks, p->slots, p->max_context, p->max_rows,
+                               p->chunk, p->max_out, p->steps_in_flight, f32};
+    XXH3_state_t state;
+    XXH3_INITSTATE(&state);
+    XXH3_128bits_reset(&state);
+    hash_number(&state, (int64_t) strlen(model_hash));
+    XXH3_128bits_update(&state, model_hash, strlen(model_hash));
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) hash_number(&state, numbers[i]);
+    for (int i = 0; i < p->pp; i++) hash_number(&state, p->layers[i]);
+    XXH128_hash_t h = XXH3_128bits_digest(&state);
+    snprintf(hash, PLAN_HASH_SIZE, "%016llx%016llx", (unsigned long long) h.high64,
+             (unsigned long long) h.low64);
+}

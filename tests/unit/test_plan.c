@@ -1,0 +1,405 @@
+#include "common/plan.h"
+
+#include "common/layout.h"
+#include "common/plan_split.h"
+#include "kernels/sampler.h"
+#include "workers/forward.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static struct model_config load(const char *name)
+{
+    struct model_config c;
+    char path[256];
+    snprintf(path, sizeof path, FIXTURES "/%s", name);
+    assert_int_equal(model_config_load(&c, path, NULL), OK);
+    return c;
+}
+
+static struct plan_request request(const struct model_config *c, int pp, int tp, uint64_t bytes)
+{
+    struct plan_request r = {.config = c, .pp = pp, .tp = tp};
+    for (int i = 0; i < pp; i++) r.device_bytes[i] = bytes;
+    return r;
+}
+
+static struct plan make(const struct plan_request *r)
+{
+    struct plan p;
+    struct error e = {0};
+    if (plan_make(&p, r, &e) != OK) fail_msg("%s", e.text);
+    return p;
+}
+
+static void expect_layers(const struct plan *p, int n, const int *layers)
+{
+    assert_int_equal(p->pp, n);
+    for (int i = 0; i < n; i++) assert_int_equal(p->layers[i], layers[i]);
+}
+
+// DeepSeek-V3 on four nodes of eight 24 GB cards.
+static void test_deepseek_v3_on_32_cards(void **state)
+{
+    (void) state;
+    struct model_config c = load("deepseek-v3");
+    struct plan_request r = request(&c, 4, 8, 24564ull * MIB);
+    struct plan p = make(&r);
+    assert_true(p.fits);
+    assert_string_equal(p.reason, "");
+    expect_layers(&p, 4, (int[]){17, 15, 15, 14});
+    assert_int_equal(p.first[3], 47);
+    assert_int_equal(p.slots, 32);
+    assert_int_equal(p.max_context, 4096);
+    assert_int_equal(p.max_blocks, 64);
+    assert_int_equal(p.kv_blocks, 32 * 64); // more are of no use
+    assert_int_equal(p.kv_block_bytes[0], 17 * 64 * 576 * 2);
+    for (int i = 0; i < 4; i++) {
+        struct plan_ledger l = p.stages[i];
+        assert_int_equal(l.total, l.weights + l.kv + l.activations + l.logits + l.sampler +
+                                      l.scratch + l.reserve);
+        assert_true(l.total <= r.device_bytes[i]);
+        assert_int_equal(l.logits > 0, i == 3);
+    }
+    // So many sequences that memory decides: the same layers.
+    r.slots = 256;
+    p = make(&r);
+    expect_layers(&p, 4, (int[]){17, 15, 15, 14});
+    assert_in_range(p.kv_blocks, 3000, 3500);
+}
+
+static void test_weights_of_deepseek_v3(void **state)
+{
+    (void) state;
+    static const struct {
+        int layers[4];
+        double gib[4];
+    } CASES[] = {
+        {{15, 15, 15, 16}, {16.72, 20.33, 20.33, 21.90}},
+        {{17, 15, 15, 14}, {19.43, 20.33, 20.33, 19.19}},
+    };
+    struct model_config c = load("deepseek-v3");
+    for (size_t k = 0; k < sizeof CASES / sizeof *CASES; k++) {
+        struct plan_request r = request(&c, 4, 8, 24564ull * MIB);
+        memcpy(r.layers, CASES[k].layers, sizeof CASES[k].layers);
+        struct plan p = make(&r);
+        expect_layers(&p, 4, CASES[k].layers);
+        for (int i = 0; i < 4; i++) {
+            double gib = (double) p.stages[i].weights / (double) GIB;
+            assert_float_equal(gib, CASES[k].gib[i], 0.00501);
+        }
+    }
+}
+
+// --- the counts against what is built from them
+
+struct sum {
+    const struct model_config *config;
+    uint64_t bytes;
+};
+
+static enum status add(const struct slice *s, void *arg)
+{
+    struct sum *sum = arg;
+    sum->bytes += layout_slice_bytes(sum->config, s);
+    return OK;
+}
+
+static uint64_t largest_rank(const struct model_config *c, const struct plan *p, int stage)
+{
+    uint64_t most = 0;
+    for (int rank = 0; rank < p->tp; rank++) {
+        struct sum sum = {c, 0};
+        struct placement place = {p->first[stage], p->first[stage] + p->layers[stage], stage == 0,
+                                  stage == p->pp - 1, rank, p->tp};
+        assert_int_equal(layout_walk(c, &place, add, &sum), OK);
+        most = sum.bytes > most ? sum.bytes : most;
+    }
+    return most;
+}
+
+// Widths that cut through scale blocks, so that ranks differ and not the first is the largest.
+static void test_weights_are_those_of_the_largest_rank(void **state)
+{
+    (void) state;
+    static const char *const NAMES[] = {"tiny-fp8", "tiny-bf16"};
+    for (int k = 0; k < 2; k++) {
+        struct model_config c = load(NAMES[k]);
+        c.vocab_size = 1021;
+        c.intermediate_size = 509;
+        c.moe_intermediate_size = 96 * 4;
+        for (int tp = 1; tp <= 4; tp *= 2) {
+            for (int pp = 1; pp <= 3; pp++) {
+                struct plan_request r = request(&c, pp, tp, 1 * GIB);
+                struct plan p = make(&r);
+                for (int i = 0; i < pp; i++) {
+                    assert_int_equal(p.stages[i].weights, largest_rank(&c, &p, i));
+                }
+            }
+        }
+    }
+}
+
+static void test_kv_and_sampler_have_the_room_they_need(void **state)
+{
+    (void) state;
+    static const char *const NAMES[] = {"tiny-fp8", "tiny-bf16", "deepseek-v3"};
+    static const int SLOTS[] = {1, 7, 64, 1024};
+    for (int k = 0; k < 3; k++) {
+        struct model_config c = load(NAMES[k]);
+        for (int i = 0; i < 8; i++) {
+            struct plan_request r = request(&c, 2, i % 2 == 0 ? 1 : 4, 4096ull * GIB);
+            r.slots = SLOTS[i / 2];
+            r.f32 = i % 2 == 0;
+            struct plan p = make(&r);
+            assert_true(p.fits);
+            enum precision precision = r.f32 ? PRECISION_F32 : PRECISION_BF16;
+            for (int s = 0; s < 2; s++) {
+                assert_int_equal(p.kv_block_bytes[s],
+                                 forward_kv_block_bytes(&c, p.layers[s], precision));
+                assert_int_equal(p.stages[s].kv,
+                                 p.kv_block_bytes[s] * (uint64_t) p.kv_blocks);
+            }
+            struct step_limits limits = {.max_rows = p.max_rows, .slots = p.slots,
+                                         .max_blocks = p.max_blocks, .n_blocks = p.kv_blocks,
+                                         .max_out = p.max_out, .vocab_size = c.vocab_size};
+            struct sampler_shape shape = forward_sampler_shape(&c, &limits, 0, p.tp);
+            assert_true(sampler_bytes(&shape) <= p.stages[1].sampler);
+            assert_int_equal(p.stages[0].sampler, 0);
+        }
+    }
+}
+
+// --- the search against trying everything
+
+struct best {
+    int64_t blocks;
+    uint64_t largest;
+    int layers[PP_MAX];
+};
+
+static void weigh(const struct plan_split *s, const int *layers, int64_t most, struct best *best)
+{
+    int64_t blocks = plan_split_blocks(s, layers, most);
+    uint64_t largest = 0;
+    for (int i = 0, first = 0; i < s->pp; first += layers[i++]) {
+        struct plan_stage stage = plan_split_stage(s, i, first, layers[i]);
+        uint64_t bytes = plan_cost_bytes(s->cost, &stage, blocks);
+        largest = bytes > largest ? bytes : largest;
+    }
+    // Tried in descending order of the earlier stages' layers: only what is better replaces.
+    if (blocks < best->blocks || (blocks == best->blocks && largest >= best->largest)) return;
+    best->blocks = blocks;
+    best->largest = largest;
+    memcpy(best->layers, layers, (size_t) s->pp * sizeof *layers);
+}
+
+static void try_all(const struct plan_split *s, int *layers, int i, int left, int64_t most,
+                    struct best *best)
+{
+    if (i == s->pp - 1) {
+        layers[i] = left;
+        weigh(s, layers, most, best);
+        return;
+    }
+    for (int n = left - (s->pp - 1 - i); n >= 1; n--) {
+        layers[i] = n;
+        try_all(s, layers, i + 1, left - n, most, best);
+    }
+}
+
+static uint64_t random_state = 1;
+
+static uint64_t any(uint64_t least, uint64_t most)
+{
+    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+    return least + (random_state >> 33) % (most - least + 1);
+}
+
+static void test_no_other_layers_are_better(void **state)
+{
+    (void) state;
+    struct model_config c = load("tiny-fp8");
+    int n_some = 0, n_none = 0;
+    for (int k = 0; k < 600; k++) {
+        c.n_layers = (int) any(1, 9);
+        c.n_dense_layers = (int) any(0, (uint64_t) c.n_layers);
+        c.vocab_size = (int) any(100, 4000);
+        c.intermediate_size = (int) any(64, 8192);
+        c.n_routed_experts = (int) any(8, 32);
+        int pp = (int) any(1, (uint64_t) (c.n_layers < 5 ? c.n_layers : 5));
+        struct plan_cost cost;
+        struct plan_limits limits = {.slots = 4, .max_context = 512, .max_blocks = 8,
+                                     .max_rows = 16, .max_out = 4};
+        plan_cost_init(&cost, &c, 2);
+        plan_cost_limits(&cost, &limits);
+        uint64_t device_bytes[PP_MAX], base = any(8, 60) * MIB;
+        for (int i = 0; i < pp; i++) device_bytes[i] = k % 3 == 0 ? base : base + any(0, 8) * MIB;
+        struct plan_split s = {&cost, pp, c.n_layers, device_bytes};
+        int64_t most = k % 2 == 0 ? 32 : 1000000;
+        int layers[PP_MAX], tried[PP_MAX];
+        struct best best = {.blocks = 0, .largest = UINT64_MAX};
+        int64_t blocks = plan_split_choose(&s, most, layers);
+        try_all(&s, tried, 0, c.n_layers, most, &best);
+        assert_int_equal(blocks, best.blocks);
+        n_some += blocks > 0;
+        n_none += blocks == 0;
+        if (blocks == 0) continue;
+        for (int i = 0; i < pp; i++) assert_int_equal(layers[i], best.layers[i]);
+    }
+    assert_true(n_some > 100 && n_none > 20);
+}
+
+// --- what is left open, and what does not fit
+
+static void test_defaults(void **state)
+{
+    (void) state;
+    struct model_config c = load("tiny-bf16");
+    struct plan_request r = request(&c, 1, 1, 4 * GIB);
+    struct plan p = make(&r);
+    assert_int_equal(p.max_context, 4096);
+    assert_int_equal(p.slots, 32);
+    assert_int_equal(p.max_rows, 512);
+    assert_int_equal(p.chunk, 512);
+    assert_int_equal(p.max_out, 32);
+    assert_int_equal(p.steps_in_flight, 2);
+    c.max_position_embeddings = 1000;
+    r.score = true;
+    r.slots = 1;
+    r.max_rows = 64;
+    r.chunk = 7;
+    p = make(&r);
+    assert_int_equal(p.max_context, 1000);
+    assert_int_equal(p.max_blocks, 16);
+    assert_int_equal(p.kv_blocks, 16);
+    assert_int_equal(p.max_out, 64);
+    assert_int_equal(p.chunk, 7);
+    r = request(&c, 3, 1, 4 * GIB);
+    r.kv_blocks = 10;
+    p = make(&r);
+    assert_int_equal(p.kv_blocks, 10);
+    assert_int_equal(p.slots, 10);
+    assert_int_equal(p.max_context, 640);
+    assert_int_equal(p.steps_in_flight, 4);
+}
+
+// Down from plenty to nothing: every plan that fits keeps to the memory, and says what it lowered.
+static void test_less_and_less_memory(void **state)
+{
+    (void) state;
+    struct model_config c = load("tiny-fp8");
+    int n_lowered = 0, n_short = 0, n_refused = 0, context = 4096, slots = 32;
+    for (uint64_t mib = 80; mib > 0; mib--) {
+        struct plan_request r = request(&c, 2, 1, mib * MIB);
+        struct plan p = make(&r);
+        if (!p.fits) {
+            assert_non_null(strstr(p.reason, "lacking"));
+            n_refused++;
+            continue;
+        }
+        assert_int_equal(n_refused, 0);
+        assert_true(p.slots <= slots && p.max_context <= context);
+        assert_true(p.kv_blocks >= p.max_blocks && p.slots <= p.kv_blocks);
+        assert_int_equal(p.max_blocks, (p.max_context + 63) / 64);
+        for (int i = 0; i < 2; i++) assert_true(p.stages[i].total <= mib * MIB);
+        slots = p.slots;
+        context = p.max_context;
+        bool less = p.max_rows < 512 || context < 4096;
+        n_lowered += less;
+        n_short += context < 4096;
+        assert_int_equal(p.reason[0] != '\0', less);
+    }
+    assert_true(n_lowered > 0 && n_short > 0 && n_refused > 0);
+}
+
+static void test_a_refusal_says_what_lacks_and_what_would_fit(void **state)
+{
+    (void) state;
+    struct model_config c = load("deepseek-v3");
+    struct plan_request r = request(&c, 2, 8, 24564ull * MIB);
+    struct plan p = make(&r);
+    assert_false(p.fits);
+    assert_non_null(strstr(p.reason, "of it weights"));
+    assert_non_null(strstr(p.reason, "; 4 stages of such devices would fit"));
+    // Asked for more blocks than there is room for.
+    r = request(&c, 4, 8, 24564ull * MIB);
+    r.kv_blocks = 100000;
+    p = make(&r);
+    assert_false(p.fits);
+    assert_int_equal(p.kv_blocks, 100000);
+    assert_non_null(strstr(p.reason, "of it KV"));
+}
+
+static void test_bad_requests(void **state)
+{
+    (void) state;
+    struct model_config c = load("tiny-fp8");
+    const struct plan_request good = request(&c, 2, 2, 1 * GIB);
+    struct plan_request bad[8];
+    for (int i = 0; i < 8; i++) bad[i] = good;
+    bad[0].pp = 0;
+    bad[1].pp = 6;
+    bad[2].layers[0] = 3, bad[2].layers[1] = 1;
+    bad[3].layers[0] = 5, bad[3].layers[1] = 0;
+    bad[4].max_context = 4097;
+    bad[5].slots = -1;
+    bad[6].max_rows = STEP_ROWS_MAX + 1;
+    bad[7].tp = 3;
+    for (int i = 0; i < 8; i++) {
+        struct plan p;
+        struct error e = {0};
+        assert_int_equal(plan_make(&p, &bad[i], &e), ERR_INPUT);
+        assert_string_equal(e.code, i < 7 ? "bad_plan" : "bad_tp");
+    }
+}
+
+// --- the hash
+
+static void test_the_hash_tells_plans_apart(void **state)
+{
+    (void) state;
+    struct model_config c = load("tiny-fp8");
+    struct plan_request r = request(&c, 2, 2, 1 * GIB);
+    struct plan p = make(&r), q = p;
+    char first[PLAN_HASH_SIZE], hash[PLAN_HASH_SIZE];
+    plan_hash(&p, "model", false, first);
+    plan_hash(&q, "model", false, hash);
+    assert_int_equal(strlen(hash), PLAN_HASH_SIZE - 1);
+    assert_string_equal(first, hash);
+    plan_hash(&p, "model", true, hash);
+    assert_string_not_equal(first, hash);
+    plan_hash(&p, "modem", false, hash);
+    assert_string_not_equal(first, hash);
+    q.layers[0]++;
+    q.layers[1]--;
+    plan_hash(&q, "model", false, hash);
+    assert_string_not_equal(first, hash);
+    q = p;
+    q.kv_blocks--;
+    plan_hash(&q, "model", false, hash);
+    assert_string_not_equal(first, hash);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_deepseek_v3_on_32_cards),
+        cmocka_unit_test(test_weights_of_deepseek_v3),
+        cmocka_unit_test(test_weights_are_those_of_the_largest_rank),
+        cmocka_unit_test(test_kv_and_sampler_have_the_room_they_need),
+        cmocka_unit_test(test_no_other_layers_are_better),
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_less_and_less_memory),
+        cmocka_unit_test(test_a_refusal_says_what_lacks_and_what_would_fit),
+        cmocka_unit_test(test_bad_requests),
+        cmocka_unit_test(test_the_hash_tells_plans_apart),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
