@@ -11,6 +11,7 @@ static const struct {
     const char *summary;
 } COMMANDS[] = {
     {"bench", cmd_bench, "measures parts of Penstock on this machine"},
+    {"plan", cmd_plan, "whether a model fits on given devices, byte by byte"},
     {NULL, NULL, NULL},
 };
 

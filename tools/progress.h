@@ -15,8 +15,8 @@ struct progress {
 // Draws on stderr. `total` is the number of jobs, 0 if unknown.
 void progress_init(struct progress *p, int64_t total);
 
-// Shows the state if enough time has passed since the last drawing (0.1 s on a terminal, 5 s else) or
-// `last` is set, which also ends the line. tokens: generated so far.
+// Shows the state if enough time has passed since the last drawing (0.1 s on a terminal, 5 s else)
+// or `last` is set, which also ends the line. tokens: generated so far.
 void progress_update(struct progress *p, int64_t done, int64_t failed, int64_t tokens, bool last);
 
 #endif
