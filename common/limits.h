@@ -10,6 +10,7 @@
 // --- files
 #define CONFIG_JSON_MAX (1 * MIB)
 #define TOKENIZER_JSON_MAX (64 * MIB)
+#define TOKENIZER_SPLITS_MAX 16 // regular expressions of a pre-tokenizer
 #define SAFETENSORS_HEADER_MAX (100 * MIB) // as the format's own library has it
 #define SAFETENSORS_INDEX_MAX (64 * MIB)
 #define CHECKPOINT_FILES_MAX 4096
