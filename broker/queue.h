@@ -125,6 +125,7 @@ struct queue_verdict {
     const char *tenant, *id;
     const char *owner; // reap, promote
     uint64_t attempt;
+    uint64_t need_blocks; // renew: of the job, whoever runs it; 0: its record is gone
 };
 
 // Pointers are valid during the callback.
@@ -138,6 +139,7 @@ struct queue_reply {
     const struct queue_header *headers;   // window
     const struct queue_job *jobs;         // claim
     const struct queue_verdict *verdicts; // renew, reap, promote
+    const char *const *tenants;           // tenants
     struct queue_stats stats;
 };
 
@@ -254,6 +256,9 @@ enum status queue_reap(struct queue *q, size_t limit, queue_fn *fn, void *arg);
 enum status queue_promote(struct queue *q, size_t limit, queue_fn *fn, void *arg);
 
 enum status queue_stats(struct queue *q, queue_fn *fn, void *arg);
+
+// Names of the tenants whose inboxes are served.
+enum status queue_tenants(struct queue *q, queue_fn *fn, void *arg);
 
 // The word's name, for logs.
 const char *queue_word_name(enum queue_word word);

@@ -96,7 +96,8 @@ end
 
 -- --- attempts
 
--- term, lease, (tenant, id, attempt)... -> {{ok | cancel | stale, tenant, id, attempt}...}
+-- term, lease, (tenant, id, attempt)... -> {{ok | cancel | stale, tenant, id, attempt, need}...}
+-- `need` lets a new broker learn what the attempts that it finds running hold.
 local function renew(keys, args)
     local p = prefix(keys, args, 5, 2 + 3 * MANY)
     local term, lease = term_of(args), uint(args[2], 'lease', 1, EXACT / 2)
@@ -106,13 +107,14 @@ local function renew(keys, args)
     local ends, reply = now_ms() + lease, {}
     for i = 1, n do
         local tenant, id, attempt = attempt_of(args, 3 * i)
-        local h = call('HMGET', job_key(p, tenant, id), 'state', 'attempt', 'cancel')
+        local h = call('HMGET', job_key(p, tenant, id), 'state', 'attempt', 'cancel',
+                       'need')
         local word = 'stale'
         if h[1] == 'running' and h[2] == attempt then
             call('ZADD', p .. 'ls', ends, tenant .. ':' .. id)
             word = h[3] and 'cancel' or 'ok'
         end
-        reply[i] = {word, tenant, id, attempt}
+        reply[i] = {word, tenant, id, attempt, h[4] or '0'}
     end
     return reply
 end

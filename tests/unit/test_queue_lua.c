@@ -215,7 +215,7 @@ static void test_the_life_of_a_job(void **state)
     assert_non_null(strstr(got, " 0 60000 0 0 custom batch]]"));
     expect("[[two 2 3 100 20 0 0 0]]", "window", "1", "0", "default", "0", "10");
 
-    expect("[[ok default one 1]]", "renew", "1", "30000", "default", "one", "1");
+    expect("[[ok default one 1 3]]", "renew", "1", "30000", "default", "one", "1");
     expect("[ok 4]", "checkpoint", "1", "default", "one", "1", "0", "ABCD");
     expect("ok", "done", "1", "default", "one", "1", "done", "the result");
     expect_cmd("the result", "GET", "%Tr:default:one");
@@ -313,7 +313,7 @@ static void test_bad_arguments_change_nothing(void **state)
     expect_cmd("!BADARG", "FCALL", "stats", "0");
     expect_cmd("1", "LLEN", "%Tin:default");
     assert_string_equal(state_of("a"), "running");
-    expect("[[ok default a 1]]", "renew", "1", "1", "default", "a", "1");
+    expect("[[ok default a 1 3]]", "renew", "1", "1", "default", "a", "1");
 }
 
 // --- ingest
@@ -473,7 +473,7 @@ static void test_cancel_in_every_state(void **state)
 
     make_running("3", "running", "1");
     expect("[running 1 group]", "cancel", "1", "default", "0", "running");
-    expect("[[cancel default running 1]]", "renew", "1", "30000", "default", "running", "1");
+    expect("[[cancel default running 1 3]]", "renew", "1", "30000", "default", "running", "1");
     expect("ok", "done", "1", "default", "running", "1", "cancelled", "R");
     expect_event(1, "running cancelled 1");
     expect("[cancelled]", "cancel", "1", "default", "0", "running");
@@ -559,7 +559,7 @@ static void test_only_the_running_attempt_may_finish(void **state)
     expect("stale", "done", "1", "default", "a", "1", "done", "zombie");
     call("claim", "1", "g", "30000", "100", "8", "default", "a");
     expect("stale", "done", "1", "default", "a", "1", "done", "zombie");
-    expect("[[stale default a 1]]", "renew", "1", "1", "default", "a", "1");
+    expect("[[stale default a 1 3]]", "renew", "1", "1", "default", "a", "1");
     expect("[stale 0]", "checkpoint", "1", "default", "a", "1", "0", "x");
     expect("stale", "nack", "1", "default", "a", "1", "0");
     expect("[stale 0]", "fail", "1", "default", "a", "1", "c", "t", "1", "1", "1", "0", "");
@@ -672,7 +672,7 @@ static void test_reap_gives_back_what_has_no_lease(void **state)
     make_due("ls", "default:a");
     make_due("ls", "default:b");
     expect("[[ready default a 1 group]]", "reap", "1", "1");
-    expect("[[ok default b 2]]", "renew", "1", "30000", "default", "b", "2"); // just in time
+    expect("[[ok default b 2 3]]", "renew", "1", "30000", "default", "b", "2"); // just in time
     expect("[]", "reap", "1", "10");
     expect("[[a 1 3 100 20 0 1 0]]", "window", "1", "0", "default", "0", "10");
 }
@@ -726,7 +726,7 @@ static void test_a_full_redis_takes_nothing_in_but_drains(void **state)
     cmd("CONFIG", "SET", "maxmemory", "1");
     expect_cmd("!OOM", "RPUSH", "%Tin:default", "m");
     expect("!OOM", "take", "1", "default", "1", "1", "1");
-    expect("[[ok default a 1]]", "renew", "1", "1000", "default", "a", "1");
+    expect("[[ok default a 1 3]]", "renew", "1", "1000", "default", "a", "1");
     expect("ok", "done", "1", "default", "a", "1", "done", "R");
     expect("[retry 0]", "fail", "1", "default", "b", "2", "c", "t", "1", "1", "1", "0", "");
     expect("ready", "nack", "1", "default", "c", "3", "1");
