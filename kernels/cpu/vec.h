@@ -16,6 +16,7 @@ enum { VEC_WIDTH = 16 };
 typedef __m512 vec;
 typedef uint32_t vec_bits __attribute__((vector_size(64)));
 typedef int32_t vec_mask __attribute__((vector_size(64)));
+typedef int16_t vec_shorts __attribute__((vector_size(64)));
 
 static inline vec vec_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline void vec_store(float *p, vec v) { _mm512_storeu_ps(p, v); }
@@ -54,6 +55,7 @@ enum { VEC_WIDTH = 8 };
 typedef __m256 vec;
 typedef uint32_t vec_bits __attribute__((vector_size(32)));
 typedef int32_t vec_mask __attribute__((vector_size(32)));
+typedef int16_t vec_shorts __attribute__((vector_size(32)));
 
 static inline vec vec_load(const float *p) { return _mm256_loadu_ps(p); }
 static inline void vec_store(float *p, vec v) { _mm256_storeu_ps(p, v); }
@@ -89,6 +91,7 @@ enum { VEC_WIDTH = 4 };
 typedef float vec __attribute__((vector_size(16)));
 typedef uint32_t vec_bits __attribute__((vector_size(16)));
 typedef int32_t vec_mask __attribute__((vector_size(16)));
+typedef int16_t vec_shorts __attribute__((vector_size(16)));
 
 static inline vec vec_load(const float *p)
 {
@@ -130,6 +133,7 @@ static inline float vec_sum(vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 
 #endif
 
+static inline vec_bits vec_all_bits(uint32_t x) { return (vec_bits) {0} + x; }
 static inline vec vec_zero(void) { return vec_all(0.0f); }
 
 static inline vec vec_select(vec_mask mask, vec yes, vec no)
