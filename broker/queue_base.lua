@@ -119,10 +119,14 @@ end
 
 -- The result of a job that no group finished: a msgpack map in the form of every result.
 local function make_result(id, job, status, code, text)
-    local n = 5
+    local n = 10
     local s = cmsgpack.pack('v', 1, 'id', id, 'status', status,
                             'attempts', tonumber(job.starts or 0), 'error') .. string.char(0x83)
-        .. cmsgpack.pack('code', code, 'message', text, 'retryable', false)
+        .. cmsgpack.pack('code', code, 'message', text, 'retryable', false, 'tokens')
+        .. string.char(0x90) .. cmsgpack.pack('usage') .. string.char(0x83)
+        .. cmsgpack.pack('prompt', 0, 'cached', 0, 'completion', 0, 'timing') .. string.char(0x83)
+        .. cmsgpack.pack('queued', 0, 'prefill', 0, 'decode', 0, 'resumed', 0, 'engine')
+        .. string.char(0x80)
     if job.custom and job.custom ~= '' then
         n, s = n + 1, s .. cmsgpack.pack('custom_id', job.custom)
     end

@@ -55,23 +55,23 @@ enum status queue_sync_last_event(struct queue_sync *s, const char *tenant,
                                   char last[QUEUE_EVENT_ID_MAX], struct error *e);
 
 // Waits up to timeout_ms (< 0: without end) for the job's end and returns its result as
-// queue_sync_get does. `from`: event id taken before the push; NULL: now. Outlives restarts of Redis.
-// ERR_TIMEOUT; ERR_STATE id_conflict (only with `from`: the id belongs to another job) or
+// queue_sync_get does. `from`: event id taken before the push; NULL: now. Outlives restarts of
+// Redis. ERR_TIMEOUT; ERR_STATE id_conflict (only with `from`: the id belongs to another job) or
 // result_gone (it has ended and its result has expired).
 enum status queue_sync_wait(struct queue_sync *s, const char *tenant, const char *id,
                             const char *from, int64_t timeout_ms, uint8_t **bytes, size_t *n,
                             struct error *e);
 
-// done, failed, cancelled, expired: the job's result can be had. id_conflict: a later message with the
-// same id was refused; the job lives on.
+// done, failed, cancelled, expired: the job's result can be had. id_conflict: a later message with
+// the same id was refused; the job lives on.
 struct queue_event {
     const char *id, *event;
     uint64_t attempt;
 };
 
-// Events after `last`, which moves on: waits up to timeout_ms (< 0: without end) for the first, then
-// calls fn for those that are there, at most `limit`. Stops early, having moved past that event,
-// when fn returns false. ERR_TIMEOUT: there was none. ERR_UNAVAILABLE: call it again.
+// Events after `last`, which moves on: waits up to timeout_ms (< 0: without end) for the first,
+// then calls fn for those that are there, at most `limit`. Stops early, having moved past that
+// event, when fn returns false. ERR_TIMEOUT: there was none. ERR_UNAVAILABLE: call it again.
 enum status queue_sync_events(struct queue_sync *s, const char *tenant,
                               char last[QUEUE_EVENT_ID_MAX], size_t limit, int64_t timeout_ms,
                               bool (*fn)(void *arg, const struct queue_event *event), void *arg,

@@ -419,8 +419,8 @@ static void test_a_rejected_message_is_a_dead_letter_with_a_result(void **state)
     expect("dead", "reject", "1", "default", "2", "b", "custom", "bad_field", "text", "RESULT");
     expect("dead", "reject", "1", "default", "1", "", "", "bad_msgpack", "a sentence", "");
     expect("unknown", "reject", "1", "default", "7", "x", "", "bad_msgpack", "a sentence", "");
-    // The result that is made here is a map of v, id, status, attempts, error.
-    expect_cmd("\x85\xa1v\x01\xa2id\xa5raw-1\xa6status\xa5"
+    // The result that is made here has all keys of a result; v, id, status, attempts, error first.
+    expect_cmd("\x8a\xa1v\x01\xa2id\xa5raw-1\xa6status\xa5"
                "error\xa8"
                "attempts",
                "GETRANGE", "%Tr:default:raw-1", "0", "34");
