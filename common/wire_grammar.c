@@ -94,7 +94,7 @@ static const struct schema_field assign[] = {
     INT("tp", M, assign.tp, TP_MAX),
     INT("kv_blocks", M, assign.kv_blocks, INT32_MAX),
     INT("slots", M, assign.slots, SLOTS_MAX),
-    INT("max_blocks", M, assign.max_blocks, INT32_MAX),
+    INT("max_blocks", M, assign.max_blocks, CONTEXT_MAX / KV_BLOCK_ROWS),
     INT("max_rows", M, assign.max_rows, STEP_ROWS_MAX),
     INT("max_out", M, assign.max_out, STEP_ROWS_MAX),
     INT("steps_in_flight", M, assign.steps_in_flight, STEPS_IN_FLIGHT_MAX),

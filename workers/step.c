@@ -55,6 +55,7 @@ size_t step_bytes(const struct step_limits *l)
 void step_init(struct step *s, const struct step_limits *l, void *memory)
 {
     struct carve c = {.base = memory, .size = step_bytes(l)};
+    check(l->slots <= SLOTS_MAX, "%d slots", l->slots);
     *s = (struct step){0};
     carve_step(s, l, &c);
 }
@@ -131,14 +132,32 @@ static enum status bad(struct error *e, const char *what)
 
 static bool in_range(int64_t value, int64_t end) { return value >= 0 && value < end; }
 
+// Which slots were named so far; false the second time.
+struct slot_set {
+    uint64_t bits[SLOTS_MAX / 64];
+};
+
+static bool first_time(struct slot_set *set, int32_t slot)
+{
+    uint64_t bit = 1ull << slot % 64, *word = &set->bits[slot / 64];
+    bool first = (*word & bit) == 0;
+    *word |= bit;
+    return first;
+}
+
 static enum status check_opens(const struct step *s, const struct step_limits *l, struct error *e)
 {
+    struct slot_set set = {0};
     for (int i = 0; i < s->n_opens; i++) {
         const struct step_open *o = &s->opens[i];
         if (!in_range(o->slot, l->slots)) return bad(e, "OPEN names a slot out of range");
+        if (!first_time(&set, o->slot)) return bad(e, "OPEN names a slot twice");
         if (o->n_blocks < 1 || o->n_blocks > l->max_blocks || o->first_block < 0 ||
-            o->first_block > s->n_blocks - o->n_blocks || o->n_prompt < 0) {
+            o->first_block > s->n_blocks - o->n_blocks) {
             return bad(e, "OPEN has a block list out of range");
+        }
+        if (!in_range(o->n_prompt, (int64_t) o->n_blocks * KV_BLOCK_ROWS + 1)) {
+            return bad(e, "OPEN has a prompt beyond its blocks");
         }
         try(sampling_check(&o->sampling, e));
     }
@@ -151,9 +170,11 @@ static enum status check_opens(const struct step *s, const struct step_limits *l
 static enum status check_runs(const struct step *s, const struct step_limits *l, struct error *e)
 {
     int64_t rows = 0, outs = 0;
+    struct slot_set set = {0};
     for (int i = 0; i < s->n_runs; i++) {
         const struct step_run *r = &s->runs[i];
         if (!in_range(r->slot, l->slots)) return bad(e, "ROWS names a slot out of range");
+        if (!first_time(&set, r->slot)) return bad(e, "ROWS names a slot twice");
         if (r->n < 1 || r->pos < 0 || r->n > l->max_rows ||
             (int64_t) r->pos + r->n > (int64_t) l->max_blocks * KV_BLOCK_ROWS) {
             return bad(e, "ROWS has positions out of range");
@@ -227,6 +248,23 @@ enum status step_decode(struct step *s, const struct step_limits *l, const struc
     return OK;
 }
 
+enum status step_follow(int32_t *open_rows, const struct step *s, struct error *e)
+{
+    for (int i = 0; i < s->n_closes; i++) open_rows[s->closes[i]] = 0;
+    for (int i = 0; i < s->n_opens; i++) {
+        const struct step_open *o = &s->opens[i];
+        if (open_rows[o->slot] != 0) return bad(e, "OPEN names a slot that is open");
+        open_rows[o->slot] = o->n_blocks * KV_BLOCK_ROWS;
+    }
+    for (int i = 0; i < s->n_runs; i++) {
+        const struct step_run *r = &s->runs[i];
+        if (r->pos > open_rows[r->slot] - r->n) {
+            return bad(e, "ROWS reaches beyond the blocks of its slot");
+        }
+    }
+    return OK;
+}
+
 size_t step_tokens_encode(const struct step_token *tokens, int n, uint64_t number,
                           const struct link_id *link, void *to)
 {
@@ -267,6 +305,7 @@ enum status step_tokens_decode(struct step_token *tokens, int *n, uint64_t *numb
         memcpy(&entry, p, sizeof entry);
         p += sizeof entry;
         if (!in_range(entry.slot, l->slots) || !in_range(entry.id, l->vocab_size) ||
+            !in_range(entry.pos, (int64_t) l->max_blocks * KV_BLOCK_ROWS) ||
             !in_range(entry.n_top, LOGPROBS_MAX + 1) ||
             (size_t) (end - p) < (size_t) entry.n_top * 8) {
             return bad(e, "tokens: a value is out of range");
@@ -279,6 +318,9 @@ enum status step_tokens_decode(struct step_token *tokens, int *n, uint64_t *numb
         memcpy(t->top_id, p, (size_t) entry.n_top * 4);
         memcpy(t->top_logprob, p + (size_t) entry.n_top * 4, (size_t) entry.n_top * 4);
         p += (size_t) entry.n_top * 8;
+        for (int k = 0; k < t->n_top; k++) {
+            if (!in_range(t->top_id[k], l->vocab_size)) return bad(e, "tokens: a rival's id");
+        }
     }
     if (p != end) return bad(e, "tokens: bytes are left over");
     *n = (int) h.n;

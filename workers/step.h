@@ -91,10 +91,16 @@ size_t step_tokens_frame_max(const struct step_limits *l);
 // Writes the header frame into `to` (step_frame_max bytes); returns its size.
 size_t step_encode(const struct step *s, const struct link_id *link, void *to);
 
-// Checks and reads a header frame. ERR_STATE stale if it is of another link, ERR_INPUT bad_step if it
-// breaks a bound; the step is empty then. Ends with step_expand.
+// Checks and reads a header frame. ERR_STATE stale if it is of another link, ERR_INPUT bad_step or
+// bad_sampling if it breaks a bound; the step is empty then. Ends with step_expand.
 enum status step_decode(struct step *s, const struct step_limits *l, const struct link_id *link,
                         const void *frame, size_t n, struct error *e);
+
+// Follows the slots over the steps of an epoch, in their order: what one frame alone cannot tell.
+// open_rows (slots), zero at the start, holds the rows that fit the blocks of each open slot. ERR_INPUT
+// bad_step if rows are of a slot that isn't open or reach beyond its blocks, or if an open slot is
+// opened again: then the epoch must end.
+enum status step_follow(int32_t *open_rows, const struct step *s, struct error *e);
 
 // The frame that carries chosen tokens back: `tokens` (n). Sizes and errors as above; `number` is the
 // step's.
