@@ -154,6 +154,209 @@ static void random_loads_finish_without_starving(void **state)
     }
 }
 
+// --- sequences of every kind that come, are cancelled and end, against a model of their own
+
+enum { DEPTH_MAX = 6 };
+
+struct model_seq {
+    bool active, all_logits;
+    int prompt, known, length; // ids there are now and at the end
+    int sent, answered;        // rows
+    uint64_t order;
+};
+
+struct model {
+    struct model_seq seqs[SLOTS];
+    struct sched_seq storage[SLOTS];
+    struct sched s;
+    struct step_run runs[DEPTH_MAX][SLOTS];
+    uint64_t order_of[DEPTH_MAX][SLOTS]; // whose rows they were
+    int n_runs[DEPTH_MAX], first, n, depth;
+    uint64_t n_admitted;
+};
+
+static bool model_decodes(const struct model_seq *q)
+{
+    return q->active && q->known > q->prompt;
+}
+
+static bool model_ready(const struct model_seq *q)
+{
+    return model_decodes(q) && !q->all_logits && q->known - q->sent == 1;
+}
+
+static void model_admit(struct model *m, int slot)
+{
+    struct model_seq *q = &m->seqs[slot];
+    *q = (struct model_seq){.active = true, .all_logits = rand() % 5 == 0, .prompt = 1 + rand() % 60,
+                            .order = m->n_admitted++};
+    q->known = q->prompt + (q->all_logits ? 0 : rand() % 4);
+    q->length = q->all_logits ? q->known : q->known + 1 + rand() % 20;
+    sched_admit(&m->s, slot, q->prompt, q->known, q->all_logits);
+}
+
+// The oldest step comes back: tokens are chosen, sequences end.
+static void model_answer(struct model *m)
+{
+    for (int i = 0; i < m->n_runs[m->first]; i++) {
+        const struct step_run *r = &m->runs[m->first][i];
+        struct model_seq *q = &m->seqs[r->slot];
+        if (!q->active || q->order != m->order_of[m->first][i]) continue; // cancelled meanwhile
+        assert_int_equal(q->answered, r->pos); // steps come back in their order, so do rows
+        q->answered += r->n;
+        bool ends = q->all_logits ? q->answered == q->length : false;
+        if (r->logits == RUN_LAST_ROW) {
+            q->known++;
+            ends = q->known == q->length;
+            if (!ends) sched_append(&m->s, r->slot);
+        }
+        if (!ends) continue;
+        sched_remove(&m->s, r->slot);
+        q->active = false;
+    }
+    m->first = (m->first + 1) % DEPTH_MAX;
+    m->n--;
+}
+
+static int rows_of(const struct step_run *runs, int n, int slot)
+{
+    for (int i = 0; i < n; i++)
+        if (runs[i].slot == slot) return runs[i].n;
+    return 0;
+}
+
+// Decodes go first and share the steps; no prefill passes an older one that could have gone on.
+static void check_order(const struct model *m, const struct step_run *runs, int n)
+{
+    int decodes = 0, ready = 0, planned = 0, rows = 0, outs = 0;
+    for (int i = 0; i < SLOTS; i++) {
+        decodes += model_decodes(&m->seqs[i]);
+        ready += model_ready(&m->seqs[i]);
+    }
+    for (int i = 0; i < n; i++) {
+        planned += model_ready(&m->seqs[runs[i].slot]);
+        rows += runs[i].n;
+        outs += runs[i].logits == RUN_ALL_ROWS ? runs[i].n : runs[i].logits == RUN_LAST_ROW;
+    }
+    int share = (decodes + m->depth - 1) / m->depth;
+    assert_true(planned <= share);
+    assert_true(planned == ready || planned == share || planned == m->s.max_rows ||
+                planned == m->s.max_out);
+    uint64_t youngest = 0;
+    for (int i = 0; i < n; i++) {
+        const struct model_seq *q = &m->seqs[runs[i].slot];
+        if (!model_ready(q) && q->order > youngest) youngest = q->order;
+    }
+    for (int i = 0; i < SLOTS; i++) {
+        const struct model_seq *q = &m->seqs[i];
+        if (!q->active || model_ready(q) || q->sent == q->known || q->order >= youngest) continue;
+        int got = rows_of(runs, n, i), left = q->known - q->sent - got;
+        assert_true(left == 0 || got == m->s.chunk || rows == m->s.max_rows || outs == m->s.max_out);
+    }
+    // A step is empty only if nothing could go on.
+    for (int i = 0; i < SLOTS && n == 0; i++)
+        assert_false(m->seqs[i].active && m->seqs[i].sent < m->seqs[i].known);
+}
+
+static void check_rows(struct model *m, const struct step_run *runs, int n)
+{
+    int rows = 0, outs = 0;
+    bool seen[SLOTS] = {false};
+    for (int i = 0; i < n; i++) {
+        const struct step_run *r = &runs[i];
+        struct model_seq *q = &m->seqs[r->slot];
+        assert_true(q->active && !seen[r->slot] && r->n >= 1 && r->n <= m->s.chunk);
+        seen[r->slot] = true;
+        assert_int_equal(r->pos, q->sent); // every row once and in order
+        q->sent += r->n;
+        assert_true(q->sent <= q->known);
+        int logits = q->all_logits ? RUN_ALL_ROWS : q->sent == q->known ? RUN_LAST_ROW : RUN_NO_LOGITS;
+        assert_int_equal(r->logits, logits);
+        rows += r->n;
+        outs += logits == RUN_ALL_ROWS ? r->n : logits == RUN_LAST_ROW;
+    }
+    assert_true(rows <= m->s.max_rows && outs <= m->s.max_out);
+}
+
+static void model_step(struct model *m)
+{
+    int at = (m->first + m->n) % DEPTH_MAX, n = sched_plan(&m->s, m->runs[at]);
+    check_order(m, m->runs[at], n);
+    check_rows(m, m->runs[at], n);
+    for (int i = 0; i < n; i++) m->order_of[at][i] = m->seqs[m->runs[at][i].slot].order;
+    m->n_runs[at] = n;
+    if (n > 0) m->n++;
+    if (m->n == m->depth || (n == 0 && m->n > 0)) model_answer(m);
+}
+
+static void any_schedule_keeps_the_promises(void **state)
+{
+    (void) state;
+    for (unsigned seed = 1; seed <= 400; seed++) {
+        srand(seed);
+        struct model m = {.depth = 1 + rand() % DEPTH_MAX};
+        struct step_limits l = {.max_rows = 1 + rand() % 48, .slots = SLOTS,
+                                .max_out = 1 + rand() % SLOTS};
+        sched_init(&m.s, m.storage, &l, rand() % 20, m.depth);
+        int to_admit = 60, steps = 0;
+        bool busy = true;
+        for (; busy; steps++) {
+            for (int i = 0; i < SLOTS && to_admit > 0; i++) {
+                if (m.seqs[i].active && rand() % 200 == 0) { // cancelled, whatever is in flight
+                    sched_remove(&m.s, i);
+                    m.seqs[i].active = false;
+                }
+                if (m.seqs[i].active || rand() % 4 != 0) continue;
+                model_admit(&m, i);
+                to_admit--;
+            }
+            model_step(&m);
+            busy = to_admit > 0 || m.n > 0;
+            for (int i = 0; i < SLOTS; i++) busy |= m.seqs[i].active;
+            assert_true(steps < 60 * 90 * DEPTH_MAX); // all rows there are, one a step
+        }
+    }
+}
+
+// With decodes alone, each of them has its turn as soon as its token is back and no sooner again than
+// all others had theirs.
+static void decodes_take_turns(void **state)
+{
+    (void) state;
+    for (int n = 1; n <= SLOTS; n++) {
+        for (int i = 0; i < 2 * RUNS_IN_FLIGHT; i++) {
+            int depth = 1 + i / 2;
+            struct sched_seq storage[SLOTS];
+            struct sched s;
+            // Rows for all, or for fewer than are ready.
+            struct step_limits l = {.max_rows = i % 2 ? 64 : 2, .slots = SLOTS, .max_out = SLOTS};
+            struct flight f = {.n = 0};
+            int length[SLOTS], idle[SLOTS] = {0}, count[SLOTS] = {0};
+            sched_init(&s, storage, &l, 0, depth);
+            for (int k = 0; k < n; k++) {
+                sched_admit(&s, k, 1, 2, false);
+                storage[k].n_sent = 1;
+                length[k] = 1 << 20;
+            }
+            int share = (n + depth - 1) / depth;
+            for (int step = 0; step < 200; step++) {
+                int at = (f.first + f.n) % RUNS_IN_FLIGHT;
+                f.n_runs[at] = sched_plan(&s, f.runs[at]);
+                assert_true(f.n_runs[at] <= share);
+                for (int k = 0; k < f.n_runs[at]; k++) count[f.runs[at][k].slot]++;
+                if (f.n_runs[at] > 0) f.n++;
+                if (f.n == depth || f.n_runs[at] == 0) answer_oldest(&s, &f, length, idle);
+                int least = count[0], most = count[0];
+                for (int k = 1; k < n; k++) {
+                    if (count[k] < least) least = count[k];
+                    if (count[k] > most) most = count[k];
+                }
+                assert_true(most - least <= 1);
+            }
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -161,6 +364,8 @@ int main(void)
         cmocka_unit_test(decodes_are_spread_over_the_steps_in_flight),
         cmocka_unit_test(scores_every_row_within_the_output_bound),
         cmocka_unit_test(random_loads_finish_without_starving),
+        cmocka_unit_test(any_schedule_keeps_the_promises),
+        cmocka_unit_test(decodes_take_turns),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
