@@ -12,6 +12,9 @@ static const struct {
 } COMMANDS[] = {
     {"bench", cmd_bench, "measures parts of Penstock on this machine"},
     {"plan", cmd_plan, "whether a model fits on given devices, byte by byte"},
+    {"generate", cmd_generate, "continues one prompt, in this process"},
+    {"score", cmd_score, "logits of every position of one sequence"},
+    {"up", cmd_up, "runs Redis, broker and groups on this machine"},
     {NULL, NULL, NULL},
 };
 

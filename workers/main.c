@@ -1,7 +1,192 @@
-#include <stdio.h>
+// penstock-worker: one worker group on this node, as a process. Flags and PENSTOCK_* environment; runs until
+// SIGTERM (which drains) and exits 0, or 1 if its device fails.
+#include "common/layout.h"
+#include "common/log.h"
+#include "common/options.h"
+#include "kernels/precision.h"
+#include "workers/group.h"
 
-int main(void)
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+#include <zmq.h>
+
+enum { EXIT_USAGE = 2 };
+
+static int stop_fd = -1;
+
+static void on_signal(int signal)
 {
-    puts("penstock-worker " PENSTOCK_VERSION);
-    return 0;
+    (void) signal;
+    uint64_t one = 1;
+    ssize_t n = write(stop_fd, &one, sizeof one);
+    (void) n;
+}
+
+struct settings {
+    const char *broker, *model, *devices, *bind, *name, *precision, *log_level;
+    int64_t data_port, threads, device_memory, drain_s, step_deadline_s;
+    bool log_json;
+};
+
+static enum status parse(struct settings *s, int argc, char **argv, bool *help, struct error *e)
+{
+    struct option_spec specs[] = {
+        {.name = "broker", .kind = OPTION_STRING, .value = &s->broker, .argument = "URL",
+         .help = "The broker's endpoint."},
+        {.name = "model", .kind = OPTION_STRING, .value = &s->model, .argument = "DIR",
+         .help = "Checkpoint directory as published on the hub."},
+        {.name = "devices", .kind = OPTION_STRING, .value = &s->devices, .argument = "cpu:N",
+         .help = "The group's devices: N ranks on this node's CPUs."},
+        {.name = "threads", .kind = OPTION_INT, .value = &s->threads, .argument = "N",
+         .help = "Threads of each CPU rank; 0: the cores shared out.", .least = 0, .most = 1024},
+        {.name = "device-memory", .kind = OPTION_BYTES, .value = &s->device_memory,
+         .argument = "BYTES", .help = "Memory of each rank; default: most of what is free."},
+        {.name = "precision", .kind = OPTION_STRING, .value = &s->precision,
+         .argument = "auto|f32|bf16", .help = "What this group prefers; the broker decides."},
+        {.name = "bind", .kind = OPTION_STRING, .value = &s->bind, .argument = "IP",
+         .help = "Interface of the stage links (loopback only for now)."},
+        {.name = "data-port", .kind = OPTION_INT, .value = &s->data_port, .argument = "PORT",
+         .help = "Port of the stage link; 0: any free one.", .least = 0, .most = 65535},
+        {.name = "name", .kind = OPTION_STRING, .value = &s->name, .argument = "NAME",
+         .help = "Name of the group, unique in the fleet; default NODE-PID."},
+        {.name = "drain", .kind = OPTION_INT, .value = &s->drain_s, .argument = "S",
+         .help = "Most seconds that running sequences get after SIGTERM.", .least = 0,
+         .most = 86400},
+        {.name = "step-deadline", .kind = OPTION_INT, .value = &s->step_deadline_s,
+         .argument = "S", .help = "A step that takes longer ends the epoch.", .least = 1,
+         .most = 86400},
+        {.name = "log-json", .kind = OPTION_FLAG, .value = &s->log_json,
+         .help = "Log lines as JSON objects."},
+        {.name = "log-level", .kind = OPTION_STRING, .value = &s->log_level,
+         .argument = "debug|info|warn|error", .help = "Least level that is logged."},
+    };
+    struct options o = {.program = "penstock-worker",
+                        .usage = "--broker URL --model DIR [OPTIONS]",
+                        .about = "Runs one worker group: one stage of a pipeline, its ranks, and its "
+                                 "links.",
+                        .specs = specs,
+                        .n_specs = sizeof specs / sizeof *specs,
+                        .environment = true};
+    enum status status = options_parse(&o, argc, argv, e);
+    *help = o.help;
+    return status;
+}
+
+static bool is_loopback(const char *ip) { return strncmp(ip, "127.", 4) == 0; }
+
+static enum status read_devices(const char *text, int *tp, struct error *e)
+{
+    char *end;
+    long n = strncmp(text, "cpu:", 4) == 0 ? strtol(text + 4, &end, 10) : 0;
+    if (n < 1 || n > TP_MAX || *end != 0) {
+        return error_set(e, ERR_INPUT, "bad_usage", "--devices wants cpu:N with N from 1 to %d, not "
+                         "\"%s\"", TP_MAX, text);
+    }
+    *tp = (int) n;
+    return OK;
+}
+
+// What Linux says is free, less a fifth for everybody else.
+static uint64_t free_memory(void)
+{
+    long pages = sysconf(_SC_AVPHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+    unsigned long long kib = 0;
+    FILE *f = fopen("/proc/meminfo", "r");
+    char line[128];
+    while (f != NULL && fgets(line, sizeof line, f) != NULL) {
+        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1) break;
+    }
+    if (f != NULL) fclose(f);
+    uint64_t bytes = kib > 0 ? kib * 1024 : (uint64_t) pages * (uint64_t) size;
+    return bytes / 5 * 4;
+}
+
+static enum status fill(struct group_options *o, const struct settings *s, char *data, size_t n_data,
+                        struct error *e)
+{
+    if (s->broker == NULL || s->model == NULL) {
+        return error_set(e, ERR_INPUT, "bad_usage", "--broker and --model are needed");
+    }
+    if (!is_loopback(s->bind)) {
+        return error_set(e, ERR_INPUT, "bad_usage", "--bind %s: only loopback addresses (127.x) for "
+                         "now, since stage links are not encrypted", s->bind);
+    }
+    try(read_devices(s->devices, &o->tp, e));
+    try(precision_parse(s->precision, &o->precision, e));
+    if (s->data_port > 0) snprintf(data, n_data, "tcp://%s:%d", s->bind, (int) s->data_port);
+    else snprintf(data, n_data, "tcp://%s:*", s->bind);
+    o->broker = s->broker;
+    o->data = data;
+    o->n_threads = (int) s->threads;
+    o->memory_bytes = s->device_memory > 0 ? (uint64_t) s->device_memory
+                                           : free_memory() / (uint64_t) o->tp;
+    o->step_deadline_ms = s->step_deadline_s * 1000;
+    o->drain_ms = s->drain_s * 1000;
+    return OK;
+}
+
+static enum status run(struct group_options *o, const char *model, struct error *e)
+{
+    struct model_config config;
+    struct checkpoint *checkpoint = NULL;
+    struct tokenizer *tokenizer = NULL;
+    char hash[33];
+    try(model_config_load(&config, model, e));
+    enum status status = checkpoint_open(&checkpoint, model, e);
+    if (status == OK) status = layout_check_checkpoint(&config, checkpoint, e);
+    if (status == OK) status = layout_check_tp(&config, o->tp, e);
+    if (status == OK) {
+        status = tokenizer_load(&tokenizer, model, e);
+        if (strcmp(e->code, "no_tokenizer") == 0) status = OK; // ids only
+    }
+    if (status == OK) {
+        *e = (struct error){0};
+        checkpoint_manifest_hash(checkpoint, hash);
+        o->config = &config;
+        o->checkpoint = checkpoint;
+        o->tokenizer = tokenizer;
+        o->model_hash = hash;
+        o->zmq = zmq_ctx_new();
+        status = group_run(o, e);
+        zmq_ctx_term(o->zmq);
+    }
+    tokenizer_destroy(&tokenizer);
+    checkpoint_close(&checkpoint);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    struct settings s = {.devices = "cpu:1", .bind = "127.0.0.1", .precision = "auto",
+                         .log_level = "info", .drain_s = 60, .step_deadline_s = 120};
+    struct error e = {0};
+    bool help;
+    char data[ENDPOINT_MAX], node[GROUP_NAME_MAX - 16] = "node", name[GROUP_NAME_MAX];
+    struct group_options o = {.backend = backend_cpu(), .report_tokens = 32, .report_ms = 250};
+    enum log_level level = LOG_INFO;
+    enum status status = parse(&s, argc, argv, &help, &e);
+    if (status == OK && help) return 0;
+    if (status == OK) status = log_level_parse(s.log_level, &level, &e);
+    if (status == OK) status = fill(&o, &s, data, sizeof data, &e);
+    if (status != OK) {
+        fprintf(stderr, "penstock-worker: %s\n", e.text);
+        return EXIT_USAGE;
+    }
+    gethostname(node, sizeof node - 1);
+    snprintf(name, sizeof name, "%s-%d", node, (int) getpid());
+    o.node = node;
+    o.name = s.name != NULL ? s.name : name;
+    log_init(o.name, level, s.log_json);
+    o.stop_fd = stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGTERM, on_signal);
+    signal(SIGINT, on_signal);
+    status = run(&o, s.model, &e);
+    if (status == OK) return 0;
+    log_line(LOG_ERROR, "ended", log_str("code", e.code), log_str("error", e.text));
+    return 1;
 }

@@ -336,6 +336,17 @@ int stage_in_flight(const struct stage *s)
     return n;
 }
 
+bool stage_idle(struct stage *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    bool idle = true;
+    for (int i = 0; i < s->options.tp && s->status == OK; i++) {
+        idle = idle && s->done[i] == s->submitted;
+    }
+    pthread_mutex_unlock(&s->mutex);
+    return idle;
+}
+
 void stage_reset(struct stage *s)
 {
     pthread_mutex_lock(&s->mutex);

@@ -78,6 +78,9 @@ void stage_release(struct stage *s);
 // Steps submitted and not yet released.
 int stage_in_flight(const struct stage *s);
 
+// Whether the ranks have done all that was submitted, or failed: nobody reads a step's `in` any more.
+bool stage_idle(struct stage *s);
+
 // Waits until the ranks are idle, then forgets steps and sequences: a new epoch. Weights stay.
 void stage_reset(struct stage *s);
 

@@ -1,0 +1,361 @@
+// The head under random jobs, cancels and late tokens, with a model that is a formula: the next id follows
+// from the last one and its position.
+#include "workers/head.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { VOCAB = 97, EOS = 5, SLOTS = 6, BLOCKS = 24, CONTEXT = 300, FLIGHT = 3, ROWS = 64 };
+
+static struct model_config config = {.vocab_size = VOCAB, .eos_ids = {EOS}, .n_eos_ids = 1};
+
+static int32_t next_id(int32_t last, int pos) { return (last * 31 + pos * 7 + 3) % VOCAB; }
+
+// What the head said.
+struct said {
+    int n_results, n_tokens;
+    bool away; // nothing can be sent
+    struct job_key last_key;
+    struct result last;
+    uint8_t bytes[65536];
+    int n_scored;
+};
+
+static bool on_tokens(void *arg, const struct wire_tokens *t)
+{
+    struct said *s = arg;
+    if (s->away) return false;
+    s->n_tokens += wire_ids_count(t->ids);
+    return true;
+}
+
+static bool on_result(void *arg, const struct kept_result *r)
+{
+    struct said *s = arg;
+    struct error e;
+    if (s->away) return false;
+    s->n_results++;
+    s->last_key = r->key;
+    result_deinit(&s->last);
+    assert_true(r->bytes.n <= sizeof s->bytes);
+    memcpy(s->bytes, r->bytes.data, r->bytes.n);
+    assert_int_equal(result_decode(&s->last, s->bytes, r->bytes.n, &e), OK);
+    return true;
+}
+
+static void on_logits(void *arg, const struct wire_logits *l)
+{
+    struct said *s = arg;
+    assert_int_equal(l->pos, s->n_scored); // every row once, in order
+    assert_int_equal(l->rows.n, (size_t) l->n * VOCAB * 4);
+    s->n_scored += l->n;
+}
+
+// The pipeline: steps that were planned and whose tokens are not back.
+struct pipe {
+    struct head *head;
+    struct said said;
+    struct step steps[FLIGHT];
+    void *memory;
+    uint64_t n_in, n_out;
+    int32_t owner[BLOCKS];                     // slot + 1 that the stages think has each block
+    int32_t ids[SLOTS][CONTEXT];               // the last stage's view of each slot
+};
+
+static struct step_limits limits(bool score)
+{
+    return (struct step_limits){.max_rows = ROWS, .slots = SLOTS,
+                                .max_blocks = (CONTEXT + KV_BLOCK_ROWS - 1) / KV_BLOCK_ROWS,
+                                .n_blocks = BLOCKS, .max_out = score ? ROWS : SLOTS,
+                                .vocab_size = VOCAB, .score = score};
+}
+
+static void pipe_open(struct pipe *p, bool score)
+{
+    *p = (struct pipe){0};
+    struct step_limits l = limits(score);
+    struct head_options o = {.config = &config, .limits = l, .max_context = CONTEXT, .chunk = 16,
+                             .steps_in_flight = FLIGHT, .model_hash = "m", .plan_hash = "p",
+                             .report_tokens = 4, .report_ms = 10};
+    struct head_events events = {&p->said, on_tokens, on_result, on_logits};
+    struct error e;
+    assert_int_equal(head_create(&p->head, &o, &events, &e), OK);
+    p->memory = calloc(FLIGHT, step_bytes(&l));
+    for (int i = 0; i < FLIGHT; i++) {
+        step_init(&p->steps[i], &l, (char *) p->memory + (size_t) i * step_bytes(&l));
+    }
+}
+
+static void pipe_close(struct pipe *p)
+{
+    head_destroy(&p->head);
+    result_deinit(&p->said.last);
+    free(p->memory);
+}
+
+// Plans a step if there is room; checks what stages would rely on.
+static bool pipe_plan(struct pipe *p)
+{
+    if (p->n_in - p->n_out == FLIGHT) return false;
+    struct step *s = &p->steps[p->n_in % FLIGHT];
+    if (!head_plan(p->head, s)) return false;
+    assert_int_equal(s->number, ++p->n_in);
+    assert_true(s->n_rows <= ROWS && s->n_out <= p->head->options.limits.max_out);
+    for (int i = 0; i < s->n_opens; i++) {
+        for (int b = 0; b < BLOCKS; b++) {
+            if (p->owner[b] == s->opens[i].slot + 1) p->owner[b] = 0;
+        }
+    }
+    for (int i = 0; i < s->n_opens; i++) {
+        const struct step_open *o = &s->opens[i];
+        for (int b = 0; b < o->n_blocks; b++) p->owner[s->blocks[o->first_block + b]] = o->slot + 1;
+    }
+    for (int i = 0; i < s->n_rows; i++) p->ids[s->slot[i]][s->pos[i]] = s->ids[i];
+    return true;
+}
+
+// Brings the oldest step's tokens back.
+static bool pipe_return(struct pipe *p, int64_t now_ms)
+{
+    static const float logits[ROWS * VOCAB];
+    struct step_token tokens[ROWS];
+    if (p->n_in == p->n_out) return false;
+    const struct step *s = &p->steps[p->n_out++ % FLIGHT];
+    for (int i = 0; i < s->n_out; i++) {
+        int row = s->out_rows[i];
+        tokens[i] = (struct step_token){.slot = s->slot[row], .pos = s->pos[row],
+                                        .id = next_id(s->ids[row], s->pos[row])};
+    }
+    head_tokens(p->head, s->number, tokens, s->n_out, logits, now_ms);
+    return true;
+}
+
+static void pipe_run(struct pipe *p, int64_t now_ms)
+{
+    for (;;) {
+        while (pipe_plan(p)) continue;
+        if (!pipe_return(p, now_ms)) return;
+    }
+}
+
+static struct wire_job job_of(int number, int32_t *ids, int n_prompt, int max_tokens)
+{
+    struct wire_job job = {.key = {"default", "", (uint64_t) number + 1},
+                           .max_tokens = max_tokens, .sampling = sampling_default(), .attempts = 1,
+                           .ids = {ids, (size_t) n_prompt * 4}};
+    snprintf(job.key.id, sizeof job.key.id, "job-%d", number);
+    return job;
+}
+
+// How the sequence must end.
+static int expected(const int32_t *prompt, int n_prompt, int max_tokens, int32_t *out)
+{
+    int32_t last = prompt[n_prompt - 1];
+    for (int n = 0; n < max_tokens;) {
+        last = next_id(last, n_prompt - 1 + n);
+        out[n++] = last;
+        if (last == EOS || n == max_tokens) return n;
+    }
+    return 0;
+}
+
+static void test_usage(void **state)
+{
+    (void) state;
+    struct pipe p;
+    struct error e;
+    int32_t prompt[20], want[40];
+    for (int i = 0; i < 20; i++) prompt[i] = i;
+    pipe_open(&p, false);
+    struct wire_job job = job_of(1, prompt, 20, 40);
+    assert_int_equal(head_accept(p.head, &job, 1000, &e), OK);
+    pipe_run(&p, 1010);
+    assert_int_equal(p.said.n_results, 1);
+    int n = expected(prompt, 20, 40, want);
+    assert_int_equal(p.said.last.n_tokens, n);
+    assert_memory_equal(p.said.last.tokens, want, (size_t) n * 4);
+    assert_int_equal(p.said.last.finish_reason, n < 40 ? RESULT_STOP : RESULT_LENGTH);
+    assert_int_equal(p.said.last.usage.prompt, 20);
+    assert_int_equal(p.head->n_kept, 1);
+    head_committed(p.head, &job.key);
+    assert_int_equal(p.head->n_kept, 0);
+    assert_int_equal(p.head->granted_slots, SLOTS + 1);
+    assert_int_equal(p.head->granted_blocks, BLOCKS + 1);
+    pipe_close(&p);
+}
+
+static void test_refused(void **state)
+{
+    (void) state;
+    struct pipe p;
+    int32_t prompt[CONTEXT + 1] = {0}, bad[] = {1, VOCAB};
+    pipe_open(&p, false);
+    struct {
+        struct wire_job job;
+        const char *code;
+    } cases[] = {
+        {job_of(1, prompt, 0, 4), "bad_job"},
+        {job_of(2, prompt, 4, 0), "bad_job"},
+        {job_of(3, prompt, CONTEXT, 1), "context_exceeded"},
+        {job_of(4, bad, 2, 4), "bad_token"},
+        {job_of(5, prompt, 4, 4), "no_scores"},
+    };
+    cases[4].job.score = true;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct error e = {0};
+        assert_int_not_equal(head_accept(p.head, &cases[i].job, 0, &e), OK);
+        assert_string_equal(e.code, cases[i].code);
+    }
+    assert_int_equal(p.head->n_running, 0);
+    assert_int_equal(p.head->kv.n_free, BLOCKS);
+    // 5 sequences of 5 blocks: the fifth finds 4 free.
+    for (int i = 0; i < 5; i++) {
+        struct wire_job job = job_of(10 + i, prompt, 200, 100);
+        struct error e = {0};
+        assert_int_equal(head_accept(p.head, &job, 0, &e), i < 4 ? OK : ERR_LIMIT);
+        if (i == 4) assert_string_equal(e.code, "no_credit");
+    }
+    pipe_close(&p);
+}
+
+// An attempt that another one resumes ends with the same tokens.
+static void test_resume(void **state)
+{
+    (void) state;
+    struct pipe p;
+    struct error e;
+    int32_t prompt[] = {11, 12, 13}, want[30];
+    int n = expected(prompt, 3, 30, want);
+    pipe_open(&p, false);
+    for (int resumed = 0; resumed <= n; resumed++) {
+        struct wire_job job = job_of(resumed, prompt, 3, 30);
+        job.resume = (struct wire_bytes){want, (size_t) resumed * 4};
+        assert_int_equal(head_accept(p.head, &job, 0, &e), OK);
+        pipe_run(&p, 5);
+        assert_int_equal(p.said.n_results, resumed + 1);
+        assert_int_equal(p.said.last.n_tokens, n);
+        assert_memory_equal(p.said.last.tokens, want, (size_t) n * 4);
+        assert_int_equal(p.said.last.resumed, resumed);
+    }
+    pipe_close(&p);
+}
+
+static void test_results_wait_for_commit(void **state)
+{
+    (void) state;
+    struct pipe p;
+    struct error e;
+    int32_t prompt[] = {1, 2, 3};
+    struct wire_job job = job_of(1, prompt, 3, 8);
+    pipe_open(&p, false);
+    p.said.away = true;
+    assert_int_equal(head_accept(p.head, &job, 0, &e), OK);
+    pipe_run(&p, 5);
+    assert_int_equal(p.said.n_results, 0);
+    p.said.away = false;
+    head_report(p.head, 10, 1000);
+    assert_int_equal(p.said.n_results, 1);
+    head_report(p.head, 500, 1000); // too early to repeat
+    assert_int_equal(p.said.n_results, 1);
+    head_report(p.head, 1010, 1000);
+    assert_int_equal(p.said.n_results, 2);
+    // The same attempt sent again: not run again, but told again.
+    assert_int_equal(head_accept(p.head, &job, 1020, &e), OK);
+    head_report(p.head, 1021, 1000);
+    assert_int_equal(p.said.n_results, 3);
+    struct job_key kept[4];
+    assert_int_equal(head_list_kept(p.head, kept, 4), 1);
+    head_committed(p.head, &job.key);
+    head_report(p.head, 9000, 1000);
+    assert_int_equal(p.said.n_results, 3);
+    pipe_close(&p);
+}
+
+static void test_score(void **state)
+{
+    (void) state;
+    struct pipe p;
+    struct error e;
+    int32_t prompt[150] = {0};
+    pipe_open(&p, true);
+    struct wire_job job = job_of(1, prompt, 150, 0);
+    job.score = true;
+    assert_int_equal(head_accept(p.head, &job, 0, &e), OK);
+    pipe_run(&p, 5);
+    assert_int_equal(p.said.n_scored, 150);
+    assert_int_equal(p.said.n_results, 1);
+    assert_int_equal(p.said.last.n_tokens, 0);
+    pipe_close(&p);
+}
+
+// Jobs come, are cancelled and dropped at random while steps fly; every accepted one that was not dropped
+// ends once and rightly, and everything is free in the end.
+static void test_random_lives(void **state)
+{
+    (void) state;
+    for (unsigned seed = 1; seed <= 40; seed++) {
+        struct pipe p;
+        static int32_t prompts[200][CONTEXT];
+        int n_accepted = 0, n_dropped = 0, last_results = 0;
+        srand(seed);
+        pipe_open(&p, false);
+        for (int i = 0; i < 200; i++) {
+            int n_prompt = 1 + rand() % 150, max_tokens = 1 + rand() % 100;
+            struct error e = {0};
+            for (int k = 0; k < n_prompt; k++) prompts[i][k] = rand() % VOCAB;
+            struct wire_job job = job_of(i, prompts[i], n_prompt, max_tokens);
+            enum status status = head_accept(p.head, &job, i, &e);
+            assert_true(status == OK || status == ERR_LIMIT);
+            n_accepted += status == OK;
+            for (int turns = rand() % 6; turns > 0; turns--) {
+                if (rand() % 2 == 0) pipe_plan(&p);
+                else pipe_return(&p, i);
+                if (p.said.n_results == last_results) continue;
+                last_results = p.said.n_results;
+                if (p.said.last.status == RESULT_CANCELLED) continue;
+                int number = atoi(p.said.last_key.id + 4);
+                int32_t want[CONTEXT];
+                int n = expected(prompts[number], p.said.last.usage.prompt, p.said.last.max_tokens,
+                                 want);
+                assert_int_equal(p.said.last.n_tokens, n);
+                assert_memory_equal(p.said.last.tokens, want, (size_t) n * 4);
+            }
+            if (rand() % 8 == 0) {
+                struct wire_running running[SLOTS];
+                int n = head_list_running(p.head, running, SLOTS);
+                if (n > 0 && rand() % 2 == 0) {
+                    head_cancel(p.head, &running[rand() % n].key, i);
+                    last_results = p.said.n_results;
+                } else if (n > 0) {
+                    head_drop(p.head, &running[rand() % n].key);
+                    n_dropped++;
+                }
+            }
+            head_report(p.head, i, 1000000);
+        }
+        pipe_run(&p, 1000);
+        assert_int_equal(p.said.n_results, n_accepted - n_dropped);
+        assert_int_equal(p.head->n_running, 0);
+        assert_int_equal(p.head->kv.n_free, BLOCKS);
+        assert_int_equal(p.head->granted_slots, SLOTS + n_accepted);
+        pipe_close(&p);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_usage),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_resume),
+        cmocka_unit_test(test_results_wait_for_commit),
+        cmocka_unit_test(test_score),
+        cmocka_unit_test(test_random_lives),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,268 @@
+// The whole pipeline against the reference implementation's outputs: every cut into ranks and stages, every
+// chunking, alone and beside others, in both precisions.
+#include "common/result.h"
+#include "tests/support/golden.h"
+#include "tools/engine.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <cmocka.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *const MODELS[] = {FIXTURES "/tiny-fp8", FIXTURES "/tiny-bf16"};
+
+enum { N_MODELS = 2, N_GREEDY = 32 };
+
+// What came back of each prompt.
+struct outputs {
+    const struct golden *golden;
+    float *logits[GOLDEN_PROMPTS]; // (n_ids, vocab)
+    int n_scored[GOLDEN_PROMPTS];
+    int32_t tokens[GOLDEN_PROMPTS][N_GREEDY];
+    int n_tokens[GOLDEN_PROMPTS];
+};
+
+static void on_logits(void *arg, const struct wire_logits *l)
+{
+    struct outputs *out = arg;
+    int i = atoi(l->key.id);
+    assert_int_equal(l->pos, out->n_scored[i]);
+    memcpy(out->logits[i] + (size_t) l->pos * (size_t) l->vocab, l->rows.at, l->rows.n);
+    out->n_scored[i] += l->n;
+}
+
+static void on_result(void *arg, const struct job_key *key, struct wire_bytes bytes)
+{
+    struct outputs *out = arg;
+    struct result r;
+    struct error e;
+    int i = atoi(key->id);
+    assert_int_equal(result_decode(&r, bytes.at, bytes.n, &e), OK);
+    assert_int_equal(r.status, RESULT_OK);
+    assert_true(r.n_tokens <= N_GREEDY);
+    memcpy(out->tokens[i], r.tokens, (size_t) r.n_tokens * 4);
+    out->n_tokens[i] = r.n_tokens;
+    result_deinit(&r);
+}
+
+static void outputs_init(struct outputs *out, const struct golden *g)
+{
+    *out = (struct outputs){.golden = g};
+    for (int i = 0; i < g->n_prompts; i++) {
+        out->logits[i] = calloc((size_t) g->prompts[i].n_ids * (size_t) g->vocab, 4);
+    }
+}
+
+static void outputs_free(struct outputs *out)
+{
+    for (int i = 0; i < out->golden->n_prompts; i++) free(out->logits[i]);
+}
+
+static struct wire_job job_of(const struct golden *g, int i, bool score)
+{
+    const struct golden_prompt *p = &g->prompts[i];
+    struct wire_job job = {.key = {"local", "", 1}, .sampling = sampling_default(), .attempts = 1,
+                           .score = score, .max_tokens = score ? 0 : p->n_greedy,
+                           .ignore_eos = true,
+                           .ids = {p->ids, (size_t) p->n_ids * 4}};
+    snprintf(job.key.id, sizeof job.key.id, "%d", i);
+    return job;
+}
+
+static struct engine *open_engine(const char *model, int tp, int pp, int chunk, int slots,
+                                  enum precision precision, bool score)
+{
+    struct engine *engine;
+    struct error e = {0};
+    struct engine_options o = {.model = model, .tp = tp, .pp = pp, .chunk = chunk, .slots = slots,
+                               .precision = precision, .score = score, .max_context = 400,
+                               .n_threads = 1};
+    if (engine_open(&engine, &o, &e) != OK) fail_msg("%s: %s", model, e.text);
+    return engine;
+}
+
+// Prompts together (as many at once as the engine has slots).
+static void run(struct engine *engine, const struct golden *g, bool score, struct outputs *out)
+{
+    struct wire_job jobs[GOLDEN_PROMPTS];
+    struct engine_events events = {out, NULL, on_logits, on_result};
+    struct error e = {0};
+    for (int i = 0; i < g->n_prompts; i++) jobs[i] = job_of(g, i, score);
+    if (engine_run(engine, jobs, g->n_prompts, &events, &e) != OK) fail_msg("%s", e.text);
+    for (int i = 0; score && i < g->n_prompts; i++) {
+        assert_int_equal(out->n_scored[i], g->prompts[i].n_ids);
+    }
+}
+
+static void score(const char *model, const struct golden *g, int tp, int pp, int chunk, int slots,
+                  enum precision precision, struct outputs *out)
+{
+    struct engine *engine = open_engine(model, tp, pp, chunk, slots, precision, true);
+    outputs_init(out, g);
+    run(engine, g, true, out);
+    engine_close(&engine);
+}
+
+static const float *golden_rows(const struct outputs *out, int i)
+{
+    const struct golden_prompt *p = &out->golden->prompts[i];
+    return out->logits[i] + (size_t) (p->n_ids - p->n_rows) * (size_t) out->golden->vocab;
+}
+
+static double largest_error(const struct outputs *out)
+{
+    double worst = 0;
+    for (int i = 0; i < out->golden->n_prompts; i++) {
+        const struct golden_prompt *p = &out->golden->prompts[i];
+        const float *rows = golden_rows(out, i);
+        for (size_t k = 0; k < (size_t) p->n_rows * (size_t) out->golden->vocab; k++) {
+            double error = fabs((double) rows[k] - (double) p->logits[k]);
+            if (!(error <= worst)) worst = error; // NaN too
+        }
+    }
+    return worst;
+}
+
+static void assert_same_bits(const struct outputs *a, const struct outputs *b, const char *what)
+{
+    for (int i = 0; i < a->golden->n_prompts; i++) {
+        size_t n = (size_t) a->golden->prompts[i].n_ids * (size_t) a->golden->vocab * 4;
+        if (memcmp(a->logits[i], b->logits[i], n) != 0) fail_msg("prompt %d differs: %s", i, what);
+    }
+}
+
+static void test_logits_at_every_cut(void **state)
+{
+    (void) state;
+    static const int tps[] = {1, 2, 4};
+    for (int m = 0; m < N_MODELS; m++) {
+        struct golden g;
+        golden_load(&g, MODELS[m]);
+        for (int t = 0; t < 3; t++) {
+            for (int pp = 1; pp <= 3; pp++) {
+                struct outputs out;
+                score(MODELS[m], &g, tps[t], pp, 0, 6, PRECISION_F32, &out);
+                double worst = largest_error(&out);
+                print_message("# %s tp=%d pp=%d: largest logit error %.2e\n", MODELS[m], tps[t], pp,
+                              worst);
+                assert_true(worst <= 2e-3);
+                outputs_free(&out);
+            }
+        }
+        golden_free(&g);
+    }
+}
+
+static void test_same_bits_at_every_chunk(void **state)
+{
+    (void) state;
+    static const int chunks[] = {7, 16, 1};
+    for (int m = 0; m < N_MODELS; m++) {
+        struct golden g;
+        struct outputs whole, other;
+        golden_load(&g, MODELS[m]);
+        score(MODELS[m], &g, 2, 2, 400, 1, PRECISION_F32, &whole);
+        for (int c = 0; c < 3; c++) {
+            char what[64];
+            snprintf(what, sizeof what, "chunks of %d, one after another", chunks[c]);
+            score(MODELS[m], &g, 2, 2, chunks[c], 1, PRECISION_F32, &other);
+            assert_same_bits(&whole, &other, what);
+            outputs_free(&other);
+        }
+        score(MODELS[m], &g, 2, 2, 16, 6, PRECISION_F32, &other);
+        assert_same_bits(&whole, &other, "beside other sequences");
+        outputs_free(&other);
+        outputs_free(&whole);
+        golden_free(&g);
+    }
+}
+
+static void test_greedy(void **state)
+{
+    (void) state;
+    for (int m = 0; m < N_MODELS; m++) {
+        struct golden g;
+        struct outputs out;
+        golden_load(&g, MODELS[m]);
+        for (int pp = 1; pp <= 2; pp++) {
+            struct engine *engine = open_engine(MODELS[m], pp, pp, 16, 4, PRECISION_F32, false);
+            outputs_init(&out, &g);
+            run(engine, &g, false, &out);
+            for (int i = 0; i < g.n_prompts; i++) {
+                const struct golden_prompt *p = &g.prompts[i];
+                assert_int_equal(out.n_tokens[i], p->n_greedy);
+                for (int k = 0; k < p->n_greedy; k++) {
+                    if (out.tokens[i][k] == p->greedy[k]) continue;
+                    // Where two logits are nearer than the error either choice is right, and the
+                    // texts part.
+                    assert_true(p->margin[k] <= 4e-3f);
+                    break;
+                }
+            }
+            engine_close(&engine);
+            outputs_free(&out);
+        }
+        golden_free(&g);
+    }
+}
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *) a, y = *(const double *) b;
+    return (x > y) - (x < y);
+}
+
+static double row_error(const float *row, const float *want, int n)
+{
+    double difference = 0, norm = 0;
+    for (int k = 0; k < n; k++) {
+        double d = (double) row[k] - (double) want[k];
+        difference += d * d;
+        norm += (double) want[k] * (double) want[k];
+    }
+    return sqrt(difference / norm);
+}
+
+static void test_bf16(void **state)
+{
+    (void) state;
+    static const double bars[] = {0.10, 0.05};
+    for (int m = 0; m < N_MODELS; m++) {
+        struct golden g;
+        struct outputs out;
+        double errors[4096];
+        int n = 0;
+        golden_load(&g, MODELS[m]);
+        score(MODELS[m], &g, 2, 2, 0, 6, PRECISION_BF16, &out);
+        for (int i = 0; i < g.n_prompts; i++) {
+            const float *rows = golden_rows(&out, i);
+            for (int r = 0; r < g.prompts[i].n_rows && n < 4096; r++) {
+                size_t at = (size_t) r * (size_t) g.vocab;
+                errors[n++] = row_error(rows + at, g.prompts[i].logits + at, g.vocab);
+            }
+        }
+        double first = errors[0];
+        qsort(errors, (size_t) n, sizeof *errors, ascending);
+        print_message("# %s bf16: median row error %.4f over %d rows, p0 %.4f\n", MODELS[m],
+                      errors[n / 2], n, first);
+        assert_true(errors[n / 2] <= bars[m]);
+        assert_true(first <= 0.02);
+        outputs_free(&out);
+        golden_free(&g);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_logits_at_every_cut),
+        cmocka_unit_test(test_same_bits_at_every_chunk),
+        cmocka_unit_test(test_greedy),
+        cmocka_unit_test(test_bf16),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

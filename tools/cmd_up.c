@@ -1,0 +1,355 @@
+// penstock up: everything on one machine. Redis with settings that lose nothing, the broker and the groups
+// run as child processes; what dies is started again; Ctrl-C stops all in order.
+#include "common/clock.h"
+#include "common/layout.h"
+#include "common/limits.h"
+#include "common/options.h"
+#include "tools/commands.h"
+#include "tools/supervise.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { REDIS_STOP_MS = 30000, BROKER_STOP_MS = 10000, TURN_MS = 1000 };
+
+struct up {
+    const char *model, *layers, *redis, *data_dir, *queue, *precision;
+    int64_t pp, tp, threads, redis_port, broker_port, device_memory, drain_s, max_context, slots,
+        max_rows;
+    bool quiet, log_json, accept_loss;
+    // of the run
+    char url[512], bin[PATH_MAX];
+    int n_stages;
+    struct supervisor supervisor;
+    int first_group, broker; // indexes of children; Redis, if it is ours, is 0
+    FILE *log;
+    bool served;
+};
+
+// --- ports and folders
+
+static int bind_port(int port)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t) port),
+                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t n = sizeof a;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    bool ok = fd >= 0 && bind(fd, (struct sockaddr *) &a, sizeof a) == 0 && listen(fd, 1) == 0 &&
+              getsockname(fd, (struct sockaddr *) &a, &n) == 0;
+    if (fd >= 0) close(fd);
+    return ok ? ntohs(a.sin_port) : -1;
+}
+
+// A free port of loopback: the one that was asked for, or any one for 0.
+static enum status take_port(int64_t *port, const char *flag, struct error *e)
+{
+    int got = bind_port((int) *port);
+    if (got < 0) {
+        return error_set(e, ERR_IO, "port_taken", "port %lld of 127.0.0.1 is taken: give another one "
+                         "with --%s, or 0 for any", (long long) *port, flag);
+    }
+    *port = got;
+    return OK;
+}
+
+static enum status make_folder(const char *path, struct error *e)
+{
+    if (mkdir(path, 0700) == 0 || errno == EEXIST) return OK;
+    return error_set(e, ERR_IO, NULL, "cannot make the folder %s: %s", path, strerror(errno));
+}
+
+static enum status make_folders(struct up *u, struct error *e)
+{
+    char path[PATH_MAX];
+    try(make_folder(u->data_dir, e));
+    snprintf(path, sizeof path, "%s/redis", u->data_dir);
+    try(make_folder(path, e));
+    snprintf(path, sizeof path, "%s/penstock.log", u->data_dir);
+    u->log = fopen(path, "ae");
+    if (u->log == NULL) {
+        return error_set(e, ERR_IO, NULL, "cannot write %s: %s", path, strerror(errno));
+    }
+    return OK;
+}
+
+// The folder of this program: broker and worker lie beside it.
+static enum status find_programs(struct up *u, struct error *e)
+{
+    ssize_t n = readlink("/proc/self/exe", u->bin, sizeof u->bin - 1);
+    if (n <= 0) return error_set(e, ERR_IO, NULL, "cannot find this program's folder");
+    u->bin[n] = 0;
+    *strrchr(u->bin, '/') = 0;
+    return OK;
+}
+
+// --- children
+
+static void add_redis(struct up *u)
+{
+    struct child *c = supervisor_add(&u->supervisor, "redis", REDIS_STOP_MS);
+    child_arg(c, "redis-server");
+    child_arg(c, "--port");
+    child_arg(c, "%lld", (long long) u->redis_port);
+    child_arg(c, "--bind");
+    child_arg(c, "127.0.0.1");
+    child_arg(c, "--dir");
+    child_arg(c, "%s/redis", u->data_dir);
+    static const char *const settings[] = {
+        "--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction",
+        "--notify-keyspace-events", "Kl", "--daemonize", "no", "--save", "",
+        "--loglevel", "warning",
+    };
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) child_arg(c, "%s", settings[i]);
+}
+
+static void add_number(struct child *c, const char *flag, int64_t value)
+{
+    if (value == 0) return;
+    child_arg(c, "--%s", flag);
+    child_arg(c, "%lld", (long long) value);
+}
+
+static void add_text(struct child *c, const char *flag, const char *value)
+{
+    if (value == NULL) return;
+    child_arg(c, "--%s", flag);
+    child_arg(c, "%s", value);
+}
+
+static void add_broker(struct up *u)
+{
+    u->broker = u->supervisor.n_children;
+    struct child *c = supervisor_add(&u->supervisor, "broker", BROKER_STOP_MS);
+    child_arg(c, "%s/penstock-broker", u->bin);
+    add_text(c, "redis", u->url);
+    add_text(c, "queue", u->queue);
+    child_arg(c, "--listen");
+    child_arg(c, "tcp://127.0.0.1:%lld", (long long) u->broker_port);
+    add_text(c, "model", u->model);
+    if (u->layers != NULL) add_text(c, "layers", u->layers);
+    else add_number(c, "pp", u->pp);
+    add_text(c, "precision", u->precision);
+    add_number(c, "max-context", u->max_context);
+    add_number(c, "slots", u->slots);
+    add_number(c, "max-rows", u->max_rows);
+    if (u->accept_loss) child_arg(c, "--accept-loss");
+    if (u->log_json) child_arg(c, "--log-json");
+}
+
+static void add_group(struct up *u, int i)
+{
+    char name[32];
+    snprintf(name, sizeof name, "group-%d", i);
+    struct child *c = supervisor_add(&u->supervisor, name, (int) u->drain_s * 1000 + 5000);
+    child_arg(c, "%s/penstock-worker", u->bin);
+    child_arg(c, "--broker");
+    child_arg(c, "tcp://127.0.0.1:%lld", (long long) u->broker_port);
+    add_text(c, "model", u->model);
+    child_arg(c, "--devices");
+    child_arg(c, "cpu:%lld", (long long) u->tp);
+    add_text(c, "name", name);
+    add_text(c, "precision", u->precision);
+    add_number(c, "threads", u->threads);
+    add_number(c, "device-memory", u->device_memory);
+    child_arg(c, "--drain");
+    child_arg(c, "%lld", (long long) u->drain_s);
+    if (u->log_json) child_arg(c, "--log-json");
+}
+
+// What is free now, less a fifth, shared out to the ranks.
+static int64_t share_of_memory(int64_t n_ranks)
+{
+    unsigned long long kib = 0;
+    char line[128];
+    FILE *f = fopen("/proc/meminfo", "re");
+    while (f != NULL && fgets(line, sizeof line, f) != NULL) {
+        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1) break;
+    }
+    if (f != NULL) fclose(f);
+    return (int64_t) kib * 1024 / 5 * 4 / n_ranks;
+}
+
+static void add_children(struct up *u)
+{
+    int64_t n_ranks = u->n_stages * u->tp, cores = sysconf(_SC_NPROCESSORS_ONLN);
+    if (u->threads == 0) u->threads = cores > n_ranks ? cores / n_ranks : 1;
+    if (u->device_memory == 0) u->device_memory = share_of_memory(n_ranks);
+    if (u->redis == NULL) add_redis(u);
+    add_broker(u);
+    u->first_group = u->supervisor.n_children;
+    for (int i = 0; i < u->n_stages; i++) add_group(u, i);
+}
+
+// --- what people see
+
+static void say(struct up *u, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static void say(struct up *u, const char *format, ...)
+{
+    char text[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    fprintf(stderr, "penstock up: %s\n", text);
+    fprintf(u->log, "penstock up: %s\n", text);
+    fflush(u->log);
+}
+
+static void on_line(void *arg, struct child *c, const char *line)
+{
+    struct up *u = arg;
+    bool broker = c == &u->supervisor.children[u->broker];
+    fprintf(u->log, "%s\n", line);
+    fflush(u->log);
+    bool warns = strstr(line, "level=warn") != NULL || strstr(line, "level=error") != NULL ||
+                 strncmp(line, "t=", 2) != 0;
+    if (!u->quiet || warns) fprintf(stderr, "%s\n", line);
+    if (!broker || (strstr(line, "event=serving") == NULL &&
+                    strstr(line, "\"event\":\"serving\"") == NULL)) {
+        return;
+    }
+    say(u, "serving; give it jobs with: penstock enqueue --redis %s --prompt TEXT", u->url);
+    u->served = true;
+}
+
+static void on_started(void *arg, struct child *c)
+{
+    struct up *u = arg;
+    say(u, "%s %s, pid %d", c->name, c->n_starts > 1 ? "started again" : "started", (int) c->pid);
+}
+
+static void on_ended(void *arg, struct child *c, int status)
+{
+    struct up *u = arg;
+    if (WIFSIGNALED(status)) {
+        say(u, "%s ended by signal %d", c->name, WTERMSIG(status));
+    } else {
+        say(u, "%s ended with status %d", c->name, WEXITSTATUS(status));
+    }
+}
+
+// --- the run
+
+static enum status prepare(struct up *u, struct error *e)
+{
+    struct model_config config;
+    int layers[PP_MAX], n = 0;
+    if (u->model == NULL) return error_set(e, ERR_INPUT, "bad_usage", "--model is needed");
+    if (u->layers != NULL) try(options_list(u->layers, layers, PP_MAX, &n, e));
+    u->n_stages = u->layers != NULL ? n : (int) u->pp;
+    if (u->n_stages * 1 + 2 > CHILDREN_MAX) {
+        return error_set(e, ERR_INPUT, "bad_usage", "at most %d stages", CHILDREN_MAX - 2);
+    }
+    // What would only show in a child's log is said here.
+    try(model_config_load(&config, u->model, e));
+    try(layout_check_tp(&config, (int) u->tp, e));
+    if (u->redis == NULL) {
+        try(take_port(&u->redis_port, "redis-port", e));
+        snprintf(u->url, sizeof u->url, "redis://127.0.0.1:%lld", (long long) u->redis_port);
+    } else {
+        snprintf(u->url, sizeof u->url, "%s", u->redis);
+    }
+    try(take_port(&u->broker_port, "broker-port", e));
+    try(find_programs(u, e));
+    return make_folders(u, e);
+}
+
+static void stop_all(struct up *u)
+{
+    struct supervisor *s = &u->supervisor;
+    say(u, "stopping; Ctrl-C again stops at once");
+    supervisor_stop(s, u->first_group, s->n_children - u->first_group);
+    supervisor_stop(s, u->broker, 1);
+    if (u->redis == NULL) supervisor_stop(s, 0, 1);
+}
+
+static enum status run(struct up *u, struct error *e)
+{
+    struct supervisor *s = &u->supervisor;
+    try(prepare(u, e));
+    try(supervisor_init(s, e));
+    s->arg = u;
+    s->line = on_line;
+    s->started = on_started;
+    s->ended = on_ended;
+    add_children(u);
+    enum status status = OK;
+    while (status == OK && s->n_stops == 0) status = supervisor_turn(s, TURN_MS, e);
+    stop_all(u);
+    supervisor_deinit(s);
+    fclose(u->log);
+    return status;
+}
+
+int cmd_up(int argc, char **argv)
+{
+    struct up u = {.pp = 1, .tp = 1, .redis_port = 6379, .broker_port = 7300, .drain_s = 20,
+                   .data_dir = "penstock-data"};
+    struct option_spec specs[] = {
+        {.name = "model", .kind = OPTION_STRING, .value = &u.model, .argument = "DIR",
+         .help = "Checkpoint directory as published on the hub."},
+        {.name = "pp", .kind = OPTION_INT, .value = &u.pp, .argument = "N",
+         .help = "Stages: one group, a process, for each.", .least = 1, .most = PP_MAX},
+        {.name = "layers", .kind = OPTION_STRING, .value = &u.layers, .argument = "a,b,..",
+         .help = "Layers of each stage, instead of --pp."},
+        {.name = "tp", .kind = OPTION_INT, .value = &u.tp, .argument = "N",
+         .help = "Ranks (threads) of each group.", .least = 1, .most = TP_MAX},
+        {.name = "redis", .kind = OPTION_STRING, .value = &u.redis, .argument = "URL",
+         .help = "Uses this server instead of starting one."},
+        {.name = "redis-port", .kind = OPTION_INT, .value = &u.redis_port, .argument = "PORT",
+         .help = "Port of the Redis that is started; 0: any free one.", .least = 0, .most = 65535},
+        {.name = "broker-port", .kind = OPTION_INT, .value = &u.broker_port, .argument = "PORT",
+         .help = "Port of the broker; 0: any free one.", .least = 0, .most = 65535},
+        {.name = "data-dir", .kind = OPTION_STRING, .value = &u.data_dir, .argument = "DIR",
+         .help = "Where the queue is kept, and penstock.log."},
+        {.name = "queue", .kind = OPTION_STRING, .value = &u.queue, .argument = "NAME",
+         .help = "Name of the queue."},
+        {.name = "precision", .kind = OPTION_STRING, .value = &u.precision,
+         .argument = "auto|f32|bf16", .help = "f32 is exact; auto: bf16 where the CPU has it."},
+        {.name = "threads", .kind = OPTION_INT, .value = &u.threads, .argument = "N",
+         .help = "Threads of each rank; 0: the cores shared out.", .least = 0, .most = 1024},
+        {.name = "device-memory", .kind = OPTION_BYTES, .value = &u.device_memory,
+         .argument = "BYTES", .help = "Memory of each rank; default: what is free, shared out."},
+        {.name = "max-context", .kind = OPTION_INT, .value = &u.max_context, .argument = "N",
+         .help = "Most tokens of a sequence, prompt and output.", .least = 0, .most = CONTEXT_MAX},
+        {.name = "slots", .kind = OPTION_INT, .value = &u.slots, .argument = "N",
+         .help = "Sequences at once; 0: chosen by the plan.", .least = 0, .most = SLOTS_MAX},
+        {.name = "max-rows", .kind = OPTION_INT, .value = &u.max_rows, .argument = "N",
+         .help = "Token budget of a step; 0: chosen by the plan.", .least = 0,
+         .most = STEP_ROWS_MAX},
+        {.name = "drain", .kind = OPTION_INT, .value = &u.drain_s, .argument = "S",
+         .help = "Most seconds that running sequences get after Ctrl-C.", .least = 0, .most = 86400},
+        {.name = "accept-loss", .kind = OPTION_FLAG, .value = &u.accept_loss,
+         .help = "With --redis: goes on though its settings may lose jobs."},
+        {.name = "quiet", .kind = OPTION_FLAG, .value = &u.quiet,
+         .help = "Only warnings and errors of the children are shown; the log has all."},
+        {.name = "log-json", .kind = OPTION_FLAG, .value = &u.log_json,
+         .help = "The children's log lines as JSON objects."},
+    };
+    struct options o = {.program = "penstock up",
+                        .usage = "--model DIR [OPTIONS]",
+                        .about = "Runs Redis, broker and worker groups on this machine until Ctrl-C.",
+                        .specs = specs,
+                        .n_specs = sizeof specs / sizeof *specs,
+                        .environment = true};
+    struct error e = {0};
+    enum status status = options_parse(&o, argc, argv, &e);
+    if (status == OK && o.help) return EXIT_DONE;
+    if (status == OK) status = run(&u, &e);
+    if (status == OK) return EXIT_DONE;
+    fprintf(stderr, "penstock up: %s\n", e.text);
+    return strcmp(e.code, "bad_usage") == 0 ? EXIT_USAGE : EXIT_FAILED;
+}

@@ -1,0 +1,44 @@
+// The flags that `generate` and `score` share: which model, how it is cut, and where the prompt comes from.
+#ifndef PENSTOCK_TOOLS_ENGINE_OPTIONS_H
+#define PENSTOCK_TOOLS_ENGINE_OPTIONS_H
+
+#include "common/options.h"
+#include "common/status.h"
+#include "tools/engine.h"
+
+struct engine_flags {
+    const char *model, *layers, *precision, *chunk;
+    int64_t tp, pp, threads;
+    int64_t device_memory;
+};
+
+#define ENGINE_FLAGS_DEFAULT                                                                       \
+    {.tp = 1, .pp = 1, .precision = "auto", .chunk = "auto"}
+
+// Rows of a table of options.
+#define ENGINE_FLAG_ROWS(f)                                                                        \
+    {.name = "model", .kind = OPTION_STRING, .value = &(f).model, .argument = "DIR",               \
+     .help = "Checkpoint directory as published on the hub."},                                     \
+    {.name = "tp", .kind = OPTION_INT, .value = &(f).tp, .argument = "N",                          \
+     .help = "Ranks of each stage.", .least = 1, .most = TP_MAX},                                  \
+    {.name = "pp", .kind = OPTION_INT, .value = &(f).pp, .argument = "N", .help = "Stages.",       \
+     .least = 1, .most = PP_MAX},                                                                  \
+    {.name = "layers", .kind = OPTION_STRING, .value = &(f).layers, .argument = "a,b,..",          \
+     .help = "Layers of each stage, instead of --pp."},                                            \
+    {.name = "precision", .kind = OPTION_STRING, .value = &(f).precision,                          \
+     .argument = "auto|f32|bf16", .help = "f32 is exact; auto: bf16 where the CPU has it."},       \
+    {.name = "chunk", .kind = OPTION_STRING, .value = &(f).chunk, .argument = "N",                 \
+     .help = "Most prompt tokens in one step; default: auto."},                                    \
+    {.name = "threads", .kind = OPTION_INT, .value = &(f).threads, .argument = "N",                \
+     .help = "Threads of each rank; 0: the cores shared out.", .least = 0, .most = 1024},          \
+    {.name = "device-memory", .kind = OPTION_BYTES, .value = &(f).device_memory,                   \
+     .argument = "BYTES", .help = "Most memory of each rank; default: what it takes."}
+
+// Fills o's model, tp, pp, layers, precision, threads, chunk, memory. ERR_INPUT bad_usage.
+enum status engine_flags_apply(const struct engine_flags *f, struct engine_options *o,
+                               struct error *e);
+
+// Whitespace-separated ids from a file ("-": standard input). ERR_IO; ERR_INPUT bad_tokens with the place.
+enum status read_tokens_file(const char *path, struct token_ids *to, struct error *e);
+
+#endif

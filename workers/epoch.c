@@ -1,0 +1,268 @@
+#include "workers/epoch.h"
+
+#include "common/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static bool is_head(const struct epoch *ep) { return ep->options.stage == 0; }
+static bool is_tail(const struct epoch *ep) { return ep->options.stage + 1 == ep->options.n_stages; }
+static bool alone(const struct epoch *ep) { return ep->options.n_stages == 1; }
+
+// "tcp://IP:*" as it is; an inproc address gets a name of its own for each epoch and kind.
+static void endpoint_of(const struct epoch_options *o, const char *kind, char *to, size_t n)
+{
+    if (strncmp(o->data, "inproc://", 9) == 0) {
+        snprintf(to, n, "%s-%s-%s-%llu", o->data, o->name, kind,
+                 (unsigned long long) o->link.epoch);
+    } else {
+        snprintf(to, n, "%s", o->data);
+    }
+}
+
+static size_t logits_bytes(const struct epoch_options *o)
+{
+    if (!o->limits.score) return 0;
+    return (size_t) o->limits.max_out * (size_t) o->limits.vocab_size * sizeof(float);
+}
+
+static size_t frame_bytes(const struct step_limits *l)
+{
+    size_t step = step_frame_max(l), tokens = step_tokens_frame_max(l);
+    return step > tokens ? step : tokens;
+}
+
+static enum status bind_links(struct epoch *ep, struct error *e)
+{
+    const struct epoch_options *o = &ep->options;
+    char endpoint[ENDPOINT_MAX];
+    int depth = o->steps_in_flight + 1;
+    if (alone(ep)) return OK;
+    if (is_head(ep)) {
+        endpoint_of(o, "tokens", endpoint, sizeof endpoint);
+        size_t most = frame_bytes(&o->limits), logits = logits_bytes(o);
+        return link_in_open(&ep->tokens_in, o->zmq, endpoint, depth,
+                            (int64_t) (most > logits ? most : logits), e);
+    }
+    endpoint_of(o, "steps", endpoint, sizeof endpoint);
+    size_t rows = (size_t) o->limits.max_rows * stage_row_bytes(o->config, o->precision);
+    size_t header = step_frame_max(&o->limits);
+    return link_in_open(&ep->in, o->zmq, endpoint, depth,
+                        (int64_t) (rows > header ? rows : header), e);
+}
+
+enum status epoch_open(struct epoch *ep, const struct epoch_options *o, struct stage *stage,
+                       struct head *head, struct error *e)
+{
+    *ep = (struct epoch){.options = *o, .stage = stage, .head = head};
+    ep->held = calloc((size_t) o->steps_in_flight, sizeof *ep->held);
+    ep->frame = malloc(frame_bytes(&o->limits));
+    ep->tokens = calloc((size_t) o->limits.max_out, sizeof *ep->tokens);
+    enum status status = OK;
+    if (ep->held == NULL || ep->frame == NULL || ep->tokens == NULL) {
+        status = error_set(e, ERR_NOMEM, NULL, "no memory for the buffers of the stage links");
+    }
+    if (status == OK) status = bind_links(ep, e);
+    if (status != OK) epoch_close(ep);
+    return status;
+}
+
+// Received frames that steps still in the ring read from.
+static void drop_held(struct epoch *ep)
+{
+    for (; !is_head(ep) && ep->n_out < ep->n_in; ep->n_out++) {
+        link_message_close(&ep->held[ep->n_out % (uint64_t) ep->options.steps_in_flight]);
+    }
+}
+
+void epoch_close(struct epoch *ep)
+{
+    if (ep->held != NULL) drop_held(ep);
+    link_in_close(&ep->in);
+    link_in_close(&ep->tokens_in);
+    link_out_close(&ep->out);
+    free(ep->held);
+    free(ep->frame);
+    free(ep->tokens);
+    *ep = (struct epoch){0};
+}
+
+enum status epoch_link(struct epoch *ep, const char *endpoint, struct error *e)
+{
+    if (alone(ep)) return OK;
+    return link_out_open(&ep->out, ep->options.zmq, endpoint, ep->options.steps_in_flight + 1, e);
+}
+
+bool epoch_linked(const struct epoch *ep) { return alone(ep) || link_out_connected(&ep->out); }
+
+bool epoch_busy(const struct epoch *ep) { return ep->n_flying > 0 || ep->n_in > ep->n_out; }
+
+static enum status lost_step(struct epoch *ep, uint64_t number, uint64_t expected, struct error *e)
+{
+    return error_set(e, ERR_STATE, "lost_step", "stage %d got step %llu where %llu was next",
+                     ep->options.stage, (unsigned long long) number,
+                     (unsigned long long) expected);
+}
+
+// --- what comes in
+
+// The head begins steps while fewer than steps_in_flight are on their way.
+static void begin_steps(struct epoch *ep, int64_t now_ms)
+{
+    struct stage_step *place;
+    while (ep->n_flying < ep->options.steps_in_flight && (place = stage_next(ep->stage)) != NULL) {
+        if (!head_plan(ep->head, &place->step)) return;
+        stage_submit(ep->stage);
+        if (ep->n_flying++ == 0) ep->moved_ms = now_ms;
+        ep->n_in++;
+    }
+}
+
+static enum status accept_step(struct epoch *ep, struct link_message *m, struct error *e)
+{
+    const struct epoch_options *o = &ep->options;
+    struct stage_step *place = stage_next(ep->stage);
+    if (place == NULL) {
+        return error_set(e, ERR_STATE, "lost_step", "more than %d steps came to stage %d",
+                         o->steps_in_flight, o->stage);
+    }
+    struct step *s = &place->step;
+    try(step_decode(s, &o->limits, &o->link, zmq_msg_data(&m->frames[0]),
+                    zmq_msg_size(&m->frames[0]), e));
+    if (s->number != ep->n_in + 1) return lost_step(ep, s->number, ep->n_in + 1, e);
+    size_t want = (size_t) s->n_rows * stage_row_bytes(o->config, o->precision);
+    if (zmq_msg_size(&m->frames[1]) != want) {
+        return error_set(e, ERR_INPUT, "bad_step", "a step of %d rows came with %zu bytes, not %zu",
+                         s->n_rows, zmq_msg_size(&m->frames[1]), want);
+    }
+    place->in = zmq_msg_data(&m->frames[1]);
+    ep->held[ep->n_in++ % (uint64_t) o->steps_in_flight] = *m;
+    stage_submit(ep->stage);
+    return OK;
+}
+
+// Frames of another epoch are dropped and counted. True if one was there.
+static bool skip_stale(struct epoch *ep, enum status *status)
+{
+    if (*status != ERR_STATE) return false;
+    ep->n_stale++;
+    *status = OK;
+    return true;
+}
+
+static enum status receive_steps(struct epoch *ep, int64_t now_ms, struct error *e)
+{
+    for (;;) {
+        struct link_message m;
+        enum status status = link_receive(&ep->in, &m, e);
+        if (status == ERR_UNAVAILABLE) return OK;
+        if (status != OK) return status;
+        status = accept_step(ep, &m, e);
+        if (status == OK) {
+            ep->moved_ms = now_ms;
+            continue;
+        }
+        link_message_close(&m);
+        if (strcmp(e->code, "stale") == 0 && skip_stale(ep, &status)) continue;
+        return status;
+    }
+}
+
+// --- what leaves
+
+static void end_step(struct epoch *ep, uint64_t number, const struct step_token *tokens, int n,
+                     const float *logits, int64_t now_ms)
+{
+    ep->n_flying--;
+    ep->moved_ms = now_ms;
+    head_tokens(ep->head, number, tokens, n, logits, now_ms);
+}
+
+static enum status pass_on(struct epoch *ep, const struct stage_step *done, int64_t now_ms,
+                           struct error *e)
+{
+    const struct epoch_options *o = &ep->options;
+    const struct step *s = &done->step;
+    if (alone(ep)) {
+        end_step(ep, s->number, done->tokens, s->n_out, done->logits, now_ms);
+        return OK;
+    }
+    if (is_tail(ep)) {
+        size_t n = step_tokens_encode(done->tokens, s->n_out, s->number, &o->link, ep->frame);
+        size_t logits = (size_t) s->n_out * (size_t) o->limits.vocab_size * sizeof(float);
+        return link_send(&ep->out, ep->frame, n, done->logits, done->logits != NULL ? logits : 0, e);
+    }
+    size_t n = step_encode(s, &o->link, ep->frame);
+    return link_send(&ep->out, ep->frame, n, done->out,
+                     (size_t) s->n_rows * stage_row_bytes(o->config, o->precision), e);
+}
+
+static enum status finish_steps(struct epoch *ep, int64_t now_ms, bool *device_failed,
+                                struct error *e)
+{
+    for (;;) {
+        enum status status;
+        struct stage_step *done = stage_done(ep->stage, &status, e);
+        *device_failed = status != OK;
+        if (status != OK) return status;
+        if (done == NULL) return OK;
+        status = pass_on(ep, done, now_ms, e);
+        stage_release(ep->stage);
+        if (!is_head(ep)) {
+            link_message_close(&ep->held[ep->n_out % (uint64_t) ep->options.steps_in_flight]);
+        }
+        ep->n_out++;
+        ep->moved_ms = now_ms;
+        if (status != OK) return status;
+    }
+}
+
+static enum status accept_tokens(struct epoch *ep, struct link_message *m, int64_t now_ms,
+                                 struct error *e)
+{
+    const struct epoch_options *o = &ep->options;
+    uint64_t number, expected = ep->n_in - (uint64_t) ep->n_flying + 1;
+    int n;
+    try(step_tokens_decode(ep->tokens, &n, &number, &o->limits, &o->link,
+                           zmq_msg_data(&m->frames[0]), zmq_msg_size(&m->frames[0]), e));
+    if (ep->n_flying == 0 || number != expected) return lost_step(ep, number, expected, e);
+    size_t want = o->limits.score
+                      ? (size_t) n * (size_t) o->limits.vocab_size * sizeof(float) : 0;
+    if (zmq_msg_size(&m->frames[1]) != want) {
+        return error_set(e, ERR_INPUT, "bad_step", "%d tokens came with %zu bytes of logits, not "
+                         "%zu", n, zmq_msg_size(&m->frames[1]), want);
+    }
+    end_step(ep, number, ep->tokens, n, want > 0 ? zmq_msg_data(&m->frames[1]) : NULL, now_ms);
+    return OK;
+}
+
+static enum status receive_tokens(struct epoch *ep, int64_t now_ms, struct error *e)
+{
+    for (;;) {
+        struct link_message m;
+        enum status status = link_receive(&ep->tokens_in, &m, e);
+        if (status == ERR_UNAVAILABLE) return OK;
+        if (status != OK) return status;
+        status = accept_tokens(ep, &m, now_ms, e);
+        link_message_close(&m);
+        if (status != OK && strcmp(e->code, "stale") == 0 && skip_stale(ep, &status)) continue;
+        if (status != OK) return status;
+    }
+}
+
+enum status epoch_turn(struct epoch *ep, int64_t now_ms, bool *device_failed, struct error *e)
+{
+    *device_failed = false;
+    if (!is_head(ep)) try(receive_steps(ep, now_ms, e));
+    try(finish_steps(ep, now_ms, device_failed, e));
+    if (is_head(ep)) {
+        if (!alone(ep)) try(receive_tokens(ep, now_ms, e));
+        begin_steps(ep, now_ms);
+    }
+    if (epoch_busy(ep) && now_ms - ep->moved_ms > ep->options.step_deadline_ms) {
+        return error_set(e, ERR_STATE, "step_deadline", "no step moved through stage %d for "
+                         "%lld ms", ep->options.stage, (long long) (now_ms - ep->moved_ms));
+    }
+    return OK;
+}

@@ -1,0 +1,383 @@
+#include "workers/head.h"
+
+#include "common/carve.h"
+#include "common/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { RESULT_BYTES_MAX = WIRE_BODY_MAX };
+
+static bool same_key(const struct job_key *a, const struct job_key *b)
+{
+    return a->attempt == b->attempt && strcmp(a->id, b->id) == 0 &&
+           strcmp(a->tenant, b->tenant) == 0;
+}
+
+static void carve_head(struct head *h, struct carve *c, int32_t **free_blocks,
+                       struct sched_seq **seqs)
+{
+    const struct step_limits *l = &h->options.limits;
+    size_t slots = (size_t) l->slots;
+    h->seqs = carve_take(c, slots * sizeof *h->seqs);
+    h->opened = carve_take(c, slots * sizeof *h->opened);
+    h->to_close = carve_take(c, slots * sizeof *h->to_close);
+    h->n_blocks = carve_take(c, slots * sizeof *h->n_blocks);
+    h->ids = carve_take(c, slots * (size_t) h->options.max_context * sizeof *h->ids);
+    h->blocks = carve_take(c, slots * (size_t) l->max_blocks * sizeof *h->blocks);
+    *free_blocks = carve_take(c, (size_t) l->n_blocks * sizeof **free_blocks);
+    *seqs = carve_take(c, slots * sizeof **seqs);
+}
+
+enum status head_create(struct head **head, const struct head_options *o,
+                        const struct head_events *events, struct error *e)
+{
+    struct head *h = calloc(1, sizeof *h);
+    *head = h;
+    if (h == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for the head");
+    h->options = *o;
+    h->events = *events;
+    snprintf(h->model_hash, sizeof h->model_hash, "%s", o->model_hash);
+    snprintf(h->plan_hash, sizeof h->plan_hash, "%s", o->plan_hash);
+    struct carve c = {0};
+    int32_t *free_blocks;
+    struct sched_seq *seqs;
+    carve_head(h, &c, &free_blocks, &seqs);
+    h->memory = calloc(1, c.used);
+    if (h->memory == NULL) {
+        enum status status = error_set(e, ERR_NOMEM, NULL, "no memory for %d slots (%llu bytes)",
+                                       o->limits.slots, (unsigned long long) c.used);
+        head_destroy(head);
+        return status;
+    }
+    c = (struct carve){.base = h->memory, .size = c.used};
+    carve_head(h, &c, &free_blocks, &seqs);
+    kv_init(&h->kv, free_blocks, o->limits.n_blocks);
+    sched_init(&h->sched, seqs, &o->limits, o->chunk, o->steps_in_flight);
+    h->granted_slots = (uint64_t) o->limits.slots;
+    h->granted_blocks = (uint64_t) o->limits.n_blocks;
+    return OK;
+}
+
+static void free_kept(struct kept_result *r)
+{
+    buffer_deinit(&r->bytes);
+    free(r);
+}
+
+void head_destroy(struct head **head)
+{
+    struct head *h = *head;
+    if (h == NULL) return;
+    *head = NULL;
+    for (int i = 0; h->memory != NULL && i < h->options.limits.slots; i++) {
+        if (h->seqs[i].used) seq_end(&h->seqs[i]);
+    }
+    while (h->kept != NULL) {
+        struct kept_result *r = h->kept;
+        h->kept = r->next;
+        free_kept(r);
+    }
+    free(h->memory);
+    free(h);
+}
+
+static struct seq *find_seq(struct head *h, const struct job_key *key)
+{
+    for (int i = 0; i < h->options.limits.slots; i++) {
+        if (h->seqs[i].used && same_key(&h->seqs[i].key, key)) return &h->seqs[i];
+    }
+    return NULL;
+}
+
+static struct kept_result **find_kept(struct head *h, const struct job_key *key)
+{
+    struct kept_result **at = &h->kept;
+    while (*at != NULL && !same_key(&(*at)->key, key)) at = &(*at)->next;
+    return at;
+}
+
+// --- the end of a sequence
+
+static void free_slot(struct head *h, struct seq *q)
+{
+    int slot = (int) (q - h->seqs);
+    int n = h->n_blocks[slot];
+    kv_release(&h->kv, n, h->blocks + (size_t) slot * (size_t) h->options.limits.max_blocks);
+    sched_remove(&h->sched, slot);
+    h->to_close[slot] = h->opened[slot] > 0;
+    h->opened[slot] = 0;
+    h->n_running--;
+    h->granted_slots++;
+    h->granted_blocks += (uint64_t) n;
+    seq_end(q);
+}
+
+static void finish(struct head *h, struct seq *q, enum result_status status,
+                   enum result_finish reason, const struct error *why, int64_t now_ms)
+{
+    struct error e = {0};
+    struct kept_result *r = calloc(1, sizeof *r);
+    q->ended_ms = now_ms;
+    if (r != NULL) {
+        r->key = q->key;
+        buffer_init(&r->bytes, RESULT_BYTES_MAX);
+        if (seq_result(q, status, reason, h->model_hash, h->plan_hash, why, &r->bytes, &e) == OK) {
+            r->next = h->kept;
+            h->kept = r;
+            h->n_kept++;
+            if (h->events.result(h->events.arg, r)) r->sent_ms = now_ms;
+        } else {
+            free_kept(r);
+            r = NULL;
+        }
+    }
+    // Without memory for its result the attempt is lost, and its lease brings the job back.
+    if (r == NULL) {
+        log_line(LOG_ERROR, "result_lost", log_str("id", q->key.id), log_str("error", e.text));
+    }
+    free_slot(h, q);
+}
+
+// --- jobs
+
+static enum status check_job(const struct head *h, const struct wire_job *job, int *n_blocks,
+                             struct error *e)
+{
+    const struct step_limits *l = &h->options.limits;
+    int64_t n_prompt = wire_ids_count(job->ids), n_resume = wire_ids_count(job->resume);
+    int64_t whole = n_prompt + job->max_tokens;
+    if (n_prompt < 1 || n_resume > job->max_tokens || (!job->score && job->max_tokens < 1)) {
+        return error_set(e, ERR_INPUT, "bad_job",
+                         "a job of %lld prompt tokens, %d to generate, %lld resumed",
+                         (long long) n_prompt, job->max_tokens, (long long) n_resume);
+    }
+    if (whole > h->options.max_context) {
+        return error_set(e, ERR_INPUT, "context_exceeded",
+                         "prompt and output need %lld tokens, but a sequence may have %d",
+                         (long long) whole, h->options.max_context);
+    }
+    if (job->score && !l->score) {
+        return error_set(e, ERR_UNSUPPORTED, "no_scores", "this pipeline returns no logits");
+    }
+    *n_blocks = (int) ((whole + KV_BLOCK_ROWS - 1) / KV_BLOCK_ROWS);
+    return OK;
+}
+
+static enum status check_ids(const struct head *h, const int32_t *ids, int n, struct error *e)
+{
+    for (int i = 0; i < n; i++) {
+        if (ids[i] >= 0 && ids[i] < h->options.config->vocab_size) continue;
+        return error_set(e, ERR_INPUT, "bad_token", "id %d at index %d is not in the vocabulary "
+                         "of %d", ids[i], i, h->options.config->vocab_size);
+    }
+    return OK;
+}
+
+static int free_slot_index(const struct head *h)
+{
+    for (int i = 0; i < h->options.limits.slots; i++) {
+        if (!h->seqs[i].used) return i;
+    }
+    return -1;
+}
+
+enum status head_accept(struct head *h, const struct wire_job *job, int64_t now_ms, struct error *e)
+{
+    if (find_seq(h, &job->key) != NULL) return OK;
+    struct kept_result *kept = *find_kept(h, &job->key);
+    if (kept != NULL) {
+        kept->sent_ms = 0;
+        return OK;
+    }
+    int n_blocks = 0, slot = free_slot_index(h);
+    try(check_job(h, job, &n_blocks, e));
+    if (slot < 0 || n_blocks > h->kv.n_free) {
+        return error_set(e, ERR_LIMIT, "no_credit", "%d KV blocks and a slot are needed, %d blocks "
+                         "are free", n_blocks, slot < 0 ? 0 : h->kv.n_free);
+    }
+    struct seq *q = &h->seqs[slot];
+    int32_t *ids = h->ids + (size_t) slot * (size_t) h->options.max_context;
+    enum result_finish end;
+    try(seq_begin(q, job, h->options.config, h->options.tokenizer, ids, now_ms, &end, e));
+    enum status status = check_ids(h, ids, q->n_prompt + q->n_resumed, e);
+    if (status != OK) {
+        seq_end(q);
+        return status;
+    }
+    int32_t *blocks = h->blocks + (size_t) slot * (size_t) h->options.limits.max_blocks;
+    status = kv_reserve(&h->kv, n_blocks, blocks);
+    check(status == OK, "blocks were free");
+    h->n_blocks[slot] = n_blocks;
+    h->opened[slot] = 0;
+    h->n_running++;
+    sched_admit(&h->sched, slot, q->n_prompt, q->n_known, q->score);
+    // An earlier attempt had all tokens, and only its result was lost.
+    if (end != RESULT_NO_FINISH) finish(h, q, RESULT_OK, end, NULL, now_ms);
+    return OK;
+}
+
+void head_cancel(struct head *h, const struct job_key *key, int64_t now_ms)
+{
+    struct seq *q = find_seq(h, key);
+    if (q != NULL) finish(h, q, RESULT_CANCELLED, RESULT_NO_FINISH, NULL, now_ms);
+}
+
+void head_drop(struct head *h, const struct job_key *key)
+{
+    struct seq *q = find_seq(h, key);
+    if (q != NULL) free_slot(h, q);
+}
+
+// --- steps
+
+static void add_open(struct head *h, int slot, struct step *s)
+{
+    const struct seq *q = &h->seqs[slot];
+    struct step_open *o = &s->opens[s->n_opens++];
+    *o = (struct step_open){.slot = slot,
+                            .n_blocks = h->n_blocks[slot],
+                            .first_block = s->n_blocks,
+                            .n_prompt = q->n_prompt,
+                            .sampling = q->sampling};
+    memcpy(s->blocks + s->n_blocks,
+           h->blocks + (size_t) slot * (size_t) h->options.limits.max_blocks,
+           (size_t) o->n_blocks * sizeof *s->blocks);
+    s->n_blocks += o->n_blocks;
+    h->opened[slot] = s->number;
+}
+
+bool head_plan(struct head *h, struct step *s)
+{
+    step_reset(s, h->n_steps + 1);
+    s->n_runs = sched_plan(&h->sched, s->runs);
+    if (s->n_runs == 0) return false;
+    h->n_steps++;
+    for (int i = 0; i < h->options.limits.slots; i++) {
+        if (h->to_close[i]) s->closes[s->n_closes++] = i;
+        h->to_close[i] = false;
+    }
+    for (int r = 0; r < s->n_runs; r++) {
+        const struct step_run *run = &s->runs[r];
+        if (h->opened[run->slot] == 0) add_open(h, run->slot, s);
+        memcpy(s->ids + s->n_rows, h->seqs[run->slot].ids + run->pos,
+               (size_t) run->n * sizeof *s->ids);
+        s->n_rows += run->n;
+    }
+    step_expand(s);
+    return true;
+}
+
+static void take_token(struct head *h, struct seq *q, const struct step_token *t, int64_t now_ms)
+{
+    struct error e = {0};
+    enum result_finish end;
+    int slot = (int) (q - h->seqs);
+    check(t->pos == q->n_known - 1, "a token after row %d of a sequence of %d", t->pos,
+          q->n_known);
+    enum status status = seq_append(q, h->options.config, t, now_ms, &end, &e);
+    sched_append(&h->sched, slot);
+    if (status != OK) {
+        finish(h, q, RESULT_ERROR, RESULT_NO_FINISH, &e, now_ms);
+    } else if (end != RESULT_NO_FINISH) {
+        finish(h, q, RESULT_OK, end, NULL, now_ms);
+    }
+}
+
+// Rows [i, return value) of one scored sequence, consecutive ones of a run.
+static int take_scores(struct head *h, struct seq *q, const struct step_token *t, int i, int n,
+                       const float *logits, int64_t now_ms)
+{
+    size_t vocab = (size_t) h->options.limits.vocab_size;
+    int end = i + 1;
+    while (end < n && t[end].slot == t[i].slot) end++;
+    struct wire_logits l = {.key = q->key,
+                            .pos = t[i].pos,
+                            .n = end - i,
+                            .vocab = (int) vocab,
+                            .rows = {logits + (size_t) i * vocab,
+                                     (size_t) (end - i) * vocab * sizeof *logits}};
+    h->events.logits(h->events.arg, &l);
+    q->n_scored += end - i;
+    if (q->n_scored == q->n_prompt) finish(h, q, RESULT_OK, RESULT_LENGTH, NULL, now_ms);
+    return end;
+}
+
+void head_tokens(struct head *h, uint64_t step, const struct step_token *tokens, int n,
+                 const float *logits, int64_t now_ms)
+{
+    for (int i = 0; i < n;) {
+        struct seq *q = &h->seqs[tokens[i].slot];
+        uint64_t opened = h->opened[tokens[i].slot];
+        if (!q->used || opened == 0 || step < opened) { // its sequence ended meanwhile
+            h->n_late++;
+            i++;
+        } else if (q->score) {
+            check(logits != NULL, "a scored sequence's logits did not come");
+            i = take_scores(h, q, tokens, i, n, logits, now_ms);
+        } else {
+            take_token(h, q, &tokens[i++], now_ms);
+        }
+    }
+}
+
+// --- reports
+
+static void report_tokens(struct head *h, struct seq *q, int64_t now_ms)
+{
+    int n = q->n_known - q->n_prompt;
+    struct wire_tokens t = {.key = q->key,
+                            .offset = q->n_reported,
+                            .ids = {q->ids + q->n_prompt + q->n_reported,
+                                    (size_t) (n - q->n_reported) * sizeof *q->ids},
+                            .text = {q->text.text.data + q->text_reported,
+                                     q->text.ready - q->text_reported}};
+    if (q->text.text.data == NULL) t.text = (struct wire_bytes){"", 0};
+    if (!h->events.tokens(h->events.arg, &t)) return;
+    q->n_reported = n;
+    q->text_reported = q->text.ready;
+    q->reported_ms = now_ms;
+}
+
+void head_report(struct head *h, int64_t now_ms, int64_t again_ms)
+{
+    for (int i = 0; i < h->options.limits.slots; i++) {
+        struct seq *q = &h->seqs[i];
+        int fresh = q->used ? q->n_known - q->n_prompt - q->n_reported : 0;
+        if (fresh >= h->options.report_tokens ||
+            (fresh > 0 && now_ms - q->reported_ms >= h->options.report_ms)) {
+            report_tokens(h, q, now_ms);
+        }
+    }
+    for (struct kept_result *r = h->kept; r != NULL; r = r->next) {
+        if (r->sent_ms > 0 && now_ms - r->sent_ms < again_ms) continue;
+        if (h->events.result(h->events.arg, r)) r->sent_ms = now_ms;
+    }
+}
+
+void head_committed(struct head *h, const struct job_key *key)
+{
+    struct kept_result **at = find_kept(h, key), *r = *at;
+    if (r == NULL) return;
+    *at = r->next;
+    h->n_kept--;
+    free_kept(r);
+}
+
+int head_list_running(const struct head *h, struct wire_running *to, int most)
+{
+    int n = 0;
+    for (int i = 0; i < h->options.limits.slots && n < most; i++) {
+        const struct seq *q = &h->seqs[i];
+        if (q->used) to[n++] = (struct wire_running){q->key, q->n_known - q->n_prompt};
+    }
+    return n;
+}
+
+int head_list_kept(const struct head *h, struct job_key *to, int most)
+{
+    int n = 0;
+    for (const struct kept_result *r = h->kept; r != NULL && n < most; r = r->next) to[n++] = r->key;
+    return n;
+}

@@ -1,0 +1,99 @@
+// The head of a pipeline: its sequences, their KV blocks, what the next step holds and what becomes of
+// the tokens that come back. Pure but for the heap at ACCEPT and at the end of a sequence: no sockets,
+// no clock (`now_ms` comes in). Leader's thread of stage 0. A sequence enters only with the blocks of
+// prompt + max_tokens, so nothing is ever preempted; they are free again in the moment it ends, because
+// every stage does steps in order.
+#ifndef PENSTOCK_WORKERS_HEAD_H
+#define PENSTOCK_WORKERS_HEAD_H
+
+#include "common/wire.h"
+#include "workers/kv.h"
+#include "workers/sched.h"
+#include "workers/seq.h"
+#include "workers/step.h"
+
+struct head_options {
+    const struct model_config *config;   // borrowed
+    const struct tokenizer *tokenizer;   // borrowed; NULL: results have no text
+    struct step_limits limits;
+    int max_context;      // tokens of one sequence
+    int chunk;            // most prefill rows of one sequence in a step; 0: the budget
+    int steps_in_flight;
+    const char *model_hash, *plan_hash;  // copied
+    int report_tokens;    // TOKENS leave after so many new ones, or
+    int64_t report_ms;    // after this time
+};
+
+// A result that waits for COMMITTED.
+struct kept_result {
+    struct kept_result *next;
+    struct job_key key;
+    struct buffer bytes;
+    int64_t sent_ms; // 0: never
+};
+
+// What leaves the head; borrowed bytes. `result` and `tokens` are only hints to send: false means that
+// it could not leave now; it is offered again by head_report.
+struct head_events {
+    void *arg;
+    bool (*tokens)(void *arg, const struct wire_tokens *t);
+    bool (*result)(void *arg, const struct kept_result *r);
+    void (*logits)(void *arg, const struct wire_logits *l);
+};
+
+struct head {
+    struct head_options options;
+    struct head_events events;
+    char model_hash[WIRE_HASH_MAX + 1], plan_hash[WIRE_HASH_MAX + 1];
+    struct seq *seqs;          // (slots)
+    uint64_t *opened;          // (slots) number of the step that opened the slot's sequence; 0: not yet
+    bool *to_close;            // (slots) CLOSE has to travel
+    int32_t *ids;              // (slots, max_context)
+    int32_t *blocks;           // (slots, max_blocks)
+    int *n_blocks;             // (slots)
+    struct kv kv;
+    struct sched sched;
+    void *memory;
+    uint64_t granted_slots, granted_blocks; // CREDIT: ever
+    uint64_t n_steps;          // planned so far
+    int n_running;
+    struct kept_result *kept;  // newest first
+    int n_kept;
+    uint64_t n_late;           // tokens of sequences that had ended
+};
+
+enum status head_create(struct head **head, const struct head_options *o,
+                        const struct head_events *events, struct error *e);
+
+// Gives everything back; what runs is forgotten (the broker's leases bring it back).
+void head_destroy(struct head **head);
+
+// Takes a job, or says why not: ERR_LIMIT no_credit (slots or blocks), ERR_INPUT bad_job (longer than
+// max_context, ids out of range), ERR_NOMEM. A key that runs or has ended here already is accepted again.
+enum status head_accept(struct head *h, const struct wire_job *job, int64_t now_ms,
+                        struct error *e);
+
+// Ends a sequence whose result is `cancelled`. Unknown keys are ignored.
+void head_cancel(struct head *h, const struct job_key *key, int64_t now_ms);
+
+// Drops a sequence without a result: another attempt owns the job.
+void head_drop(struct head *h, const struct job_key *key);
+
+// Fills the next step (reset here; expanded). False: nothing to run.
+bool head_plan(struct head *h, struct step *s);
+
+// The tokens of a step are back, in order of its out rows. logits (n, vocab) in score mode, else NULL.
+void head_tokens(struct head *h, uint64_t step, const struct step_token *tokens, int n,
+                 const float *logits, int64_t now_ms);
+
+// Offers what is due: TOKENS, and RESULTs never sent or sent more than `again_ms` ago.
+void head_report(struct head *h, int64_t now_ms, int64_t again_ms);
+
+// The broker has the result (or nobody wants it).
+void head_committed(struct head *h, const struct job_key *key);
+
+// For HELLO: what runs, and what waits for COMMITTED; at most `most` each. Returns how many.
+int head_list_running(const struct head *h, struct wire_running *to, int most);
+int head_list_kept(const struct head *h, struct job_key *to, int most);
+
+#endif
