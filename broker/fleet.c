@@ -150,18 +150,21 @@ static bool all_in(struct fleet *f, enum group_state state)
     return true;
 }
 
-static void link_all(struct fleet *f)
+static void link_stage(struct fleet *f, int stage)
 {
     int n = f->options.n_stages;
-    f->state = PIPELINE_LINKING;
-    for (int i = 0; i < n; i++) {
-        struct group *g = stage_group(f, i);
-        const char *next = n == 1     ? ""
-                           : i + 1 < n ? stage_group(f, i + 1)->endpoint
+    struct group *g = stage_group(f, stage);
+    const char *next = n == 1         ? ""
+                       : stage + 1 < n ? stage_group(f, stage + 1)->endpoint
                                        : stage_group(f, 0)->tokens_endpoint;
-        g->state = GROUP_LINKING;
-        f->actions.link(f->actions.arg, g, f->epoch, next);
-    }
+    g->state = GROUP_LINKING;
+    f->actions.link(f->actions.arg, g, f->epoch, next);
+}
+
+static void link_all(struct fleet *f)
+{
+    f->state = PIPELINE_LINKING;
+    for (int i = 0; i < f->options.n_stages; i++) link_stage(f, i);
 }
 
 // --- adoption: a fresh broker finds a pipeline that already runs
@@ -249,7 +252,9 @@ enum status fleet_hello(struct fleet *f, const struct peer *peer, const char *na
     }
     bool running = held->some && held->linked;
     bool same = g->stage >= 0 && held->some && held->epoch == f->epoch && held->stage == g->stage;
-    if (g->stage >= 0 && !same && g->state != GROUP_LOADING) {
+    if (g->stage >= 0 && !same && g->state == GROUP_LOADING) {
+        assign(f, g->stage, g); // ASSIGN may have been lost with the connection
+    } else if (g->stage >= 0 && !same) {
         end_epoch(f, "a group came back without its stage");
     } else if (g->stage < 0 && running && f->adopting) {
         f->held[index_of(f, g)] = *held;
@@ -265,7 +270,9 @@ void fleet_ready(struct fleet *f, const struct peer *peer, uint64_t epoch, const
                  const char *tokens_endpoint)
 {
     struct group *g = find(f, peer);
-    if (g == NULL || epoch != f->epoch || g->state != GROUP_LOADING) return;
+    if (g == NULL || epoch != f->epoch) return;
+    if (g->state == GROUP_LINKING) link_stage(f, g->stage); // said again: it never got LINK
+    if (g->state != GROUP_LOADING) return;
     snprintf(g->endpoint, sizeof g->endpoint, "%s", endpoint);
     snprintf(g->tokens_endpoint, sizeof g->tokens_endpoint, "%s", tokens_endpoint);
     g->state = GROUP_READY;

@@ -109,7 +109,8 @@ enum status fleet_hello(struct fleet *f, const struct peer *peer, const char *na
                         uint64_t boot, const struct held_assignment *held, int64_t now_ms,
                         struct error *e);
 
-// READY and LINKED of an epoch; those of another epoch are ignored.
+// READY and LINKED of an epoch; those of another epoch are ignored. Groups repeat them until they are
+// told what comes next, so that a lost ASSIGN or LINK is said again.
 void fleet_ready(struct fleet *f, const struct peer *peer, uint64_t epoch, const char *endpoint,
                  const char *tokens_endpoint);
 void fleet_linked(struct fleet *f, const struct peer *peer, uint64_t epoch);

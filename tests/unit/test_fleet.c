@@ -244,6 +244,31 @@ static void an_incomplete_pipeline_is_not_adopted(void **state)
     free(w);
 }
 
+// ASSIGN and LINK may vanish with a connection: HELLO and READY, said again, bring them back.
+static void lost_commands_are_said_again(void **state)
+{
+    (void) state;
+    struct world *w = calloc(1, sizeof *w);
+    world_init(w, 1, 0, 0);
+    for (int i = 0; i < 3; i++) start(w, i, 0);
+    struct sim *s = &w->groups[1];
+    struct peer p = peer_of(1, s->boot);
+    uint64_t epoch = s->epoch;
+    s->stage = -1; // it never saw ASSIGN
+    hello(w, 1, 100);
+    assert_int_equal(s->epoch, epoch);
+    assert_true(s->stage >= 0);
+    for (int i = 0; i < 3; i++) act(w, i);
+    assert_true(s->next[0] != 0);
+    s->next[0] = 0; // nor LINK
+    fleet_ready(&w->fleet, &p, epoch, "act-1", "tok-1");
+    assert_true(s->next[0] != 0);
+    act_all(w);
+    assert_true(w->up);
+    assert_int_equal(w->fleet.epoch, epoch);
+    free(w);
+}
+
 // Whatever happens, `up` and `down` alternate (the actions assert it), all stages of a serving pipeline
 // belong to living groups of one epoch, and with enough groups it always serves again.
 static void random_lives_always_serve_again(void **state)
@@ -323,6 +348,7 @@ int main(void)
         cmocka_unit_test(a_spare_takes_over_and_the_others_keep_their_weights),
         cmocka_unit_test(a_new_broker_adopts_a_running_pipeline),
         cmocka_unit_test(an_incomplete_pipeline_is_not_adopted),
+        cmocka_unit_test(lost_commands_are_said_again),
         cmocka_unit_test(random_lives_always_serve_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
