@@ -222,7 +222,10 @@ static void on_line(void *arg, struct child *c, const char *line)
         return;
     }
     say(u, "serving; give it jobs with: penstock enqueue --redis %s --prompt TEXT", u->url);
+    if (u->served) return;
     u->served = true;
+    printf("ready redis=%s\n", u->url); // once, for programs
+    fflush(stdout);
 }
 
 static void on_started(void *arg, struct child *c)
@@ -341,7 +344,8 @@ int cmd_up(int argc, char **argv)
     };
     struct options o = {.program = "penstock up",
                         .usage = "--model DIR [OPTIONS]",
-                        .about = "Runs Redis, broker and worker groups on this machine until Ctrl-C.",
+                        .about = "Runs Redis, broker and worker groups on this machine until Ctrl-C. One line on "
+                                 "standard output, \"ready redis=URL\", says that jobs are served.",
                         .specs = specs,
                         .n_specs = sizeof specs / sizeof *specs,
                         .environment = true};
