@@ -107,7 +107,8 @@ struct wire_ready {
 
 struct wire_link {
     uint64_t pipeline, epoch;
-    char endpoint[ENDPOINT_MAX + 1]; // the next stage's, or for the last one the head's for tokens
+    char endpoint[ENDPOINT_MAX + 1]; // the next stage's, or for the last one the head's for tokens;
+                                     // empty for the only stage
 };
 
 struct wire_stage { // LINKED, and UNASSIGN

@@ -121,7 +121,7 @@ static const struct schema_field ready[] = {
 static const struct schema_field link[] = {
     TERM,
     EPOCH(M, link),
-    TEXT("endpoint", M, link.endpoint),
+    TEXT("endpoint", M, link.endpoint, SCHEMA_OPTIONAL),
 };
 
 static const struct schema_field stage[] = { // LINKED, UNASSIGN

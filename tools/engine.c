@@ -66,16 +66,23 @@ const struct tokenizer *engine_tokenizer(const struct engine *g) { return g->tok
 
 // --- fleet actions
 
+// Inside one process nothing is away: what can't be said is a failure.
+static void must_send(struct engine *g, bool sent, const char *what)
+{
+    if (sent || g->failure.status != OK) return;
+    error_set(&g->failure, ERR_IO, "not_sent", "%s can't be sent to a group of this process", what);
+}
+
 static void on_assign(void *arg, const struct group *group, const struct fleet_assign *a)
 {
     struct engine *g = arg;
-    peers_assign(&g->peers, group, &g->template, a);
+    must_send(g, peers_assign(&g->peers, group, &g->template, a), "ASSIGN");
 }
 
 static void on_link(void *arg, const struct group *group, uint64_t epoch, const char *next)
 {
     struct engine *g = arg;
-    peers_link(&g->peers, group, g->fleet.pipeline, epoch, next);
+    must_send(g, peers_link(&g->peers, group, g->fleet.pipeline, epoch, next), "LINK");
 }
 
 static void on_unassign(void *arg, const struct group *group, uint64_t epoch)
@@ -234,11 +241,7 @@ static void send_jobs(struct engine *g)
         m.job = g->jobs[g->n_sent];
         m.job.pipeline = g->fleet.pipeline;
         m.job.epoch = g->fleet.epoch;
-        if (!peers_send(&g->peers, &head->peer, &m)) {
-            error_set(&g->failure, ERR_IO, "not_sent", "job %s can't be sent to the head",
-                      m.job.key.id);
-            return;
-        }
+        must_send(g, peers_send(&g->peers, &head->peer, &m), "JOB");
         g->n_sent++;
     }
 }

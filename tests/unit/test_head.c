@@ -309,12 +309,13 @@ static void test_random_lives(void **state)
             struct error e = {0};
             for (int k = 0; k < n_prompt; k++) prompts[i][k] = rand() % VOCAB;
             struct wire_job job = job_of(i, prompts[i], n_prompt, max_tokens);
-            enum status status = head_accept(p.head, &job, i, &e);
+            int now_ms = i + 1;
+            enum status status = head_accept(p.head, &job, now_ms, &e);
             assert_true(status == OK || status == ERR_LIMIT);
             n_accepted += status == OK;
             for (int turns = rand() % 6; turns > 0; turns--) {
                 if (rand() % 2 == 0) pipe_plan(&p);
-                else pipe_return(&p, i);
+                else pipe_return(&p, now_ms);
                 if (p.said.n_results == last_results) continue;
                 last_results = p.said.n_results;
                 if (p.said.last.status == RESULT_CANCELLED) continue;
@@ -329,14 +330,14 @@ static void test_random_lives(void **state)
                 struct wire_running running[SLOTS];
                 int n = head_list_running(p.head, running, SLOTS);
                 if (n > 0 && rand() % 2 == 0) {
-                    head_cancel(p.head, &running[rand() % n].key, i);
+                    head_cancel(p.head, &running[rand() % n].key, now_ms);
                     last_results = p.said.n_results;
                 } else if (n > 0) {
                     head_drop(p.head, &running[rand() % n].key);
                     n_dropped++;
                 }
             }
-            head_report(p.head, i, 1000000);
+            head_report(p.head, now_ms, 1000000);
         }
         pipe_run(&p, 1000);
         assert_int_equal(p.said.n_results, n_accepted - n_dropped);

@@ -1,5 +1,6 @@
 // The whole pipeline against the reference implementation's outputs: every cut into ranks and stages, every
 // chunking, alone and beside others, in both precisions.
+#include "common/log.h"
 #include "common/result.h"
 #include "tests/support/golden.h"
 #include "tools/engine.h"
@@ -258,6 +259,7 @@ static void test_bf16(void **state)
 
 int main(void)
 {
+    log_init("test", LOG_WARN, false);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_logits_at_every_cut),
         cmocka_unit_test(test_same_bits_at_every_chunk),
