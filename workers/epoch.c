@@ -33,11 +33,15 @@ static size_t frame_bytes(const struct step_limits *l)
     return step > tokens ? step : tokens;
 }
 
+// A link's high-water mark, so that it never binds: libzmq tells the sender only once in half a queue
+// what has been read.
+static int link_depth(const struct epoch *ep) { return 2 * ep->options.steps_in_flight + 2; }
+
 static enum status bind_links(struct epoch *ep, struct error *e)
 {
     const struct epoch_options *o = &ep->options;
     char endpoint[ENDPOINT_MAX];
-    int depth = o->steps_in_flight + 1;
+    int depth = link_depth(ep);
     if (alone(ep)) return OK;
     if (is_head(ep)) {
         endpoint_of(o, "tokens", endpoint, sizeof endpoint);
@@ -91,7 +95,7 @@ void epoch_close(struct epoch *ep)
 enum status epoch_link(struct epoch *ep, const char *endpoint, struct error *e)
 {
     if (alone(ep)) return OK;
-    return link_out_open(&ep->out, ep->options.zmq, endpoint, ep->options.steps_in_flight + 1, e);
+    return link_out_open(&ep->out, ep->options.zmq, endpoint, link_depth(ep), e);
 }
 
 bool epoch_linked(const struct epoch *ep) { return alone(ep) || link_out_connected(&ep->out); }

@@ -100,6 +100,11 @@ bool link_out_connected(const struct link_out *l)
 enum status link_send(struct link_out *l, const void *header, size_t n_header, const void *payload,
                       size_t n_payload, struct error *e)
 {
+    // Looking first makes libzmq take notice of what the peer has read; zmq_send alone does so only
+    // about once a millisecond, and would call a link full that is not.
+    if (!link_out_connected(l)) {
+        return error_set(e, ERR_UNAVAILABLE, "link_lost", "the next stage is gone, or does not read");
+    }
     if (zmq_send(l->socket, header, n_header, ZMQ_DONTWAIT | ZMQ_SNDMORE) < 0 ||
         zmq_send(l->socket, n_payload > 0 ? payload : "", n_payload, ZMQ_DONTWAIT) < 0) {
         return error_set(e, ERR_UNAVAILABLE, "link_lost", "the next stage can't be sent to: %s",
