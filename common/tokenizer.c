@@ -114,6 +114,36 @@ void tokenizer_scratch_destroy(struct tokenizer_scratch **scratch)
     *scratch = NULL;
 }
 
+// --- ids
+
+void token_ids_deinit(struct token_ids *to)
+{
+    free(to->ids);
+    *to = (struct token_ids){.most = to->most};
+}
+
+enum status token_ids_append(struct token_ids *to, const int32_t *ids, int n, struct error *e)
+{
+    int most = to->most > 0 ? to->most : INT_MAX;
+    if (n > most - to->n) {
+        return error_set(e, ERR_LIMIT, "too_long", "the text has more than %d tokens", most);
+    }
+    if (to->n + n > to->capacity) {
+        int64_t capacity = 2ll * to->capacity > 256 ? 2ll * to->capacity : 256;
+        if (capacity < to->n + n) capacity = to->n + n;
+        if (capacity > most) capacity = most;
+        int32_t *more = realloc(to->ids, (size_t) capacity * sizeof *more);
+        if (more == NULL) {
+            return error_set(e, ERR_NOMEM, "no_memory", "no memory for %d ids", to->n + n);
+        }
+        to->ids = more;
+        to->capacity = (int) capacity;
+    }
+    memcpy(to->ids + to->n, ids, (size_t) n * sizeof *ids);
+    to->n += n;
+    return OK;
+}
+
 // --- encode
 
 struct encoding {
@@ -178,12 +208,6 @@ enum status tokenizer_encode(const struct tokenizer *t, struct tokenizer_scratch
     enum status status = encode_added(&c, special ? ADDED_FIRST : ADDED_SETS, text, n, e);
     if (status != OK) to->n = before;
     return status;
-}
-
-void token_ids_deinit(struct token_ids *to)
-{
-    free(to->ids);
-    *to = (struct token_ids){.most = to->most};
 }
 
 // --- what ids are

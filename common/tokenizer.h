@@ -31,6 +31,9 @@ struct token_ids {
 
 void token_ids_deinit(struct token_ids *to);
 
+// Appends n ids. ERR_LIMIT too_long, ERR_NOMEM; all or nothing.
+enum status token_ids_append(struct token_ids *to, const int32_t *ids, int n, struct error *e);
+
 // Appends the ids of n bytes of text, without BOS. `special`: special strings in the text become their
 // ids; else they are ordinary text. Invalid UTF-8 is ERR_INPUT bad_utf8 with the byte offset. ERR_LIMIT
 // too_long when `to` may not grow, ERR_NOMEM. After an error `to` holds what came before this call.

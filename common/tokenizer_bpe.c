@@ -2,7 +2,6 @@
 
 #include "common/limits.h"
 
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -94,28 +93,6 @@ void bpe_scratch_deinit(struct bpe_scratch *s)
     free(s->symbols);
     free(s->heap);
     *s = (struct bpe_scratch){0};
-}
-
-enum status token_ids_append(struct token_ids *to, const int32_t *ids, int n, struct error *e)
-{
-    int most = to->most > 0 ? to->most : INT_MAX;
-    if (n > most - to->n) {
-        return error_set(e, ERR_LIMIT, "too_long", "the text has more than %d tokens", most);
-    }
-    if (to->n + n > to->capacity) {
-        int64_t capacity = 2ll * to->capacity > 256 ? 2ll * to->capacity : 256;
-        if (capacity < to->n + n) capacity = to->n + n;
-        if (capacity > most) capacity = most;
-        int32_t *more = realloc(to->ids, (size_t) capacity * sizeof *more);
-        if (more == NULL) {
-            return error_set(e, ERR_NOMEM, "no_memory", "no memory for %d ids", to->n + n);
-        }
-        to->ids = more;
-        to->capacity = (int) capacity;
-    }
-    memcpy(to->ids + to->n, ids, (size_t) n * sizeof *ids);
-    to->n += n;
-    return OK;
 }
 
 // --- few bytes: the lowest rank is found by looking at all

@@ -44,7 +44,4 @@ void bpe_scratch_deinit(struct bpe_scratch *s);
 enum status bpe_encode(const struct bpe *b, struct bpe_scratch *s, const uint8_t *piece, size_t n,
                        struct token_ids *to, struct error *e);
 
-// Appends n ids. ERR_LIMIT too_long, ERR_NOMEM.
-enum status token_ids_append(struct token_ids *to, const int32_t *ids, int n, struct error *e);
-
 #endif
