@@ -11,6 +11,10 @@ static const struct {
     const char *summary;
 } COMMANDS[] = {
     {"bench", cmd_bench, "measures parts of Penstock on this machine"},
+    {"enqueue", cmd_enqueue, "puts a job into the queue"},
+    {"result", cmd_result, "prints what became of a job"},
+    {"cancel", cmd_cancel, "asks for a job to be dropped"},
+    {"stats", cmd_stats, "counts the jobs of a queue"},
     {"plan", cmd_plan, "whether a model fits on given devices, byte by byte"},
     {"generate", cmd_generate, "continues one prompt, in this process"},
     {"score", cmd_score, "logits of every position of one sequence"},

@@ -1,0 +1,33 @@
+#include "tools/queue_options.h"
+
+#include "tools/outcome.h"
+
+#include <stdlib.h>
+
+static const char *from_environment(const char *name, const char *otherwise)
+{
+    const char *value = getenv(name);
+    return value != NULL && value[0] != '\0' ? value : otherwise;
+}
+
+struct queue_flags queue_flags_default(void)
+{
+    return (struct queue_flags){
+        .url = from_environment("PENSTOCK_REDIS", "redis://127.0.0.1:6379"),
+        .queue = from_environment("PENSTOCK_QUEUE", "default"),
+        .tenant = from_environment("PENSTOCK_TENANT", "default"),
+    };
+}
+
+enum status queue_flags_open(const struct queue_flags *f, struct queue_sync **q, struct error *e)
+{
+    try(redis_name_check("tenant", f->tenant, TENANT_MAX, e));
+    return queue_sync_open(q, f->url, f->queue, e);
+}
+
+int queue_flags_failed(const char *program, const struct error *e, bool json)
+{
+    return e->status == ERR_INPUT ? outcome_usage(program, e) : outcome_failed(program, e, json);
+}
+
+int64_t timeout_ms(double seconds) { return seconds < 0 ? -1 : (int64_t) (seconds * 1000); }

@@ -1,0 +1,32 @@
+// The flags that say which queue: of every subcommand that talks to one.
+#ifndef PENSTOCK_TOOLS_QUEUE_OPTIONS_H
+#define PENSTOCK_TOOLS_QUEUE_OPTIONS_H
+
+#include "broker/queue_sync.h"
+#include "common/options.h"
+
+struct queue_flags {
+    const char *url, *queue, *tenant;
+};
+
+// Rows of a table of options.
+#define QUEUE_FLAG_ROWS(f)                                                                         \
+    {.name = "redis", .kind = OPTION_STRING, .value = &(f).url, .argument = "URL",                 \
+     .help = "Of the queue (default $PENSTOCK_REDIS, else redis://127.0.0.1:6379)."},              \
+    {.name = "queue", .kind = OPTION_STRING, .value = &(f).queue, .argument = "NAME",              \
+     .help = "Queue (default $PENSTOCK_QUEUE, else default)."},                                    \
+    {.name = "tenant", .kind = OPTION_STRING, .value = &(f).tenant, .argument = "NAME",            \
+     .help = "Whose jobs (default $PENSTOCK_TENANT, else default)."}
+
+struct queue_flags queue_flags_default(void);
+
+// ERR_INPUT for a bad URL or name, else as queue_sync_open.
+enum status queue_flags_open(const struct queue_flags *f, struct queue_sync **q, struct error *e);
+
+// Exit status of a command that could not open its queue: usage for what was wrong in the flags.
+int queue_flags_failed(const char *program, const struct error *e, bool json);
+
+// Milliseconds of a --timeout in seconds; < 0: none.
+int64_t timeout_ms(double seconds);
+
+#endif
