@@ -95,8 +95,9 @@ static void admit(struct fake_broker *b, const char *seq, const struct job *job,
     snprintf(at, sizeof at, "%lld", (long long) job->at_ms);
     snprintf(deadline, sizeof deadline, "%lld", (long long) job->deadline_ms);
     snprintf(ttl, sizeof ttl, "%lld", (long long) job->ttl_ms);
-    const char *words[] = {b->term, "default", seq, job->id, class, hash, "1", "3", "5", at, deadline,
-                           ttl, "5", "0", job->custom_id, job->batch, NULL};
+    const char *words[] = {b->term, "default", seq,      job->id, class, hash, "1",            "3",
+                           "5",     at,        deadline, ttl,     "5",   "0",  job->custom_id,
+                           job->batch, NULL};
     forget(call(b, "admit", words, NULL));
 }
 

@@ -29,12 +29,12 @@ static long long number(const json_t *o, const char *key)
 static void test_deepseek_v3(void **state)
 {
     (void) state;
-    assert_int_equal(command_run(&c, cmd_plan, NULL, "plan", "--model", V3, "--nodes", "4", "--gpus",
-                                 "8", "--vram", "24564MiB"), 0);
+    assert_int_equal(command_run(&c, cmd_plan, NULL, "plan", "--model", V3, "--nodes", "4",
+                                 "--gpus", "8", "--vram", "24564MiB"), 0);
     assert_non_null(strstr(c.out_text, "layers      17,15,15,14\n"));
     assert_non_null(strstr(c.out_text, "It fits."));
-    assert_int_equal(command_run(&c, cmd_plan, NULL, "plan", "--model", V3 "/config.json", "--nodes",
-                                 "4", "--gpus", "8", "--vram", "24564MiB", "--json"), 0);
+    assert_int_equal(command_run(&c, cmd_plan, NULL, "plan", "--model", V3 "/config.json",
+                                 "--nodes", "4", "--gpus", "8", "--vram", "24564MiB", "--json"), 0);
     json_t *o = object();
     assert_true(json_is_true(json_object_get(o, "fits")));
     assert_int_equal(number(o, "pp"), 4);
@@ -51,8 +51,8 @@ static void test_deepseek_v3(void **state)
 static void test_what_does_not_fit(void **state)
 {
     (void) state;
-    assert_int_equal(command_run(&c, cmd_plan, NULL, "plan", "--model", V3, "--nodes", "2", "--gpus",
-                                 "8", "--vram", "24G", "--json"), 1);
+    assert_int_equal(command_run(&c, cmd_plan, NULL, "plan", "--model", V3, "--nodes", "2",
+                                 "--gpus", "8", "--vram", "24G", "--json"), 1);
     json_t *o = object();
     assert_true(json_is_false(json_object_get(o, "fits")));
     assert_non_null(strstr(json_string_value(json_object_get(o, "reason")), "lacking"));

@@ -102,8 +102,8 @@ static void test_wait_prints_the_result(void **state)
     pid_t pid = fake_broker_fork(&server, name, 10);
     expect(command_run(&c, cmd_enqueue, NULL, "enqueue", "--message", "hi", "--wait", WHERE), 0);
     assert_string_equal(c.out_text, "re: hi\n");
-    expect(command_run(&c, cmd_enqueue, NULL, "enqueue", "--prompt", "fail", "--wait", "--id", "bad",
-                       WHERE), 1);
+    expect(command_run(&c, cmd_enqueue, NULL, "enqueue", "--prompt", "fail", "--wait", "--id",
+                       "bad", WHERE), 1);
     assert_string_equal(c.out_text, "");
     assert_non_null(strstr(c.err_text, "job bad: error: as it was told"));
     expect(command_run(&c, cmd_enqueue, NULL, "enqueue", "--prompt", "fail", "--wait", "--json",
