@@ -1,5 +1,7 @@
 #include "common/wire_socket.h"
 
+#include "common/handover.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -35,6 +37,7 @@ void wire_socket_deinit(struct wire_socket *w)
 static enum status send_frame(struct wire_socket *w, const void *data, size_t n, int flags,
                               struct error *e)
 {
+    handover_send();
     if (zmq_send(w->socket, n > 0 ? data : "", n, ZMQ_DONTWAIT | flags) >= 0) return OK;
     return error_set(e, ERR_UNAVAILABLE, "peer_away", "the peer can't be sent to: %s",
                      zmq_strerror(errno));
@@ -72,6 +75,7 @@ static int receive_frames(struct wire_socket *w)
             w->n_frames = n + 1;
         }
     }
+    handover_receive();
     return n;
 }
 

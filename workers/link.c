@@ -1,5 +1,7 @@
 #include "workers/link.h"
 
+#include "common/handover.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -59,6 +61,7 @@ enum status link_receive(struct link_in *l, struct link_message *m, struct error
         zmq_getsockopt(l->socket, ZMQ_RCVMORE, &more, &size);
         if (frame == &extra) zmq_msg_close(frame);
     }
+    handover_receive();
     if (n == LINK_FRAMES) return OK;
     for (int i = 0; i < n && i < LINK_FRAMES; i++) zmq_msg_close(&m->frames[i]);
     return error_set(e, ERR_INPUT, "bad_frames", "a stage message of %d frames, not %d", n,
@@ -105,6 +108,7 @@ enum status link_send(struct link_out *l, const void *header, size_t n_header, c
     if (!link_out_connected(l)) {
         return error_set(e, ERR_UNAVAILABLE, "link_lost", "the next stage is gone, or does not read");
     }
+    handover_send();
     if (zmq_send(l->socket, header, n_header, ZMQ_DONTWAIT | ZMQ_SNDMORE) < 0 ||
         zmq_send(l->socket, n_payload > 0 ? payload : "", n_payload, ZMQ_DONTWAIT) < 0) {
         return error_set(e, ERR_UNAVAILABLE, "link_lost", "the next stage can't be sent to: %s",
