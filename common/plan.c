@@ -90,8 +90,10 @@ static void set_limits(struct plan *p, const struct plan_request *r, int shrink)
     if (r->kv_blocks > 0) p->slots = or_default(r->slots, least_of(slots, r->kv_blocks));
     p->chunk = least_of(or_default(r->chunk, p->max_rows), p->max_rows);
     p->max_out = or_default(r->max_out, r->score ? p->max_rows : p->slots);
-    p->steps_in_flight = or_default(r->steps_in_flight,
-                                    least_of(r->pp < 2 ? 2 : r->pp + 1, STEPS_IN_FLIGHT_MAX));
+    // One more than there are stages keeps them all busy; a single stage is better off with one
+    // large batch than with two halves.
+    int steps = r->pp == 1 ? 1 : least_of(r->pp + 1, STEPS_IN_FLIGHT_MAX);
+    p->steps_in_flight = or_default(r->steps_in_flight, steps);
     set_context(p, or_default(r->max_context,
                               least_of(r->config->max_position_embeddings, CONTEXT_DEFAULT)));
     if (r->max_context == 0 && r->kv_blocks > 0) {

@@ -269,7 +269,7 @@ static void test_defaults(void **state)
     assert_int_equal(p.max_rows, 512);
     assert_int_equal(p.chunk, 512);
     assert_int_equal(p.max_out, 32);
-    assert_int_equal(p.steps_in_flight, 2);
+    assert_int_equal(p.steps_in_flight, 1);
     c.max_position_embeddings = 1000;
     r.score = true;
     r.slots = 1;
