@@ -1,42 +1,44 @@
 #include "common/tokenizer_bpe.h"
 
-#include "common/limits.h"
-
 #include <stdlib.h>
 #include <string.h>
 
 enum {
-    SHORT_MAX = 64,    // bytes up to which a scan for the lowest rank beats a heap
+    SHORT_MAX = 128,   // bytes up to which a scan for the lowest rank beats a heap
+    LANES = 8,         // of that scan
     WINDOW_LEAST = 1024,
     WINDOW_TOKENS = 8, // of the longest token's bytes, at least
     TAIL_TOKENS = 2,   // what a window's end may have spoilt, in the same measure
 };
 
-// A slot of the pair table: ids of 20 bits each, then the rank; all ones is empty and no rank.
-enum { ID_BITS = 20, RANK_BITS = 24 };
-#define NO_RANK ((1u << RANK_BITS) - 1)
-#define EMPTY UINT64_MAX
+// A pair that merges, by the hash of its ids; rank NO_RANK: an empty slot.
+struct bpe_pair {
+    int32_t left, right, merged;
+    uint32_t rank;
+};
 
-_Static_assert(MODEL_VOCAB_MAX <= 1 << ID_BITS, "an id fits");
-_Static_assert(BPE_MERGES_MAX < NO_RANK, "a rank fits and is not NO_RANK");
+#define NO_RANK UINT32_MAX
 
-static uint64_t pair_key(int32_t left, int32_t right)
+// The filter has 2^FILTER_BITS bits for each slot of the table and is asked first: most pairs never
+// merge, and it fits in a cache where the table does not.
+enum { FILTER_BITS = 2 };
+
+static uint64_t pair_hash(int32_t left, int32_t right)
 {
-    return (uint64_t) left << ID_BITS | (uint64_t) right;
+    return ((uint64_t) left << 32 | (uint32_t) right) * 0x9e3779b97f4a7c15u;
 }
 
-static uint64_t pair_slot(const struct bpe *b, uint64_t key)
+// What this pair merges to, and at which rank; NO_RANK if it never does.
+static inline uint32_t pair_rank(const struct bpe *b, int32_t left, int32_t right, int32_t *merged)
 {
-    return key * 0x9e3779b97f4a7c15u >> (64 - b->bits);
-}
-
-// The rank at which this pair merges, NO_RANK if it never does.
-static inline uint32_t pair_rank(const struct bpe *b, int32_t left, int32_t right)
-{
-    uint64_t key = pair_key(left, right), mask = (1u << b->bits) - 1;
-    for (uint64_t at = pair_slot(b, key);; at = (at + 1) & mask) {
-        uint64_t slot = b->slots[at];
-        if (slot >> RANK_BITS == key || slot == EMPTY) return (uint32_t) slot & NO_RANK;
+    uint64_t hash = pair_hash(left, right), mask = (1u << b->bits) - 1;
+    uint64_t bit = hash >> (64 - b->bits - FILTER_BITS);
+    if ((b->filter[bit / 64] >> bit % 64 & 1) == 0) return NO_RANK;
+    for (uint64_t at = hash >> (64 - b->bits);; at = (at + 1) & mask) {
+        const struct bpe_pair *p = &b->pairs[at];
+        if (p->rank != NO_RANK && (p->left != left || p->right != right)) continue;
+        *merged = p->merged;
+        return p->rank;
     }
 }
 
@@ -61,30 +63,35 @@ enum status bpe_init(struct bpe *b, const struct vocab *vocab, int n_merges, str
     }
     while (1 << b->bits < 2 * n_merges) b->bits++;
     size_t n_slots = (size_t) 1 << b->bits;
-    b->slots = malloc(n_slots * sizeof *b->slots);
-    b->merged = malloc(((size_t) n_merges + 1) * sizeof *b->merged);
-    if (b->slots == NULL || b->merged == NULL) {
+    b->pairs = malloc(n_slots * sizeof *b->pairs);
+    b->filter = calloc((n_slots << FILTER_BITS) / 64, sizeof *b->filter);
+    if (b->pairs == NULL || b->filter == NULL) {
         return error_set(e, ERR_NOMEM, "no_memory", "no memory for %d merges", n_merges);
     }
-    memset(b->slots, 0xff, n_slots * sizeof *b->slots);
+    for (size_t i = 0; i < n_slots; i++) b->pairs[i].rank = NO_RANK;
     return OK;
 }
 
 void bpe_deinit(struct bpe *b)
 {
-    free(b->slots);
-    free(b->merged);
+    free(b->pairs);
+    free(b->filter);
     *b = (struct bpe){0};
 }
 
 void bpe_merge(struct bpe *b, int32_t left, int32_t right, int32_t merged)
 {
     check(b->n_merges < b->merges_capacity, "%d merges", b->n_merges);
-    uint64_t key = pair_key(left, right), mask = (1u << b->bits) - 1, at = pair_slot(b, key);
-    while (b->slots[at] != EMPTY && b->slots[at] >> RANK_BITS != key) at = (at + 1) & mask;
+    uint64_t hash = pair_hash(left, right), mask = (1u << b->bits) - 1;
+    uint64_t at = hash >> (64 - b->bits), bit = hash >> (64 - b->bits - FILTER_BITS);
+    b->filter[bit / 64] |= 1ull << bit % 64;
+    struct bpe_pair *p = &b->pairs[at];
+    while (p->rank != NO_RANK && (p->left != left || p->right != right)) {
+        at = (at + 1) & mask;
+        p = &b->pairs[at];
+    }
     // Of a pair that comes twice the later rank holds, as in the tokenizers library.
-    b->slots[at] = key << RANK_BITS | (uint64_t) b->n_merges;
-    b->merged[b->n_merges++] = merged;
+    *p = (struct bpe_pair){left, right, merged, (uint32_t) b->n_merges++};
 }
 
 void bpe_scratch_deinit(struct bpe_scratch *s)
@@ -97,36 +104,63 @@ void bpe_scratch_deinit(struct bpe_scratch *s)
 
 // --- few bytes: the lowest rank is found by looking at all
 
+// Rank and place of a pair in one number, so that the smallest is the one to merge.
+enum { PLACE_BITS = 7, NO_PAIR = INT32_MAX };
+
+_Static_assert(SHORT_MAX <= 1 << PLACE_BITS, "a place fits");
+_Static_assert(BPE_MERGES_MAX < 1 << (31 - PLACE_BITS), "and a rank");
+
+struct few {
+    int32_t pairs[SHORT_MAX]; // of each place that is left and the next one
+    int32_t ids[SHORT_MAX], merged[SHORT_MAX];
+    uint8_t before[SHORT_MAX], next[SHORT_MAX];
+    int n;
+};
+
+static inline void pair_again(const struct bpe *b, struct few *f, int at)
+{
+    uint32_t rank = NO_RANK;
+    if (f->next[at] < f->n) {
+        rank = pair_rank(b, f->ids[at], f->ids[f->next[at]], &f->merged[at]);
+    }
+    f->pairs[at] = rank == NO_RANK ? NO_PAIR : (int32_t) (rank << PLACE_BITS | (uint32_t) at);
+}
+
 // Merges n <= SHORT_MAX bytes into `ids`; returns how many remain.
 static int merge_short(const struct bpe *b, const uint8_t *piece, int n, int32_t *ids)
 {
-    uint32_t ranks[SHORT_MAX];
-    for (int i = 0; i < n; i++) ids[i] = b->byte_ids[piece[i]];
-    for (int i = 0; i + 1 < n; i++) ranks[i] = pair_rank(b, ids[i], ids[i + 1]);
-    while (n > 1) {
-        uint32_t best = NO_RANK;
-        int at = 0;
-        for (int i = 0; i + 1 < n; i++) {
-            if (ranks[i] < best) best = ranks[i], at = i;
-        }
-        if (best == NO_RANK) break;
-        ids[at] = b->merged[best];
-        n--;
-        for (int i = at + 1; i < n; i++) {
-            ids[i] = ids[i + 1];
-            ranks[i - 1] = ranks[i];
-        }
-        if (at > 0) ranks[at - 1] = pair_rank(b, ids[at - 1], ids[at]);
-        if (at + 1 < n) ranks[at] = pair_rank(b, ids[at], ids[at + 1]);
+    struct few f;
+    f.n = n;
+    for (int i = 0; i < n; i++) {
+        f.ids[i] = b->byte_ids[piece[i]];
+        f.before[i] = (uint8_t) (i - 1);
+        f.next[i] = (uint8_t) (i + 1);
     }
-    return n;
+    for (int i = 0; i < n; i++) pair_again(b, &f, i);
+    int places = (n + LANES - 1) / LANES * LANES;
+    for (int i = n; i < places; i++) f.pairs[i] = NO_PAIR;
+    for (;;) {
+        int32_t best = NO_PAIR;
+        for (int i = 0; i < places; i++) best = f.pairs[i] < best ? f.pairs[i] : best;
+        if (best == NO_PAIR) break;
+        int at = best & ((1 << PLACE_BITS) - 1), right = f.next[at];
+        f.ids[at] = f.merged[at];
+        f.next[at] = f.next[right];
+        f.pairs[right] = NO_PAIR;
+        if (f.next[at] < n) f.before[f.next[at]] = (uint8_t) at;
+        pair_again(b, &f, at);
+        if (at > 0) pair_again(b, &f, f.before[at]);
+    }
+    int n_ids = 0;
+    for (int at = 0; at < n; at = f.next[at]) ids[n_ids++] = f.ids[at];
+    return n_ids;
 }
 
 // --- many bytes: a heap of pairs by rank, then place
 
 struct bpe_symbol {
-    int32_t id;
-    uint32_t rank;       // of the pair with the next one; an entry of the heap that differs is stale
+    int32_t id, merged;   // merged: with the next one
+    uint32_t rank;        // of that; an entry of the heap that differs is stale
     int32_t before, next; // -1: none
 };
 
@@ -178,7 +212,7 @@ static uint64_t heap_pop(struct heap *h)
 static void rank_again(const struct bpe *b, struct bpe_symbol *symbols, struct heap *h, int32_t at)
 {
     struct bpe_symbol *s = &symbols[at];
-    s->rank = s->next < 0 ? NO_RANK : pair_rank(b, s->id, symbols[s->next].id);
+    s->rank = s->next < 0 ? NO_RANK : pair_rank(b, s->id, symbols[s->next].id, &s->merged);
     heap_push(h, s->rank, at);
 }
 
@@ -200,7 +234,7 @@ static int merge_long(const struct bpe *b, struct bpe_scratch *s, const uint8_t 
         struct bpe_symbol *left = &symbols[at];
         if (left->rank != rank) continue;
         struct bpe_symbol *right = &symbols[left->next];
-        left->id = b->merged[rank];
+        left->id = left->merged;
         left->next = right->next;
         right->rank = NO_RANK;
         if (left->next >= 0) symbols[left->next].before = at;

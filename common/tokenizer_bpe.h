@@ -10,12 +10,14 @@
 
 #define BPE_MERGES_MAX (1 << 22)
 
+struct bpe_pair;
+
 struct bpe {
     const struct vocab *vocab; // borrowed
     int32_t byte_ids[256];     // -1: the vocabulary has no such byte
-    uint64_t *slots;           // (1 << bits) left id, right id, rank in one word
+    struct bpe_pair *pairs;    // (1 << bits) by hash
+    uint64_t *filter;          // bits by hash: clear where no pair is
     int bits;
-    int32_t *merged;           // (n_merges) by rank
     int n_merges, merges_capacity;
     size_t window;             // bytes that are merged at once
 };

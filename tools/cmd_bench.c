@@ -10,6 +10,7 @@ static const struct {
     const char *summary;
 } BENCHMARKS[] = {
     {"sampler", bench_sampler, "choosing tokens: us a row beside reading the logits once"},
+    {"tokenizer", bench_tokenizer, "text to ids: MB/s on one core"},
     {NULL, NULL, NULL},
 };
 
