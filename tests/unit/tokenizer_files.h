@@ -36,8 +36,7 @@ static inline char *alphabet_put(char *to, int byte)
     int character = byte, moved = 0x100;
     for (int i = 0; i <= byte; i++) {
         bool itself = (i >= '!' && i <= '~') || (i >= 0xa1 && i <= 0xac) || i >= 0xae;
-        if (!itself) character = moved++;
-        else character = i;
+        character = itself ? i : moved++;
     }
     if (character < 0x80) {
         *to++ = (char) character;
@@ -47,13 +46,6 @@ static inline char *alphabet_put(char *to, int byte)
     }
     *to = 0;
     return to;
-}
-
-// A merge of two texts without spaces and NUL, as the file writes it.
-static inline void alphabet_text(char *to, const char *text)
-{
-    *to = 0;
-    for (; *text != 0; text++) to = alphabet_put(to, (uint8_t) *text);
 }
 
 // A whole tokenizer.json: bytes have the ids 0 to 255, the results of `merges` ("left right", in the
