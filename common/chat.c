@@ -12,9 +12,9 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-// Where a template's output goes: the text, or, with a tokenizer, ids. Then `text` holds the ordinary
-// text behind the last special string, which is encoded as one, as a tokenizer would find it in the whole.
-// The first failure sticks.
+// Where a template's output goes: the text, or, with a tokenizer, ids. Then `text` holds the
+// ordinary text behind the last special string, which is encoded as one, as a tokenizer would find
+// it in the whole. The first failure sticks.
 struct sink {
     struct buffer *text;
     const struct tokenizer *t; // NULL: text only
@@ -74,8 +74,8 @@ static void put_special(struct sink *s, const char *text)
     int32_t id = tokenizer_special(s->t, text, strlen(text));
     if (id < 0) {
         s->status = error_set(s->e, ERR_UNSUPPORTED, "template_unknown",
-                              "the chat template needs the token \"%s\", and tokenizer.json has none",
-                              text);
+                              "the chat template needs the token \"%s\", which tokenizer.json "
+                              "does not have", text);
         return;
     }
     s->status = token_ids_append(s->to, &id, 1, s->e);
@@ -156,8 +156,8 @@ static void put_message(struct sink *s, struct deepseek_v3 *state, const json_t 
     }
 }
 
-// DeepSeek-V3, December 2024. All system messages come first, wherever they stand. After a tool's output
-// the model speaks at once, without a mark of its own.
+// DeepSeek-V3, December 2024. All system messages come first, wherever they stand. After a tool's
+// output the model speaks at once, without a mark of its own.
 static void render_deepseek_v3(struct sink *s, const struct chat *chat, const json_t *messages)
 {
     struct deepseek_v3 state = {0};
@@ -236,8 +236,9 @@ static enum status read_config(struct chat *chat, const char *path, struct error
     if (failed) {
         status = error_set(e, ERR_IO, NULL, "cannot read %s", path);
     } else if (!json_is_object(root)) {
-        status = error_set(e, ERR_INPUT, "bad_tokenizer_config", "%s is no JSON object: line %d: %s",
-                           path, why.line, root != NULL ? "it is something else" : why.text);
+        status = error_set(e, ERR_INPUT, "bad_tokenizer_config",
+                           "%s is no JSON object: line %d: %s", path, why.line,
+                           root != NULL ? "it is something else" : why.text);
     } else {
         status = parse_config(chat, root, e);
         if (status != OK) error_prefix(e, "%s", path);
@@ -316,8 +317,8 @@ static enum status check_tool_calls(const json_t *calls, size_t i, struct error 
             !json_is_string(json_object_get(function, "name")) ||
             !json_is_string(json_object_get(function, "arguments"))) {
             return refuse(e, i, field, call,
-                          "{\"type\":\"function\",\"function\":{\"name\":...,\"arguments\":...}} of "
-                          "strings");
+                          "{\"type\":\"function\",\"function\":{\"name\":...,"
+                          "\"arguments\":...}} of strings");
         }
     }
     return OK;

@@ -25,8 +25,8 @@ void text_stream_deinit(struct text_stream *s)
     buffer_deinit(&s->text);
 }
 
-// Moves what is certain of the bytes in s->part to the text: a whole character, or U+FFFD for one that
-// can't become whole.
+// Moves what is certain of the bytes in s->part to the text: a whole character, or U+FFFD for one
+// that can't become whole.
 static void settle_part(struct text_stream *s)
 {
     while (s->part_bytes > 0) {

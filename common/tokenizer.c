@@ -69,8 +69,8 @@ void tokenizer_destroy(struct tokenizer **tokenizer)
 
 // --- scratch
 
-// Pieces that were encoded before, by their hash; a new one takes the place of an old one. Most text
-// is made of few words.
+// Pieces that were encoded before, by their hash; a new one takes the place of an old one. Most
+// text is made of few words.
 enum { CACHE_SLOTS = 8192, CACHED_BYTES = 38, CACHED_IDS = 6 };
 
 struct cached {
@@ -195,8 +195,9 @@ static enum status encode_added(struct encoding *c, int set, const char *text, s
     return OK;
 }
 
-enum status tokenizer_encode(const struct tokenizer *t, struct tokenizer_scratch *s, const char *text,
-                             size_t n, bool special, struct token_ids *to, struct error *e)
+enum status tokenizer_encode(const struct tokenizer *t, struct tokenizer_scratch *s,
+                             const char *text, size_t n, bool special, struct token_ids *to,
+                             struct error *e)
 {
     if (n > INT32_MAX) return error_set(e, ERR_LIMIT, "too_long", "the text has %zu bytes", n);
     size_t valid = utf8_valid_prefix(text, n);

@@ -1,5 +1,5 @@
-// Byte-level BPE from a tokenizer.json as DeepSeek publishes it: text to ids and back. Immutable after
-// load; any thread, each with scratch of its own for encoding. Knows no chats and no streams.
+// Byte-level BPE from a tokenizer.json as DeepSeek publishes it: text to ids and back. Immutable
+// after load; any thread, each with scratch of its own for encoding. Knows no chats and no streams.
 #ifndef PENSTOCK_COMMON_TOKENIZER_H
 #define PENSTOCK_COMMON_TOKENIZER_H
 
@@ -12,9 +12,9 @@
 struct tokenizer;
 struct tokenizer_scratch; // PCRE2 match data, BPE's working memory: one per encoding thread
 
-// Reads tokenizer.json: patterns, merges, added tokens and their ids come from the file. `path` is the
-// file, or a directory that holds one. ERR_IO (no_tokenizer if there is no such file); ERR_INPUT
-// bad_tokenizer and ERR_UNSUPPORTED name the part of the file.
+// Reads tokenizer.json: patterns, merges, added tokens and their ids come from the file. `path` is
+// the file, or a directory that holds one. ERR_IO (no_tokenizer if there is no such file);
+// ERR_INPUT bad_tokenizer and ERR_UNSUPPORTED name the part of the file.
 enum status tokenizer_load(struct tokenizer **t, const char *path, struct error *e);
 void tokenizer_destroy(struct tokenizer **t);
 
@@ -34,11 +34,13 @@ void token_ids_deinit(struct token_ids *to);
 // Appends n ids. ERR_LIMIT too_long, ERR_NOMEM; all or nothing.
 enum status token_ids_append(struct token_ids *to, const int32_t *ids, int n, struct error *e);
 
-// Appends the ids of n bytes of text, without BOS. `special`: special strings in the text become their
-// ids; else they are ordinary text. Invalid UTF-8 is ERR_INPUT bad_utf8 with the byte offset. ERR_LIMIT
-// too_long when `to` may not grow, ERR_NOMEM. After an error `to` holds what came before this call.
-enum status tokenizer_encode(const struct tokenizer *t, struct tokenizer_scratch *s, const char *text,
-                             size_t n, bool special, struct token_ids *to, struct error *e);
+// Appends the ids of n bytes of text, without BOS. `special`: special strings in the text become
+// their ids; else they are ordinary text. Invalid UTF-8 is ERR_INPUT bad_utf8 with the byte offset.
+// ERR_LIMIT too_long when `to` may not grow, ERR_NOMEM. After an error `to` holds what came before
+// this call.
+enum status tokenizer_encode(const struct tokenizer *t, struct tokenizer_scratch *s,
+                             const char *text, size_t n, bool special, struct token_ids *to,
+                             struct error *e);
 
 // 1 + the largest id. Ids without a token (holes) have no bytes.
 int tokenizer_n_ids(const struct tokenizer *t);

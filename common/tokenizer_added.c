@@ -47,8 +47,8 @@ enum status added_index(struct added *a, struct error *e)
     return OK;
 }
 
-// The first of strings [low, high), which agree in `depth` bytes, whose next byte is at least `byte`.
-// One that ends there comes before all others.
+// The first of strings [low, high), which agree in `depth` bytes, whose next byte is at least
+// `byte`. One that ends there comes before all others.
 static int first_with(const struct added *a, int low, int high, size_t depth, int byte)
 {
     while (low < high) {
@@ -78,7 +78,8 @@ static const struct added_string *longest_at(const struct added *a, const char *
     return found;
 }
 
-size_t added_next(const struct added *a, const char *text, size_t n, const struct added_string **which)
+size_t added_next(const struct added *a, const char *text, size_t n,
+                  const struct added_string **which)
 {
     for (size_t at = 0; a->n > 0 && at < n; at++) {
         if (!a->first[(uint8_t) text[at]]) continue;

@@ -1,5 +1,5 @@
-// Special strings: the added tokens that are found in the raw text before it is split. Immutable after
-// added_index; any thread.
+// Special strings: the added tokens that are found in the raw text before it is split. Immutable
+// after added_index; any thread.
 #ifndef PENSTOCK_COMMON_TOKENIZER_ADDED_H
 #define PENSTOCK_COMMON_TOKENIZER_ADDED_H
 
@@ -33,8 +33,10 @@ void added_put(struct added *a, const char *text, size_t n, int32_t id);
 // After the last added_put. ERR_INPUT bad_tokenizer if a string comes twice.
 enum status added_index(struct added *a, struct error *e);
 
-// The first place where one of them stands, and the longest of those that stand there; n if none does.
-size_t added_next(const struct added *a, const char *text, size_t n, const struct added_string **which);
+// The first place where one of them stands, and the longest of those that stand there; n if none
+// does.
+size_t added_next(const struct added *a, const char *text, size_t n,
+                  const struct added_string **which);
 
 // The id of exactly this string, -1 if it is none of them.
 int32_t added_find(const struct added *a, const char *text, size_t n);

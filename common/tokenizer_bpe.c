@@ -216,14 +216,15 @@ static void rank_again(const struct bpe *b, struct bpe_symbol *symbols, struct h
     heap_push(h, s->rank, at);
 }
 
-// Merges n bytes into s->ids; returns how many remain. The heap never holds more than 2 n entries: n - 1
-// at first, and each merge takes one out and puts at most two in.
+// Merges n bytes into s->ids; returns how many remain. The heap never holds more than 2 n entries:
+// n - 1 at first, and each merge takes one out and puts at most two in.
 static int merge_long(const struct bpe *b, struct bpe_scratch *s, const uint8_t *piece, int n)
 {
     struct bpe_symbol *symbols = s->symbols;
     struct heap heap = {.entries = s->heap};
     for (int i = 0; i < n; i++) {
-        symbols[i] = (struct bpe_symbol){.id = b->byte_ids[piece[i]], .before = i - 1, .next = i + 1};
+        symbols[i] = (struct bpe_symbol){
+            .id = b->byte_ids[piece[i]], .before = i - 1, .next = i + 1};
     }
     symbols[n - 1].next = -1;
     for (int i = 0; i < n; i++) rank_again(b, symbols, &heap, i);
@@ -262,11 +263,11 @@ static int settled(const struct bpe *b, const int32_t *ids, int n_ids, size_t wi
     return n;
 }
 
-// Two tokens that are neighbours in the encoding of some text encode to themselves, and ids of which
-// all neighbours do are the encoding of their text: a first merge across a border would be one in the
-// encoding of the two beside it as well. So a window may begin at a token of the window before if its
-// own first token is that one. If it isn't, the settled part was too long, and a larger window begins
-// further back.
+// Two tokens that are neighbours in the encoding of some text encode to themselves, and ids of
+// which all neighbours do are the encoding of their text: a first merge across a border would be
+// one in the encoding of the two beside it as well. So a window may begin at a token of the window
+// before if its own first token is that one. If it isn't, the settled part was too long, and a
+// larger window begins further back.
 static enum status encode_windows(const struct bpe *b, struct bpe_scratch *s, const uint8_t *piece,
                                   size_t n, struct token_ids *to, struct error *e)
 {

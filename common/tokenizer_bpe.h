@@ -1,6 +1,6 @@
-// Byte-pair encoding of one piece of text: its bytes as ids, merged pair by pair, the lowest rank first
-// and the leftmost of equal ones. struct bpe is immutable after bpe_merge's last call; each thread has
-// its own scratch.
+// Byte-pair encoding of one piece of text: its bytes as ids, merged pair by pair, the lowest rank
+// first and the leftmost of equal ones. struct bpe is immutable after bpe_merge's last call; each
+// thread has its own scratch.
 #ifndef PENSTOCK_COMMON_TOKENIZER_BPE_H
 #define PENSTOCK_COMMON_TOKENIZER_BPE_H
 
@@ -31,8 +31,8 @@ struct bpe_scratch {
     size_t capacity;
 };
 
-// Of an indexed vocabulary; room for n_merges. ERR_INPUT bad_tokenizer if a byte that occurs in UTF-8
-// has no token, ERR_NOMEM.
+// Of an indexed vocabulary; room for n_merges. ERR_INPUT bad_tokenizer if a byte that occurs in
+// UTF-8 has no token, ERR_NOMEM.
 enum status bpe_init(struct bpe *b, const struct vocab *vocab, int n_merges, struct error *e);
 void bpe_deinit(struct bpe *b);
 
@@ -41,8 +41,8 @@ void bpe_merge(struct bpe *b, int32_t left, int32_t right, int32_t merged);
 
 void bpe_scratch_deinit(struct bpe_scratch *s);
 
-// Appends the ids of n bytes. Time and memory don't depend on how the piece is made: see bpe.window.
-// ERR_LIMIT too_long, ERR_NOMEM.
+// Appends the ids of n bytes. Time and memory don't depend on how the piece is made: see
+// bpe.window. ERR_LIMIT too_long, ERR_NOMEM.
 enum status bpe_encode(const struct bpe *b, struct bpe_scratch *s, const uint8_t *piece, size_t n,
                        struct token_ids *to, struct error *e);
 

@@ -22,8 +22,8 @@ static enum status refuse(struct error *e, const char *where, const char *key, c
 {
     char *text = value != NULL ? json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
     enum status status =
-        error_set(e, ERR_UNSUPPORTED, "unsupported_tokenizer", "%s%s%s is %.80s, expected %s", where,
-                  *where != 0 ? "." : "", key, text != NULL ? text : "missing", wants);
+        error_set(e, ERR_UNSUPPORTED, "unsupported_tokenizer", "%s%s%s is %.80s, expected %s",
+                  where, *where != 0 ? "." : "", key, text != NULL ? text : "missing", wants);
     free(text);
     return status;
 }
@@ -65,8 +65,8 @@ static enum status require_empty(const json_t *object, const char *where, const 
 
 // --- ids
 
-// model.vocab must be an object of ids, added_tokens an array of objects; finds the largest id and how
-// many bytes all texts have.
+// model.vocab must be an object of ids, added_tokens an array of objects; finds the largest id and
+// how many bytes all texts have.
 struct extent {
     int32_t largest;
     size_t vocab_bytes, added_bytes;
@@ -179,8 +179,8 @@ static bool merge_texts(const json_t *merge, const char **left, size_t *n_left, 
     return *n_left > 0 && *right != NULL && **right != 0;
 }
 
-// `bytes` has room for `most`, twice the longest token's: a character of the byte-level alphabet has one
-// or two bytes.
+// `bytes` has room for `most`, twice the longest token's: a character of the byte-level alphabet
+// has one or two bytes.
 static enum status read_merge(struct tokenizer *t, const json_t *merge, size_t number, char *bytes,
                               size_t most, struct error *e)
 {
@@ -201,8 +201,9 @@ static enum status read_merge(struct tokenizer *t, const json_t *merge, size_t n
         ids[2] = vocab_find(&t->vocab, bytes, a + b);
     }
     if (ids[0] < 0 || ids[1] < 0 || ids[2] < 0) {
-        return bad(e, "model.merges[%zu]: \"%.*s\" and \"%.60s\", or what they make, is not in model.vocab",
-                   number, left_length < 60 ? (int) left_length : 60, left, right);
+        return bad(e, "model.merges[%zu]: \"%.*s\" and \"%.60s\", or both as one, are not in "
+                      "model.vocab", number, left_length < 60 ? (int) left_length : 60, left,
+                   right);
     }
     bpe_merge(&t->bpe, ids[0], ids[1], ids[2]);
     return OK;

@@ -5,8 +5,8 @@
 #include <string.h>
 
 // Unicode's White_Space, which is what \s means; PCRE2's \s has U+180E as well.
-static const char SPACE[] = "\\x09-\\x0d\\x20\\x85\\xa0\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}"
-                            "\\x{202f}\\x{205f}\\x{3000}";
+static const char SPACE[] = "\\x09-\\x0d\\x20\\x85\\xa0\\x{1680}\\x{2000}-\\x{200a}\\x{2028}"
+                            "\\x{2029}\\x{202f}\\x{205f}\\x{3000}";
 
 struct translation {
     struct buffer *to;
@@ -68,7 +68,8 @@ static enum status translate_escape(struct translation *t)
 static const char *const OUTSIDE[] = {"^", "$", "{,", "}+", NULL};
 static const char *const INSIDE[] = {"[", "&&", NULL};
 // The groups that they read alike.
-static const char *const GROUPS[] = {"(?:", "(?=", "(?!", "(?<=", "(?<!", "(?>", "(?i:", "(?i)", NULL};
+static const char *const GROUPS[] = {"(?:", "(?=",  "(?!",  "(?<=", "(?<!",
+                                     "(?>", "(?i:", "(?i)", NULL};
 
 static bool one_follows(const struct translation *t, const char *const *texts, const char **which)
 {

@@ -16,8 +16,9 @@ static enum status compile(struct splits *s, const struct buffer *pattern, struc
     pcre2_compile_context *context = pcre2_compile_context_create(NULL);
     if (context == NULL) return error_set(e, ERR_NOMEM, "no_memory", "no memory for a pattern");
     pcre2_set_newline(context, PCRE2_NEWLINE_LF); // whatever the library was built with
-    pcre2_code *code = pcre2_compile(pattern->data, pattern->n,
-                                     PCRE2_UTF | PCRE2_UCP | PCRE2_NO_UTF_CHECK, &why, &at, context);
+    uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_NO_UTF_CHECK; // JSON's strings are UTF-8
+    pcre2_code *code =
+        pcre2_compile(pattern->data, pattern->n, options, &why, &at, context);
     pcre2_compile_context_free(context);
     if (code == NULL) {
         PCRE2_UCHAR text[120];

@@ -33,9 +33,9 @@ void split_scratch_deinit(struct split_scratch *s);
 
 typedef enum status split_piece(void *arg, const char *piece, size_t n, struct error *e);
 
-// Calls `piece` for each piece of n bytes of valid UTF-8, in order; stops at its first error. Matches
-// and what lies between them are pieces; the next expression sees one piece and nothing around it.
-// ERR_LIMIT pattern_limit if an expression backtracks too much.
+// Calls `piece` for each piece of n bytes of valid UTF-8, in order; stops at its first error.
+// Matches and what lies between them are pieces; the next expression sees one piece and nothing
+// around it. ERR_LIMIT pattern_limit if an expression backtracks too much.
 enum status splits_run(const struct splits *s, struct split_scratch *scratch, const char *text,
                        size_t n, split_piece *piece, void *arg, struct error *e);
 

@@ -13,7 +13,7 @@ struct vocab_token {
     uint32_t at, n; // its bytes in vocab.bytes
     bool known;     // false: no token has this id
     bool special;   // decoders may leave it out
-    bool raw;       // not in the byte-level alphabet: no merge makes it, vocab_find does not find it
+    bool raw;       // not in the byte-level alphabet: neither merges nor vocab_find know it
 };
 
 struct vocab {

@@ -1,5 +1,5 @@
-// Bytes that should be UTF-8 but may not be: what is wrong becomes U+FFFD, one for each maximal part
-// of a character (Unicode 3.9, the practice that Rust and the browsers follow). Pure.
+// Bytes that should be UTF-8 but may not be: what is wrong becomes U+FFFD, one for each maximal
+// part of a character (Unicode 3.9, the practice that Rust and the browsers follow). Pure.
 #ifndef PENSTOCK_COMMON_UTF8_H
 #define PENSTOCK_COMMON_UTF8_H
 

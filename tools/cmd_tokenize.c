@@ -1,4 +1,5 @@
-// penstock tokenize: text to ids, ids to text, and chats to both; one JSON object a line in, one out.
+// penstock tokenize: text to ids, ids to text, and chats to both; one JSON object a line in, one
+// out.
 #include "common/chat.h"
 #include "common/limits.h"
 #include "common/options.h"
@@ -46,7 +47,8 @@ static enum status choose(const struct tokenize *z, const json_t *object, const 
         *key = KEYS[i];
     }
     if (*key != NULL) return OK;
-    return error_set(e, ERR_INPUT, "bad_line", "the object has no \"text\", \"ids\" or \"messages\"");
+    return error_set(e, ERR_INPUT, "bad_line",
+                     "the object has no \"text\", \"ids\" or \"messages\"");
 }
 
 static enum status encode(struct tokenize *z, const json_t *text, struct error *e)
@@ -89,8 +91,8 @@ static enum status read_object(const struct buffer *line, json_t **object, struc
 {
     json_error_t why;
     try(buffer_check(line, "a line", e));
-    *object = json_loadb((const char *) line->data, line->n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL,
-                         &why);
+    *object = json_loadb((const char *) line->data, line->n,
+                         JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why);
     if (json_is_object(*object)) return OK;
     bool other = *object != NULL;
     json_decref(*object);
@@ -121,8 +123,8 @@ static enum status do_line(struct tokenize *z, const char **key, struct error *e
 
 // --- all lines
 
-// The next line without its end; false at the end of the input. One that is too long is read to its end
-// all the same, and z->line says so.
+// The next line without its end; false at the end of the input. One that is too long is read to its
+// end all the same, and z->line says so.
 static bool read_line(struct tokenize *z)
 {
     buffer_clear(&z->line);
@@ -137,7 +139,8 @@ static bool read_line(struct tokenize *z)
 
 static void write_text(const struct tokenize *z)
 {
-    json_t *text = json_stringn_nocheck(z->text.n > 0 ? (const char *) z->text.data : "", z->text.n);
+    const char *bytes = z->text.n > 0 ? (const char *) z->text.data : "";
+    json_t *text = json_stringn_nocheck(bytes, z->text.n);
     fputs("\"text\":", stdout);
     json_dumpf(text, stdout, JSON_ENCODE_ANY);
     json_decref(text);
@@ -158,9 +161,8 @@ static int run(struct tokenize *z, const char *program)
         const char *key = NULL;
         if (do_line(z, &key, &e) != OK) {
             status = EXIT_FAILED;
-            if (outcome_json(json_pack("{s:o}", "error", outcome_error(&e)), EXIT_DONE) != EXIT_DONE) {
-                return EXIT_FAILED;
-            }
+            json_t *error = json_pack("{s:o}", "error", outcome_error(&e));
+            if (outcome_json(error, EXIT_DONE) != EXIT_DONE) return EXIT_FAILED;
             continue;
         }
         putchar('{');
@@ -208,11 +210,11 @@ static const char *folder_of(const char *file, char to[PATH_MAX])
 }
 
 static const char ABOUT[] =
-    "Reads one JSON object a line from stdin and writes one for each to stdout, in order, at once:\n"
-    "  {\"text\": T}      -> {\"ids\": [...]}             special strings become their ids; no BOS\n"
-    "  {\"ids\": [...]}   -> {\"text\": T}                special tokens kept; no UTF-8: U+FFFD\n"
-    "  {\"messages\": M}  -> {\"text\": T, \"ids\": [...]}  the prompt of a chat; needs\n"
-    "                                               tokenizer_config.json beside tokenizer.json\n"
+    "Reads one JSON object a line from stdin and writes one for each to stdout, in order:\n"
+    "  {\"text\": T}     -> {\"ids\": [...]}  special strings become their ids; no BOS\n"
+    "  {\"ids\": [...]}  -> {\"text\": T}     special tokens kept; U+FFFD for invalid UTF-8\n"
+    "  {\"messages\": M} -> {\"text\": T, \"ids\": [...]}  the prompt of a chat; needs\n"
+    "                    tokenizer_config.json beside tokenizer.json\n"
     "The key says which; where a line has several, --decode and --chat do. A line that can't be\n"
     "done gives {\"error\": {\"code\", \"message\"}} in its place, and exit status 1 at the end.";
 

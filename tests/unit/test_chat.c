@@ -43,7 +43,8 @@ static json_t *parse(const char *json)
     return value;
 }
 
-static void assert_renders(const struct fixture *f, const json_t *messages, const char *text, size_t n)
+static void assert_renders(const struct fixture *f, const json_t *messages, const char *text,
+                           size_t n)
 {
     struct buffer b;
     struct error e = {0};
@@ -180,16 +181,21 @@ static const struct {
     {"[{\"role\":\"system\",\"content\":7}]", "messages[0].content is 7"},
     {"[{\"role\":\"tool\",\"content\":{}}]", "messages[0].content is {}"},
     {"[{\"role\":\"user\",\"content\":[\"x\"]}]", "messages[0].content[0] is \"x\""},
-    {"[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"\"},{\"type\":\"image_url\"}]}]",
+    {"[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"\"},"
+     "{\"type\":\"image_url\"}]}]",
      "messages[0].content[1] is {\"type\":\"image_url\"}"},
-    {"[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":1}]}]", "messages[0].content[0]"},
+    {"[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":1}]}]",
+     "messages[0].content[0]"},
     {"[{\"role\":\"assistant\",\"content\":null}]", "messages[0].tool_calls is missing"},
-    {"[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[]}]", "messages[0].tool_calls is []"},
+    {"[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[]}]",
+     "messages[0].tool_calls is []"},
     {"[{\"role\":\"assistant\",\"tool_calls\":{}}]", "messages[0].tool_calls is {}"},
     {"[" CALLS("7") "]", "messages[0].tool_calls[0] is 7"},
-    {"[" CALLS(CALL(1) ",{\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":{}}}") "]",
+    {"[" CALLS(CALL(1) ",{\"type\":\"function\",\"function\":{\"name\":\"f\","
+                       "\"arguments\":{}}}") "]",
      "messages[0].tool_calls[1] is"},
-    {"[" CALLS("{\"function\":{\"name\":\"f\",\"arguments\":\"\"}}") "]", "messages[0].tool_calls[0]"},
+    {"[" CALLS("{\"function\":{\"name\":\"f\",\"arguments\":\"\"}}") "]",
+     "messages[0].tool_calls[0]"},
 };
 
 static void test_bad_messages(void **state)
@@ -232,8 +238,8 @@ static void test_unknown_templates(void **state)
         {NULL, "there is no /tmp"},
         {"{}", "no chat_template that is a string"},
         {"{\"chat_template\": [{\"name\": \"default\"}]}", "no chat_template that is a string"},
-        {"{\"chat_template\": \"{{ bos_token }}\", \"bos_token\": null}", "none that Penstock knows"},
-        {"{\"chat_template\": \"\", \"bos_token\": {\"content\": \"<s>\"}}", "none that Penstock knows"},
+        {"{\"chat_template\": \"{{ bos_token }}\", \"bos_token\": null}", "none that Penstock"},
+        {"{\"chat_template\": \"\", \"bos_token\": {\"content\": \"<s>\"}}", "none that Penstock"},
     };
     json_t *messages = parse("[" USER "]");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

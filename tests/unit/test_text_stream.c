@@ -151,8 +151,9 @@ static void test_tokens_without_text(void **state)
     text_stream_deinit(&s);
 }
 
-// Against the definition: the repaired bytes, cut before the stop string that is complete first. What is
-// ready never grows past that, is never taken back, and holds back nothing that it need not.
+// Against the definition: the repaired bytes, cut before the stop string that is complete first.
+// What is ready never grows past that, is never taken back, and holds back nothing that it need
+// not.
 static void test_random_bytes(void **state)
 {
     (void) state;

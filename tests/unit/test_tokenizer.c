@@ -181,7 +181,8 @@ static size_t random_text(char *to, size_t most, uint64_t seed)
     return n;
 }
 
-// Any text comes back, and special strings cut it: what stands before and behind is encoded as alone.
+// Any text comes back, and special strings cut it: what stands before and behind is encoded as
+// alone.
 static void check_random_texts(const struct fixture *f, const char *special, int n_texts)
 {
     for (int i = 0; i < n_texts; i++) {
@@ -346,8 +347,8 @@ static void test_merges_by_definition(void **state)
     }
 }
 
-// Runs of 25 letters whose pairs are formed from the end backwards: one letter more or less at the end
-// moves all of them. So a long piece may not be cut just anywhere.
+// Runs of 25 letters whose pairs are formed from the end backwards: one letter more or less at the
+// end moves all of them. So a long piece may not be cut just anywhere.
 static void test_pairs_that_the_end_decides(void **state)
 {
     (void) state;
@@ -385,8 +386,8 @@ static void test_long_pieces(void **state)
     close_fixture(&f);
 }
 
-// "ignore_merges": a piece that is a token is that token, whatever its merges say. Merges may be pairs
-// of strings as well.
+// "ignore_merges": a piece that is a token is that token, whatever its merges say. Merges may be
+// pairs of strings as well.
 static void test_forms_of_the_model(void **state)
 {
     (void) state;

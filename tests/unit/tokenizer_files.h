@@ -1,5 +1,5 @@
-// Tokenizers for tests: the true one where tests/run has fetched it, and small ones, complete in form,
-// whose merges and special strings the test chooses.
+// Tokenizers for tests: the true one where tests/run has fetched it, and small ones, complete in
+// form, whose merges and special strings the test chooses.
 #ifndef PENSTOCK_TESTS_TOKENIZER_FILES_H
 #define PENSTOCK_TESTS_TOKENIZER_FILES_H
 
@@ -48,8 +48,8 @@ static inline char *alphabet_put(char *to, int byte)
     return to;
 }
 
-// A whole tokenizer.json: bytes have the ids 0 to 255, the results of `merges` ("left right", in the
-// alphabet) follow, then the special strings <s> and <e>, and [x], which is none to decoders.
+// A whole tokenizer.json: bytes have the ids 0 to 255, the results of `merges` ("left right", in
+// the alphabet) follow, then the special strings <s> and <e>, and [x], which is none to decoders.
 static inline json_t *small_tokenizer(const char *const *merges, int n_merges)
 {
     json_t *vocab = json_object(), *list = json_array(), *added = json_array();
@@ -75,8 +75,8 @@ static inline json_t *small_tokenizer(const char *const *merges, int n_merges)
                                                0, "normalized", i == 2, "special", i < 2));
     }
     json_t *split = json_pack("{ss s{ss} ss sb}", "type", "Split", "pattern", "Regex",
-                              "\\p{N}{1,3}|\\p{L}+|\\s+|[^\\s\\p{L}\\p{N}]+", "behavior", "Isolated",
-                              "invert", 0);
+                              "\\p{N}{1,3}|\\p{L}+|\\s+|[^\\s\\p{L}\\p{N}]+", "behavior",
+                              "Isolated", "invert", 0);
     json_t *level = json_pack("{ss sb sb sb}", "type", "ByteLevel", "add_prefix_space", 0,
                               "trim_offsets", 1, "use_regex", 0);
     return json_pack("{ss sn so s{ss s[oo]} s{ss} s{ss so so}}", "version", "1.0", "normalizer",
