@@ -1,12 +1,12 @@
 // penstock enqueue: one job into the queue, from flags or from JSON on stdin.
 #include "common/sampling.h"
 #include "tools/commands.h"
+#include "tools/engine_options.h"
 #include "tools/job_json.h"
 #include "tools/outcome.h"
 #include "tools/queue_options.h"
 #include "tools/show_result.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,56 +30,25 @@ struct asked {
 
 // --- the body
 
-static enum status read_all(FILE *f, char **text, size_t *n, struct error *e)
+static enum status read_stdin(char **text, size_t *n, struct error *e)
 {
+    *n = 0;
     *text = malloc(JOB_MESSAGE_MAX + 1);
     if (*text == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for the job");
-    *n = fread(*text, 1, JOB_MESSAGE_MAX + 1, f);
-    if (ferror(f)) return error_set(e, ERR_IO, NULL, "cannot read: %m");
+    *n = fread(*text, 1, JOB_MESSAGE_MAX + 1, stdin);
+    if (ferror(stdin)) return error_set(e, ERR_IO, NULL, "cannot read: %m");
     if (*n <= (size_t) JOB_MESSAGE_MAX) return OK;
     return error_set(e, ERR_LIMIT, "too_large", "more than %lld bytes", JOB_MESSAGE_MAX);
 }
 
-static enum status read_file(const char *path, char **text, size_t *n, struct error *e)
-{
-    *text = NULL;
-    if (strcmp(path, "-") == 0) return read_all(stdin, text, n, e);
-    FILE *f = fopen(path, "rb");
-    if (f == NULL) return error_set(e, ERR_IO, NULL, "cannot open %s: %m", path);
-    enum status status = read_all(f, text, n, e);
-    fclose(f);
-    if (status != OK) error_prefix(e, "%s", path);
-    return status;
-}
-
-// Ids between white space, as a JSON list.
-static enum status parse_ids(json_t *list, char *text, struct error *e)
-{
-    char *save, *end;
-    for (char *word = strtok_r(text, " \t\r\n", &save); word != NULL;
-         word = strtok_r(NULL, " \t\r\n", &save)) {
-        errno = 0;
-        long id = strtol(word, &end, 10);
-        if (*end != '\0' || errno != 0 || id < 0 || id >= MODEL_VOCAB_MAX) {
-            return error_set(e, ERR_INPUT, "bad_tokens", "\"%.40s\" is no token id", word);
-        }
-        json_array_append_new(list, json_integer(id));
-    }
-    return OK;
-}
-
 static enum status body_of_ids(const char *path, json_t **object, struct error *e)
 {
-    char *text;
-    size_t n;
-    enum status status = read_file(path, &text, &n, e);
-    if (status == OK) {
-        json_t *list = json_array();
-        text[n] = '\0';
-        status = parse_ids(list, text, e);
-        *object = json_pack("{s:o}", "tokens", list);
-    }
-    free(text);
+    struct token_ids ids = {0};
+    enum status status = read_tokens_file(path, &ids, e);
+    json_t *list = json_array();
+    for (int i = 0; i < ids.n; i++) json_array_append_new(list, json_integer(ids.ids[i]));
+    free(ids.ids);
+    *object = json_pack("{s:o}", "tokens", list);
     return status;
 }
 
@@ -105,7 +74,7 @@ static enum status read_object(const struct asked *a, json_t **object, struct er
     size_t n;
     if (a->prompt != NULL || a->message != NULL) return body_of_text(a, object, e);
     if (a->tokens != NULL) return body_of_ids(a->tokens, object, e);
-    enum status status = read_file("-", &text, &n, e);
+    enum status status = read_stdin(&text, &n, e);
     if (status == OK) status = json_parse_object(object, text, n, e);
     if (status != OK) error_prefix(e, "standard input");
     free(text);

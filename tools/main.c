@@ -10,6 +10,7 @@ static const struct {
     command_main *run;
     const char *summary;
 } COMMANDS[] = {
+    {"batch", cmd_batch, "runs a file of requests through the queue"},
     {"bench", cmd_bench, "measures parts of Penstock on this machine"},
     {"enqueue", cmd_enqueue, "puts a job into the queue"},
     {"result", cmd_result, "prints what became of a job"},

@@ -16,7 +16,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { WORDS_MAX = 24, SIZE_MAX_BYTES = 1 << 24 };
+#define LEASE_MS_TEXT "500" // a job takes no time here
+
+enum { WORDS_MAX = 24, RESULT_BYTES_MAX = 1 << 24 };
 
 // FCALL with words up to NULL; NULL when the connection is gone.
 static redisReply *call(struct fake_broker *b, const char *name, const char **words,
@@ -124,10 +126,11 @@ static void ingest(struct fake_broker *b, const char *seq, const redisReply *byt
     }
 }
 
-static int take(struct fake_broker *b, const char *n)
+// `take`, or `recover` what an earlier one took before the connection was lost.
+static int take(struct fake_broker *b, const char *function, const char *from, const char *n)
 {
-    const char *words[] = {b->term, "default", n, "16777216", "16777216", NULL};
-    redisReply *r = call(b, "take", words, NULL);
+    const char *words[] = {b->term, from, n, "16777216", "16777216", NULL};
+    redisReply *r = call(b, function, words, NULL);
     int moved = 0;
     for (size_t i = 1; r != NULL && i < r->elements; i++, moved++) {
         ingest(b, r->element[i]->element[1]->str, r->element[i]->element[3]);
@@ -161,7 +164,11 @@ static void end_job(struct fake_broker *b, const redisReply *claimed)
     check(job_body_parse(&body, &job, "default", &e) == OK);
     prompt_of(&body, prompt, sizeof prompt);
     job_body_deinit(&body);
-    if (strncmp(prompt, "keep", 4) == 0) return;
+    if (strncmp(prompt, "keep", 4) == 0) {
+        const char *words[] = {b->term, "3600000", "default", id, attempt, NULL};
+        forget(call(b, "renew", words, NULL));
+        return;
+    }
     if (strncmp(prompt, "fail", 4) == 0) {
         const char *words[] = {b->term, "default", id,  attempt, "told_to_fail", "as it was told",
                                "0",     "1",       "1", "0",     "",             NULL};
@@ -177,7 +184,7 @@ static void end_job(struct fake_broker *b, const redisReply *claimed)
     memcpy(result.id, job.id, sizeof result.id);
     memcpy(result.custom_id, job.custom_id, sizeof result.custom_id);
     struct buffer to;
-    buffer_init(&to, SIZE_MAX_BYTES);
+    buffer_init(&to, RESULT_BYTES_MAX);
     check(result_encode(&result, &to, &e) == OK, "%s", e.text);
     const char *words[] = {b->term, "default", id, attempt, "done", (const char *) to.data, NULL};
     const size_t sizes[] = {0, 0, 0, 0, 0, to.n};
@@ -193,8 +200,8 @@ static int run_ready(struct fake_broker *b, const char *class, const char *n)
     for (size_t i = 0; r != NULL && i < r->elements; i++, moved++) {
         char claim[24];
         snprintf(claim, sizeof claim, "%d", ++b->n_claims);
-        const char *claims[] = {b->term,   "fake",    "30000",
-                                "16777216", claim,    "default",
+        const char *claims[] = {b->term,    "fake", LEASE_MS_TEXT,
+                                "16777216", claim,  "default",
                                 r->element[i]->element[0]->str, NULL};
         redisReply *got = call(b, "claim", claims, NULL);
         if (got != NULL && strcmp(got->element[0]->element[0]->str, "ok") == 0) {
@@ -206,12 +213,20 @@ static int run_ready(struct fake_broker *b, const char *class, const char *n)
     return moved;
 }
 
+// What was claimed before the connection was lost comes back.
+static void reap(struct fake_broker *b)
+{
+    const char *words[] = {b->term, "100", NULL};
+    forget(call(b, "reap", words, NULL));
+}
+
 int fake_broker_step(struct fake_broker *b, int n)
 {
     static const char *const CLASSES[] = {"0", "1", "2", "3"};
     char count[16];
     snprintf(count, sizeof count, "%d", n);
-    int moved = take(b, count);
+    reap(b);
+    int moved = take(b, "recover", "0", count) + take(b, "take", "default", count);
     for (int i = 0; i < JOB_CLASSES; i++) moved += run_ready(b, CLASSES[i], count);
     return moved;
 }
