@@ -106,6 +106,15 @@ static enum status take_id(struct job *job, const struct mp_value *v, struct err
     return OK;
 }
 
+// A batch is a name in Redis, as an id is.
+static enum status take_batch(struct job *job, const struct mp_value *v, struct error *e)
+{
+    try(take_text(job->batch, FIELD_BATCH, v, JOB_BATCH_MAX, e));
+    if (v->n == 0 || job_id_ok(v->at, v->n)) return OK;
+    return error_set(e, ERR_INPUT, "bad_job", "batch must be at most %d characters of [A-Za-z0-9_-]",
+                     JOB_BATCH_MAX);
+}
+
 static enum status take_op(enum job_op *op, const struct mp_value *v, struct error *e)
 {
     if (v->type != MP_STR) return wrong_type(FIELD_OP, "a str", v, e);
@@ -178,7 +187,7 @@ static enum status take_field(struct job *job, enum job_field f, const struct mp
         job->stream = v->boolean;
         return OK;
     case FIELD_CUSTOM_ID: return take_text(job->custom_id, f, v, JOB_CUSTOM_ID_MAX, e);
-    case FIELD_BATCH: return take_text(job->batch, f, v, JOB_BATCH_MAX, e);
+    case FIELD_BATCH: return take_batch(job, v, e);
     case FIELD_META: return take_meta(job, v, *cursor, e);
     case N_FIELDS: return OK;
     }

@@ -133,6 +133,8 @@ static void what_is_refused_is_named(void **state)
         {JOB(", 'custom_id': 17"), "custom_id"},
         {JOB(", 'custom_id': 'a\\u0000'"), "custom_id"},
         {JOB(", 'batch': {}"), "batch"},
+        {JOB(", 'batch': 'a b'"), "batch"},
+        {JOB(", 'batch': 'a:b'"), "batch"},
         {JOB(", 'meta': []"), "meta"},
         {JOB(", 'meta': {'a': 1}"), "meta"},
         {JOB(", 'meta': {'a': null}"), "meta"},
