@@ -6,4 +6,7 @@ foreach(FILE IN LISTS IN)
   string(APPEND HEX "${PART}")
 endforeach()
 string(REGEX REPLACE "([0-9a-f][0-9a-f])" "0x\\1," BYTES "${HEX}")
-file(WRITE ${OUT} "#include \"broker/queue_lua.h\"\nconst unsigned char ${NAME}[] = {${BYTES}0};\nconst size_t ${NAME}_size = sizeof ${NAME} - 1;\n")
+string(CONCAT TEXT "#include \"broker/queue_lua.h\"\n"
+  "const unsigned char ${NAME}[] = {${BYTES}0};\n"
+  "const size_t ${NAME}_size = sizeof ${NAME} - 1;\n")
+file(WRITE ${OUT} "${TEXT}")

@@ -223,9 +223,9 @@ static void try_adopt(struct fleet *f)
 
 // --- events
 
-enum status fleet_hello(struct fleet *f, const struct peer *peer, const char *name, const char *node,
-                        uint64_t boot, const struct held_assignment *held, int64_t now_ms,
-                        struct error *e)
+enum status fleet_hello(struct fleet *f, const struct peer *peer, const char *name,
+                        const char *node, uint64_t boot, const struct held_assignment *held,
+                        int64_t now_ms, struct error *e)
 {
     f->now_ms = now_ms;
     struct group *g = find_name(f, name);

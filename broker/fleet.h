@@ -1,7 +1,8 @@
-// The fleet: which groups there are, which stage each one has, and the life of the pipeline they form:
-// waiting for groups, loading, linking, serving, and the end of an epoch when one of them is lost. Pure:
-// no sockets, no clock (`now_ms` comes in), no heap after create; what it decides leaves through the
-// actions. Used by the broker's loop and, in one process, by `penstock generate`.
+// The fleet: which groups there are, which stage each one has, and the life of the pipeline they
+// form: waiting for groups, loading, linking, serving, and the end of an epoch when one of them is
+// lost. Pure: no sockets, no clock (`now_ms` comes in), no heap after create; what it decides
+// leaves through the actions. Used by the broker's loop and, in one process, by `penstock
+// generate`.
 //
 // One pipeline for now; a group without a stage is a spare and takes over the stage of a lost one.
 #ifndef PENSTOCK_BROKER_FLEET_H
@@ -103,14 +104,14 @@ struct fleet {
 void fleet_init(struct fleet *f, const struct fleet_options *o, const struct fleet_actions *actions,
                 int64_t now_ms);
 
-// A group says HELLO. The same name with another boot id is a new life: the old one is lost. ERR_LIMIT
-// fleet_full.
-enum status fleet_hello(struct fleet *f, const struct peer *peer, const char *name, const char *node,
-                        uint64_t boot, const struct held_assignment *held, int64_t now_ms,
-                        struct error *e);
+// A group says HELLO. The same name with another boot id is a new life: the old one is lost.
+// ERR_LIMIT fleet_full.
+enum status fleet_hello(struct fleet *f, const struct peer *peer, const char *name,
+                        const char *node, uint64_t boot, const struct held_assignment *held,
+                        int64_t now_ms, struct error *e);
 
-// READY and LINKED of an epoch; those of another epoch are ignored. Groups repeat them until they are
-// told what comes next, so that a lost ASSIGN or LINK is said again.
+// READY and LINKED of an epoch; those of another epoch are ignored. Groups repeat them until they
+// are told what comes next, so that a lost ASSIGN or LINK is said again.
 void fleet_ready(struct fleet *f, const struct peer *peer, uint64_t epoch, const char *endpoint,
                  const char *tokens_endpoint);
 void fleet_linked(struct fleet *f, const struct peer *peer, uint64_t epoch);
@@ -118,8 +119,8 @@ void fleet_linked(struct fleet *f, const struct peer *peer, uint64_t epoch);
 // The group could not load, or a link of its epoch broke.
 void fleet_failed(struct fleet *f, const struct peer *peer, uint64_t epoch, const char *reason);
 
-// It leaves (BYE), or asks to (DRAIN: the owner stops sending jobs and calls fleet_drained once none
-// runs).
+// It leaves (BYE), or asks to (DRAIN: the owner stops sending jobs and calls fleet_drained once
+// none runs).
 void fleet_bye(struct fleet *f, const struct peer *peer);
 void fleet_drain(struct fleet *f, const struct peer *peer);
 bool fleet_draining(const struct fleet *f);

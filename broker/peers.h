@@ -1,5 +1,5 @@
-// The broker's ROUTER: wire messages to and from groups, with the broker's term on each. Used by the
-// broker's loop, and over inproc by `penstock generate`. Owner's thread only.
+// The broker's ROUTER: wire messages to and from groups, with the broker's term on each. Used by
+// the broker's loop, and over inproc by `penstock generate`. Owner's thread only.
 #ifndef PENSTOCK_BROKER_PEERS_H
 #define PENSTOCK_BROKER_PEERS_H
 
@@ -25,16 +25,16 @@ bool peers_send(struct peers *p, const struct peer *to, const struct wire_messag
 // with wire_message_deinit before the next call.
 bool peers_receive(struct peers *p, struct peer *from, struct wire_message *m);
 
-// For fleet_actions: what the fleet wants said. `template` holds the fields that don't depend on the
-// stage (limits, tp, precision, plan).
+// For fleet_actions: what the fleet wants said. `template` holds the fields that don't depend on
+// the stage (limits, tp, precision, plan).
 bool peers_assign(struct peers *p, const struct group *g, const struct wire_assign *template,
                   const struct fleet_assign *a);
 bool peers_link(struct peers *p, const struct group *g, uint64_t pipeline, uint64_t epoch,
                 const char *next);
 bool peers_unassign(struct peers *p, const struct group *g, uint64_t pipeline, uint64_t epoch);
 
-// HELLO, READY, LINKED, FAILED, BYE and DRAIN go to the fleet. True if m was one of these. A HELLO that
-// is refused is answered ERROR.
+// HELLO, READY, LINKED, FAILED, BYE and DRAIN go to the fleet. True if m was one of these. A HELLO
+// that is refused is answered ERROR.
 bool peers_to_fleet(struct peers *p, struct fleet *f, const struct peer *from,
                     const struct wire_message *m, int64_t now_ms);
 

@@ -55,8 +55,8 @@ static void *worker_main(void *arg)
     return NULL;
 }
 
-enum status pool_create(struct pool **pool, int n_threads, int max_items, pool_work *work, void *arg,
-                        struct error *e)
+enum status pool_create(struct pool **pool, int n_threads, int max_items, pool_work *work,
+                        void *arg, struct error *e)
 {
     struct pool *p = calloc(1, sizeof *p);
     *pool = p;
@@ -127,7 +127,8 @@ int pool_fd(const struct pool *p) { return p->fd; }
 void *pool_done(struct pool *p)
 {
     uint64_t count;
-    if (read(p->fd, &count, sizeof count) < 0) check(errno == EAGAIN, "eventfd: %s", strerror(errno));
+    if (read(p->fd, &count, sizeof count) < 0)
+        check(errno == EAGAIN, "eventfd: %s", strerror(errno));
     void *item = NULL;
     pthread_mutex_lock(&p->mutex);
     struct entry *oldest = &p->ring[p->taken % (uint64_t) p->max_items];

@@ -1,6 +1,6 @@
 // A few threads beside the loop that do what would block it (parsing and tokenizing a prompt of
-// megabytes must not cost a heartbeat). Work is begun in the order it was given and handed back in that
-// order. The loop's thread calls everything here; `work` runs in the pool's threads.
+// megabytes must not cost a heartbeat). Work is begun in the order it was given and handed back in
+// that order. The loop's thread calls everything here; `work` runs in the pool's threads.
 #ifndef PENSTOCK_BROKER_POOL_H
 #define PENSTOCK_BROKER_POOL_H
 
@@ -15,11 +15,11 @@ struct pool;
 typedef void pool_work(void *arg, void *item, int thread);
 
 // At most max_items wait or run at once.
-enum status pool_create(struct pool **pool, int n_threads, int max_items, pool_work *work, void *arg,
-                        struct error *e);
+enum status pool_create(struct pool **pool, int n_threads, int max_items, pool_work *work,
+                        void *arg, struct error *e);
 
-// Waits for the items that run; those that wait are handed to `drop` (may be NULL), as are the done ones
-// that nobody took.
+// Waits for the items that run; those that wait are handed to `drop` (may be NULL), as are the done
+// ones that nobody took.
 void pool_destroy(struct pool **pool, void (*drop)(void *item));
 
 // False if it is full.

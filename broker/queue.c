@@ -141,8 +141,8 @@ static enum status send_call(struct queue *q, const struct args *a, enum queue_f
     if (call == NULL) return ERR_NOMEM;
     *call = (struct call){q, form, n_asked, n_bytes, fn, arg};
     struct error e;
-    enum status status = queue_connection_send(&q->connection, (int) a->n, a->at, a->sizes, on_reply,
-                                               call, &e);
+    enum status status =
+        queue_connection_send(&q->connection, (int) a->n, a->at, a->sizes, on_reply, call, &e);
     if (status != OK) {
         free(call);
         return status;
@@ -163,7 +163,8 @@ static enum status end(struct queue *q, struct args *a, enum queue_form form, si
 // --- ingest
 
 static enum status take_from(struct queue *q, const char *function, const char *tenant,
-                             uint64_t after, size_t max_n, size_t max_bytes, queue_fn *fn, void *arg)
+                             uint64_t after, size_t max_n, size_t max_bytes, queue_fn *fn,
+                             void *arg)
 {
     struct args a;
     try(begin(q, &a, function, 5));
@@ -332,8 +333,8 @@ enum status queue_fail(struct queue *q, const struct queue_attempt *attempt,
     return end(q, &a, QUEUE_FORM_NUMBER, 0, fn, arg);
 }
 
-enum status queue_nack(struct queue *q, const struct queue_attempt *attempt, bool lost, queue_fn *fn,
-                       void *arg)
+enum status queue_nack(struct queue *q, const struct queue_attempt *attempt, bool lost,
+                       queue_fn *fn, void *arg)
 {
     struct args a;
     try(begin(q, &a, "nack", 5));
@@ -344,7 +345,8 @@ enum status queue_nack(struct queue *q, const struct queue_attempt *attempt, boo
 
 // --- time
 
-static enum status tick(struct queue *q, const char *function, size_t limit, queue_fn *fn, void *arg)
+static enum status tick(struct queue *q, const char *function, size_t limit, queue_fn *fn,
+                        void *arg)
 {
     struct args a;
     try(begin(q, &a, function, 2));

@@ -28,8 +28,8 @@ struct queue;
 // is allowed in none of them nor in a completion, queue calls are allowed in ready and inbox.
 struct queue_events {
     void *arg;
-    // Calls may be made from here on: at the start, and again after each reconnect. Renew the leases
-    // of what runs before the first reap, so that a pause of Redis ends no lease.
+    // Calls may be made from here on: at the start, and again after each reconnect. Renew the
+    // leases of what runs before the first reap, so that a pause of Redis ends no lease.
     void (*ready)(void *arg, uint64_t term);
     // The connection is gone, or could not be made at the start; the open calls have completed. It
     // is tried again until it succeeds. Called once an outage.

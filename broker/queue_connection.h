@@ -1,6 +1,6 @@
-// The queue's connection to Redis: made, checked (version, settings, library, term, rights), watched for
-// silence and made again with backoff. Owned by the loop's thread. Knows no calls but its own; who sends
-// commands here gets each reply, or NULL when the connection ends.
+// The queue's connection to Redis: made, checked (version, settings, library, term, rights),
+// watched for silence and made again with backoff. Owned by the loop's thread. Knows no calls but
+// its own; who sends commands here gets each reply, or NULL when the connection ends.
 #ifndef PENSTOCK_BROKER_QUEUE_CONNECTION_H
 #define PENSTOCK_BROKER_QUEUE_CONNECTION_H
 
@@ -56,8 +56,8 @@ enum status queue_connection_send(struct queue_connection *c, int n, const char 
 
 void queue_connection_replied(struct queue_connection *c, const struct redisReply *reply);
 
-// An error that a call met may mean the end of the connection: a newer term, rights that were taken, a
-// library that was removed, a master that is none any more.
+// An error that a call met may mean the end of the connection: a newer term, rights that were
+// taken, a library that was removed, a master that is none any more.
 void queue_connection_judge(struct queue_connection *c, const struct error *e);
 
 #endif

@@ -215,7 +215,8 @@ static bool take_cancel(const redisReply *r, struct queue_reply *to)
            take_text(r->element[2], 0, OWNER_BYTES_MAX, &to->owner);
 }
 
-static bool decode(enum queue_form form, const redisReply *r, struct queue_reply *to, void **storage)
+static bool decode(enum queue_form form, const redisReply *r, struct queue_reply *to,
+                   void **storage)
 {
     bool good = false;
     switch (form) {
@@ -239,8 +240,9 @@ static bool decode(enum queue_form form, const redisReply *r, struct queue_reply
         return good;
     case QUEUE_FORM_RENEWED:
     case QUEUE_FORM_VERDICTS:
-        good = take_array(r, 0, sizeof *to->verdicts,
-                          form == QUEUE_FORM_RENEWED ? take_renewed : take_verdict, &to->n, storage);
+        good =
+            take_array(r, 0, sizeof *to->verdicts,
+                       form == QUEUE_FORM_RENEWED ? take_renewed : take_verdict, &to->n, storage);
         to->verdicts = *storage;
         return good;
     case QUEUE_FORM_STATS: return queue_stats_decode(r, &to->stats, &to->error) == OK;

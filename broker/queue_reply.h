@@ -1,5 +1,6 @@
-// What the functions of the library answer, as structs: every reply is checked for its form, since a
-// server that is not ours, or an older library, must not be able to crash the broker. Pure; any thread.
+// What the functions of the library answer, as structs: every reply is checked for its form, since
+// a server that is not ours, or an older library, must not be able to crash the broker. Pure; any
+// thread.
 #ifndef PENSTOCK_BROKER_QUEUE_REPLY_H
 #define PENSTOCK_BROKER_QUEUE_REPLY_H
 
@@ -20,8 +21,8 @@ enum queue_form {
     QUEUE_FORM_TENANTS,  // HKEYS
 };
 
-// Fills `to`, which points into the reply and into *storage (released with free, also after an error).
-// reply NULL: redis_unavailable. n_asked: entries that the array must have (0: any number).
+// Fills `to`, which points into the reply and into *storage (released with free, also after an
+// error). reply NULL: redis_unavailable. n_asked: entries that the array must have (0: any number).
 // The error is in to->error, too: ERR_IO redis_reply for a form that is not known.
 enum status queue_reply_decode(enum queue_form form, size_t n_asked, const struct redisReply *reply,
                                struct queue_reply *to, void **storage);

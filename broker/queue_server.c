@@ -32,9 +32,11 @@ static const char *value_of(const redisReply *r, const char *name)
 
 static enum status too_old(const char *version, struct error *e)
 {
-    return error_set(e, ERR_UNSUPPORTED, "redis_too_old",
-                     "Redis %s is too old: a queue needs functions, which came with Redis 7 (Debian 12, "
-                     "Ubuntu 24.04 and newer have it; valkey will do, too)", version);
+    return error_set(
+        e, ERR_UNSUPPORTED, "redis_too_old",
+        "Redis %s is too old: a queue needs functions, which came with Redis 7 (Debian 12, "
+        "Ubuntu 24.04 and newer have it; valkey will do, too)",
+        version);
 }
 
 enum status queue_server_hello(const redisReply *r, struct error *e)
@@ -61,23 +63,28 @@ enum status queue_server_settings(const redisReply *r, struct error *e)
         if (e->status == ERR_UNAVAILABLE) return e->status;
         char why[ERROR_TEXT_SIZE];
         memcpy(why, e->text, sizeof why);
-        return error_set(e, ERR_UNSUPPORTED, "redis_settings",
-                         "the settings of Redis cannot be read (%.200s): allow CONFIG GET, or start with "
-                         "--accept-loss if you know that they are safe", why);
+        return error_set(
+            e, ERR_UNSUPPORTED, "redis_settings",
+            "the settings of Redis cannot be read (%.200s): allow CONFIG GET, or start with "
+            "--accept-loss if you know that they are safe",
+            why);
     }
     for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
         const char *value = value_of(r, settings[i].name);
         if (value == NULL) {
-            return error_set(e, ERR_UNSUPPORTED, "redis_settings",
-                             "Redis does not say what %s is; start with --accept-loss if you know that it "
-                             "is %s", settings[i].name, settings[i].must);
+            return error_set(
+                e, ERR_UNSUPPORTED, "redis_settings",
+                "Redis does not say what %s is; start with --accept-loss if you know that it "
+                "is %s",
+                settings[i].name, settings[i].must);
         }
         if (strcmp(value, settings[i].must) == 0) continue;
-        return error_set(e, ERR_UNSUPPORTED, "redis_unsafe",
-                         "%s is %.32s, but must be %s: %s. Set \"%s %s\" in redis.conf (now: redis-cli "
-                         "CONFIG SET %s %s), or start with --accept-loss",
-                         settings[i].name, value, settings[i].must, settings[i].why,
-                         settings[i].name, settings[i].must, settings[i].name, settings[i].must);
+        return error_set(
+            e, ERR_UNSUPPORTED, "redis_unsafe",
+            "%s is %.32s, but must be %s: %s. Set \"%s %s\" in redis.conf (now: redis-cli "
+            "CONFIG SET %s %s), or start with --accept-loss",
+            settings[i].name, value, settings[i].must, settings[i].why, settings[i].name,
+            settings[i].must, settings[i].name, settings[i].must);
     }
     return OK;
 }

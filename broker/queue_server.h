@@ -1,5 +1,5 @@
-// What a Redis server must be before a queue may live in it: new enough, a master, and with settings
-// that lose no acknowledged job. Pure: judges replies. Any thread.
+// What a Redis server must be before a queue may live in it: new enough, a master, and with
+// settings that lose no acknowledged job. Pure: judges replies. Any thread.
 #ifndef PENSTOCK_BROKER_QUEUE_SERVER_H
 #define PENSTOCK_BROKER_QUEUE_SERVER_H
 

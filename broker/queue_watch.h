@@ -1,6 +1,6 @@
-// A second connection that hears of pushes to the inboxes (keyspace notifications, `Kl`), so that new
-// work need not wait for the next poll. A convenience: whatever goes wrong here is left to the poll.
-// Owned by the loop's thread.
+// A second connection that hears of pushes to the inboxes (keyspace notifications, `Kl`), so that
+// new work need not wait for the next poll. A convenience: whatever goes wrong here is left to the
+// poll. Owned by the loop's thread.
 #ifndef PENSTOCK_BROKER_QUEUE_WATCH_H
 #define PENSTOCK_BROKER_QUEUE_WATCH_H
 

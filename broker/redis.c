@@ -69,7 +69,8 @@ static enum status parse_unix(const char *rest, struct redis_url *url, struct er
     if (strncmp(rest, "//", 2) == 0) rest += 2;
     const char *query = strstr(rest, "?db=");
     const char *end = query != NULL ? query : rest + strlen(rest);
-    if (query != NULL) try(parse_number("db", query + 4, query + strlen(query), 65535, &url->db, e));
+    if (query != NULL)
+        try(parse_number("db", query + 4, query + strlen(query), 65535, &url->db, e));
     if (*rest != '/') {
         return error_set(e, ERR_INPUT, "bad_redis_url",
                          "the Redis URL needs an absolute path: unix:///run/redis.sock");
@@ -150,8 +151,8 @@ enum status redis_name_check(const char *what, const char *name, size_t most, st
         good = isalnum((unsigned char) name[i]) || name[i] == '_' || name[i] == '-';
     }
     if (good) return OK;
-    return error_set(e, ERR_INPUT, "bad_name", "the %s is not 1 to %zu characters of A-Z a-z 0-9 _ -",
-                     what, most);
+    return error_set(e, ERR_INPUT, "bad_name",
+                     "the %s is not 1 to %zu characters of A-Z a-z 0-9 _ -", what, most);
 }
 
 // --- failures
@@ -196,9 +197,10 @@ enum status redis_connection_error(const struct redisContext *c, const struct re
     char where[REDIS_HOST_MAX + 32];
     redis_url_show(url, where, sizeof where);
     return error_set(e, ERR_UNAVAILABLE, "redis_unavailable", "no Redis at %s: %s", where,
-                     c == NULL                                ? "out of memory"
-                     : c->err == REDIS_ERR_IO && errno != 0 && c->errstr[0] == '\0' ? strerror(errno)
-                                                              : c->errstr);
+                     c == NULL ? "out of memory"
+                     : c->err == REDIS_ERR_IO && errno != 0 && c->errstr[0] == '\0'
+                         ? strerror(errno)
+                         : c->errstr);
 }
 
 void redis_reader_limit(struct redisContext *c)

@@ -1,5 +1,5 @@
-// Drives hiredis' asynchronous connections from a zloop: one poller a connection, writes gathered to
-// one system call a turn of the loop. Owned by the loop's thread; knows nothing of jobs.
+// Drives hiredis' asynchronous connections from a zloop: one poller a connection, writes gathered
+// to one system call a turn of the loop. Owned by the loop's thread; knows nothing of jobs.
 //
 // A hung Redis makes no event: whoever sends commands keeps a timer and ends the connection with
 // redis_link_cut. SIGPIPE must be ignored by the program.
@@ -31,7 +31,8 @@ struct redis_link {
 enum status redis_link_connect(struct redis_link *link, zloop_t *loop, const struct redis_url *url,
                                struct error *e);
 
-// Ends the connection, at once or when the running callback returns; open commands get NULL replies.
+// Ends the connection, at once or when the running callback returns; open commands get NULL
+// replies.
 void redis_link_cut(struct redis_link *link);
 
 #endif

@@ -7,7 +7,8 @@
 
 static enum status too_many(struct error *e)
 {
-    return error_set(e, ERR_LIMIT, "too_large", "body holds more than %d values", JOB_BODY_VALUES_MAX);
+    return error_set(e, ERR_LIMIT, "too_large", "body holds more than %d values",
+                     JOB_BODY_VALUES_MAX);
 }
 
 // The byte after a string that begins at text[at]; n if it never ends.
@@ -49,8 +50,8 @@ enum status body_json_parse(json_t **to, const char *text, size_t n, struct erro
         // What follows " near " is the body's own bytes, cut anywhere.
         char *near = strstr(why.text, " near ");
         if (near != NULL) *near = '\0';
-        return error_set(e, ERR_INPUT, "bad_body", "body is not JSON at line %d, column %d: %s", why.line,
-                         why.column, why.text);
+        return error_set(e, ERR_INPUT, "bad_body", "body is not JSON at line %d, column %d: %s",
+                         why.line, why.column, why.text);
     }
     if (!json_is_object(value)) {
         json_decref(value);
@@ -60,8 +61,9 @@ enum status body_json_parse(json_t **to, const char *text, size_t n, struct erro
     return OK;
 }
 
-static enum status convert_children(json_t *into, const struct mp_value *v, struct mp_cursor *cursor,
-                                    const char *field, int *budget, struct error *e)
+static enum status convert_children(json_t *into, const struct mp_value *v,
+                                    struct mp_cursor *cursor, const char *field, int *budget,
+                                    struct error *e)
 {
     for (size_t i = 0; i < v->n; i++) {
         struct mp_value key = {0};

@@ -1,6 +1,6 @@
-// A growing run of bytes with a hard cap: what the codecs write into. Failure sticks: after the first
-// write that did not fit, later ones do nothing, so that an encoder checks once, at the end. The owner
-// of the buffer only; knows nothing of what is written.
+// A growing run of bytes with a hard cap: what the codecs write into. Failure sticks: after the
+// first write that did not fit, later ones do nothing, so that an encoder checks once, at the end.
+// The owner of the buffer only; knows nothing of what is written.
 #ifndef PENSTOCK_COMMON_BUFFER_H
 #define PENSTOCK_COMMON_BUFFER_H
 

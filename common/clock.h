@@ -1,4 +1,5 @@
-// Clocks. Decisions take `now` as an argument; only the code that does I/O reads a clock. Any thread.
+// Clocks. Decisions take `now` as an argument; only the code that does I/O reads a clock. Any
+// thread.
 #ifndef PENSTOCK_COMMON_CLOCK_H
 #define PENSTOCK_COMMON_CLOCK_H
 

@@ -1,5 +1,5 @@
-// Tells ThreadSanitizer what it cannot see: memory that one thread hands to libzmq belongs to the thread that
-// receives it. Nothing in other builds.
+// Tells ThreadSanitizer what it cannot see: memory that one thread hands to libzmq belongs to the
+// thread that receives it. Nothing in other builds.
 #ifndef PENSTOCK_COMMON_HANDOVER_H
 #define PENSTOCK_COMMON_HANDOVER_H
 

@@ -61,8 +61,8 @@ static enum status wrong_type(enum job_field f, const char *must, const struct m
                      mp_type_name(v->type));
 }
 
-static enum status take_integer(int64_t *to, enum job_field f, const struct mp_value *v, int64_t least,
-                                int64_t most, struct error *e)
+static enum status take_integer(int64_t *to, enum job_field f, const struct mp_value *v,
+                                int64_t least, int64_t most, struct error *e)
 {
     if (v->type != MP_UINT && v->type != MP_INT) return wrong_type(f, "an integer", v, e);
     if (v->type == MP_INT || v->uint < (uint64_t) least || v->uint > (uint64_t) most)
@@ -72,8 +72,8 @@ static enum status take_integer(int64_t *to, enum job_field f, const struct mp_v
     return OK;
 }
 
-static enum status take_int(int *to, enum job_field f, const struct mp_value *v, int least, int most,
-                            struct error *e)
+static enum status take_int(int *to, enum job_field f, const struct mp_value *v, int least,
+                            int most, struct error *e)
 {
     int64_t wide = 0;
     try(take_integer(&wide, f, v, least, most, e));
@@ -111,8 +111,8 @@ static enum status take_batch(struct job *job, const struct mp_value *v, struct 
 {
     try(take_text(job->batch, FIELD_BATCH, v, JOB_BATCH_MAX, e));
     if (v->n == 0 || job_id_ok(v->at, v->n)) return OK;
-    return error_set(e, ERR_INPUT, "bad_job", "batch must be at most %d characters of [A-Za-z0-9_-]",
-                     JOB_BATCH_MAX);
+    return error_set(e, ERR_INPUT, "bad_job",
+                     "batch must be at most %d characters of [A-Za-z0-9_-]", JOB_BATCH_MAX);
 }
 
 static enum status take_op(enum job_op *op, const struct mp_value *v, struct error *e)
@@ -152,8 +152,8 @@ static enum status take_meta(struct job *job, const struct mp_value *v, struct m
 {
     if (v->type != MP_MAP) return wrong_type(FIELD_META, "a map", v, e);
     if (v->n > JOB_META_MAX)
-        return error_set(e, ERR_INPUT, "bad_job", "meta has %zu pairs; at most %d are allowed", v->n,
-                         JOB_META_MAX);
+        return error_set(e, ERR_INPUT, "bad_job", "meta has %zu pairs; at most %d are allowed",
+                         v->n, JOB_META_MAX);
     for (size_t i = 0; i < v->n; i++) {
         struct mp_value key, value;
         check(mp_take(&cursor, &key) && mp_take(&cursor, &value), "walked");
@@ -207,8 +207,8 @@ enum status job_decode(struct job *job, const void *data, size_t n, struct error
 {
     *job = job_default();
     if (n > JOB_MESSAGE_MAX)
-        return error_set(e, ERR_LIMIT, "too_large", "the message has %zu bytes; at most %lld are allowed",
-                         n, JOB_MESSAGE_MAX);
+        return error_set(e, ERR_LIMIT, "too_large",
+                         "the message has %zu bytes; at most %lld are allowed", n, JOB_MESSAGE_MAX);
     try(mpwalk(data, n, e));
     struct mp_cursor cursor = mp_cursor(data, n);
     struct mp_value map;

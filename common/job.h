@@ -1,6 +1,6 @@
-// Jobs as producers write them: one msgpack map in an inbox (schema: PROTOCOL.md), decoded in place,
-// and its body, an OpenAI request body in msgpack or JSON. Any thread. Knows neither Redis nor the
-// model: chat templates, tokenizing, context and vocabulary bounds are checked by others.
+// Jobs as producers write them: one msgpack map in an inbox (schema: PROTOCOL.md), decoded in
+// place, and its body, an OpenAI request body in msgpack or JSON. Any thread. Knows neither Redis
+// nor the model: chat templates, tokenizing, context and vocabulary bounds are checked by others.
 #ifndef PENSTOCK_COMMON_JOB_H
 #define PENSTOCK_COMMON_JOB_H
 
@@ -49,8 +49,8 @@ struct job {
 // The body's own fields are checked by job_body_parse.
 enum status job_decode(struct job *job, const void *data, size_t n, struct error *e);
 
-// The id and operation of a message that may be anything: so that dead letters have a name. False if
-// no valid id can be read; *op (may be NULL) is JOB_CHAT if that cannot be read.
+// The id and operation of a message that may be anything: so that dead letters have a name. False
+// if no valid id can be read; *op (may be NULL) is JOB_CHAT if that cannot be read.
 bool job_id_peek(const void *data, size_t n, char id[JOB_ID_MAX + 1], enum job_op *op);
 
 // True for 1..64 characters of [A-Za-z0-9_-].
@@ -58,8 +58,8 @@ bool job_id_ok(const char *id, size_t n);
 
 const char *job_op_name(enum job_op op);
 
-// Appends the message of a job, as a producer writes it. `job->body` is JSON text or a msgpack map by
-// its form; fields at their defaults are left out. ERR_INPUT bad_job, ERR_LIMIT too_large.
+// Appends the message of a job, as a producer writes it. `job->body` is JSON text or a msgpack map
+// by its form; fields at their defaults are left out. ERR_INPUT bad_job, ERR_LIMIT too_large.
 enum status job_encode(const struct job *job, struct buffer *to, struct error *e);
 
 // A job with every field at its default, for producers and tests.
@@ -88,14 +88,14 @@ struct job_body {
 // Parses the body of a job that is no cancel. Fields that are absent or null take OpenAI's defaults
 // (temperature 1, top_p 1). Unknown fields are ignored; those that ask for something which Penstock
 // does not do (n > 1, tools, response_format, ...) are refused by name. ERR_INPUT bad_body or
-// bad_sampling (names the field), ERR_UNSUPPORTED unsupported, ERR_LIMIT too_large, ERR_NOMEM. Release
-// with job_body_deinit, also after an error.
+// bad_sampling (names the field), ERR_UNSUPPORTED unsupported, ERR_LIMIT too_large, ERR_NOMEM.
+// Release with job_body_deinit, also after an error.
 enum status job_body_parse(struct job_body *body, const struct job *job, const char *tenant,
                            struct error *e);
 void job_body_deinit(struct job_body *body);
 
-// The seed of a job that gives none: XXH3-64 of tenant, a zero byte and id, so that a replay draws the
-// same numbers.
+// The seed of a job that gives none: XXH3-64 of tenant, a zero byte and id, so that a replay draws
+// the same numbers.
 uint64_t job_seed(const char *tenant, const char *id);
 
 enum { JOB_HASH_SIZE = 33 };

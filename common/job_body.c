@@ -12,10 +12,11 @@
 
 // Fields that ask for something Penstock does not do, unless they ask for nothing.
 static const char *const refused[] = {
-    "tools",           "functions",     "response_format",    "logit_bias",     "suffix",
-    "echo",            "audio",         "prompt_logprobs",    "min_tokens",     "bad_words",
-    "guided_json",     "guided_regex",  "guided_choice",      "guided_grammar", "structured_outputs",
-    "use_beam_search", "prompt_embeds",
+    "tools",         "functions",      "response_format",    "logit_bias",
+    "suffix",        "echo",           "audio",              "prompt_logprobs",
+    "min_tokens",    "bad_words",      "guided_json",        "guided_regex",
+    "guided_choice", "guided_grammar", "structured_outputs", "use_beam_search",
+    "prompt_embeds",
 };
 
 static const char *const known[] = {
@@ -107,8 +108,8 @@ static enum status refuse_unsupported(const json_t *root, struct error *e)
         try(get_integer(&n, root, counts[i], 1, INT32_MAX, e));
         if (n > 1)
             return error_set(e, ERR_UNSUPPORTED, "unsupported",
-                             "%s = %lld is not supported; enqueue one job for each answer", counts[i],
-                             (long long) n);
+                             "%s = %lld is not supported; enqueue one job for each answer",
+                             counts[i], (long long) n);
     }
     return OK;
 }
@@ -123,8 +124,8 @@ static enum status make_ids(struct job_body *body, const char *field, size_t n, 
     body->n_ids = 0;
     if (n == 0) return bad(e, field, "a list of at least one id");
     if (n > CONTEXT_MAX)
-        return error_set(e, ERR_LIMIT, "too_large", "%s has %zu ids; at most %d are allowed", field, n,
-                         CONTEXT_MAX);
+        return error_set(e, ERR_LIMIT, "too_large", "%s has %zu ids; at most %d are allowed", field,
+                         n, CONTEXT_MAX);
     body->ids = malloc(n * sizeof *body->ids);
     if (body->ids == NULL) return error_set(e, ERR_NOMEM, "no_memory", "no memory for %zu ids", n);
     return OK;
@@ -271,8 +272,9 @@ static enum status add_stop(struct job_body *body, const json_t *stop, struct er
     if (!json_is_string(stop)) return bad(e, "stop", "a string or a list of strings");
     size_t n = json_string_length(stop);
     if (n == 0 || n > STOP_STRING_BYTES_MAX)
-        return error_set(e, ERR_INPUT, "bad_body", "a stop string has %zu bytes; 1 to %d are allowed",
-                         n, STOP_STRING_BYTES_MAX);
+        return error_set(e, ERR_INPUT, "bad_body",
+                         "a stop string has %zu bytes; 1 to %d are allowed", n,
+                         STOP_STRING_BYTES_MAX);
     body->stops[body->n_stops] = json_string_value(stop);
     body->stop_bytes[body->n_stops++] = n;
     return OK;
@@ -298,8 +300,8 @@ static enum status get_stop_ids(struct job_body *body, struct error *e)
     if (!json_is_array(list)) return bad(e, "stop_token_ids", "a list of ids");
     size_t n = json_array_size(list);
     if (n > STOP_IDS_MAX)
-        return error_set(e, ERR_INPUT, "bad_body", "stop_token_ids has %zu ids; at most %d are allowed",
-                         n, STOP_IDS_MAX);
+        return error_set(e, ERR_INPUT, "bad_body",
+                         "stop_token_ids has %zu ids; at most %d are allowed", n, STOP_IDS_MAX);
     for (size_t i = 0; i < n; i++)
         try(get_id(&body->stop_ids[i], json_array_get(list, i), "stop_token_ids", i, e));
     body->n_stop_ids = (int) n;
@@ -311,7 +313,8 @@ static enum status get_stop_ids(struct job_body *body, struct error *e)
 // The field that holds the op's ids, if it can hold ids.
 static bool is_ids_field(enum job_op op, const struct mp_value *key)
 {
-    return (op == JOB_TOKENS && mp_is(key, "tokens")) || (op == JOB_COMPLETION && mp_is(key, "prompt"));
+    return (op == JOB_TOKENS && mp_is(key, "tokens")) ||
+           (op == JOB_COMPLETION && mp_is(key, "prompt"));
 }
 
 // True if the next value is a list whose first element is a number.

@@ -1,6 +1,6 @@
-// Log lines on stderr, one event a line: `t=... level=info who=broker event=ready port=7300`, or one
-// JSON object a line. Any thread: a line is one write. A line beyond 2 KiB loses the ends of long values
-// and whole fields, never its form. No allocation.
+// Log lines on stderr, one event a line: `t=... level=info who=broker event=ready port=7300`, or
+// one JSON object a line. Any thread: a line is one write. A line beyond 2 KiB loses the ends of
+// long values and whole fields, never its form. No allocation.
 #ifndef PENSTOCK_COMMON_LOG_H
 #define PENSTOCK_COMMON_LOG_H
 
@@ -11,8 +11,8 @@
 
 enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
 
-// Called once by main before threads start. `who` (static string) names the program or group in each
-// line.
+// Called once by main before threads start. `who` (static string) names the program or group in
+// each line.
 void log_init(const char *who, enum log_level least, bool json);
 
 // "debug", "info", "warn" or "error". ERR_INPUT bad_usage.

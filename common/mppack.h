@@ -1,5 +1,5 @@
-// Writing msgpack into a buffer: the few lines that the codecs share. Failures stick in the buffer, so
-// the packer's own returns need no look. Codecs only.
+// Writing msgpack into a buffer: the few lines that the codecs share. Failures stick in the buffer,
+// so the packer's own returns need no look. Codecs only.
 #ifndef PENSTOCK_COMMON_MPPACK_H
 #define PENSTOCK_COMMON_MPPACK_H
 

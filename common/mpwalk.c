@@ -269,7 +269,8 @@ static enum status walk_map(struct walk *w, const uint8_t *at, size_t pairs, int
         struct mp_cursor peek = w->cursor;
         struct mp_value key;
         const uint8_t *key_at = peek.at;
-        if (mp_take(&peek, &key) && key.type != MP_STR) return bad(w, key_at, "a map's key is no str");
+        if (mp_take(&peek, &key) && key.type != MP_STR)
+            return bad(w, key_at, "a map's key is no str");
         keys[i] = (uint32_t) (key_at - w->start);
         try(walk_value(w, depth));
         try(walk_value(w, depth));

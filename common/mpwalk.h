@@ -1,5 +1,5 @@
-// Foreign msgpack: checked in one walk over the bytes, then read in place. Nothing here allocates, and
-// the stack it needs is bounded by MSGPACK_DEPTH_MAX. Any thread. Knows no schema, and needs no
+// Foreign msgpack: checked in one walk over the bytes, then read in place. Nothing here allocates,
+// and the stack it needs is bounded by MSGPACK_DEPTH_MAX. Any thread. Knows no schema, and needs no
 // library: a five-byte array header must not be able to reserve gigabytes.
 #ifndef PENSTOCK_COMMON_MPWALK_H
 #define PENSTOCK_COMMON_MPWALK_H
@@ -10,12 +10,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// ERR_INPUT bad_msgpack with the byte offset unless the n bytes are exactly one value, with
-// at most MSGPACK_DEPTH_MAX nested containers; counts no larger than the bytes left; str valid UTF-8;
-// map keys str, at most MSGPACK_MAP_MAX a map, none twice; nothing after it. Time O(n log pairs).
+// ERR_INPUT bad_msgpack with the byte offset unless the n bytes are exactly one value, with at most
+// MSGPACK_DEPTH_MAX nested containers; counts no larger than the bytes left; str valid UTF-8; map
+// keys str, at most MSGPACK_MAP_MAX a map, none twice; nothing after it. Time O(n log pairs).
 enum status mpwalk(const void *data, size_t n, struct error *e);
 
-enum mp_type { MP_NIL, MP_BOOL, MP_UINT, MP_INT, MP_FLOAT, MP_STR, MP_BIN, MP_EXT, MP_ARRAY, MP_MAP };
+enum mp_type {
+    MP_NIL, MP_BOOL, MP_UINT, MP_INT, MP_FLOAT, MP_STR, MP_BIN, MP_EXT, MP_ARRAY, MP_MAP
+};
 
 // One value; of a container only its head: its `n` children (a map: 2 n) come next from the cursor.
 struct mp_value {

@@ -1,6 +1,6 @@
 // Command-line options of all programs: one table gives the flags, their PENSTOCK_* environment
-// variables, their checks and the --help text. A flag wins over the environment. Main thread at start;
-// values point into argv or the environment.
+// variables, their checks and the --help text. A flag wins over the environment. Main thread at
+// start; values point into argv or the environment.
 #ifndef PENSTOCK_COMMON_OPTIONS_H
 #define PENSTOCK_COMMON_OPTIONS_H
 

@@ -160,14 +160,15 @@ json_t *result_to_json(const struct result *r)
     const char *finish = result_finish_name(r->finish_reason);
     json_t *text = r->text == NULL ? json_null() : json_stringn(r->text, r->text_bytes);
     return json_pack(
-        "{s:i, s:s, s:o, s:s, s:o, s:o, s:o, s:o, s:i, s:{s:i, s:i, s:i}, s:{s:I, s:I, s:I}, s:i, s:i,"
-        " s:{s:o, s:o, s:o}, s:o}",
+        "{s:i, s:s, s:o, s:s, s:o, s:o, s:o, s:o, s:i, s:{s:i, s:i, s:i}, s:{s:I, s:I, s:I}, s:i,"
+        " s:i, s:{s:o, s:o, s:o}, s:o}",
         "v", RESULT_VERSION, "id", r->id, "custom_id", text_or_null(r->custom_id), "status",
-        result_status_name(r->status), "finish_reason", text_or_null(finish), "text", text, "tokens",
-        tokens_json(r), "logprobs", logprobs_json(r), "max_tokens", r->max_tokens, "usage", "prompt",
-        r->usage.prompt, "cached", r->usage.cached, "completion", r->usage.completion, "timing",
-        "queued", (json_int_t) r->timing.queued_ms, "prefill", (json_int_t) r->timing.prefill_ms,
-        "decode", (json_int_t) r->timing.decode_ms, "attempts", r->attempts, "resumed", r->resumed,
-        "engine", "version", text_or_null(r->engine.version), "model", text_or_null(r->engine.model),
-        "plan", text_or_null(r->engine.plan), "error", error_json(r));
+        result_status_name(r->status), "finish_reason", text_or_null(finish), "text", text,
+        "tokens", tokens_json(r), "logprobs", logprobs_json(r), "max_tokens", r->max_tokens,
+        "usage", "prompt", r->usage.prompt, "cached", r->usage.cached, "completion",
+        r->usage.completion, "timing", "queued", (json_int_t) r->timing.queued_ms, "prefill",
+        (json_int_t) r->timing.prefill_ms, "decode", (json_int_t) r->timing.decode_ms, "attempts",
+        r->attempts, "resumed", r->resumed, "engine", "version", text_or_null(r->engine.version),
+        "model", text_or_null(r->engine.model), "plan", text_or_null(r->engine.plan), "error",
+        error_json(r));
 }

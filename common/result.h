@@ -16,7 +16,8 @@ struct json_t; // jansson
 enum result_status { RESULT_OK, RESULT_ERROR, RESULT_CANCELLED, RESULT_EXPIRED };
 enum result_finish { RESULT_NO_FINISH, RESULT_STOP, RESULT_LENGTH };
 
-// A token and its log-probability. `bytes` may end within a UTF-8 character; NULL without tokenizer.
+// A token and its log-probability. `bytes` may end within a UTF-8 character; NULL without
+// tokenizer.
 struct result_token {
     int32_t id;
     float logprob;
@@ -61,8 +62,8 @@ struct result {
     void *storage; // of the lists, after result_decode
 };
 
-// Appends the encoding. The caller keeps everything the result points to. ERR_INPUT bad_result if text
-// is not UTF-8 or a field is out of its bounds, ERR_LIMIT too_large.
+// Appends the encoding. The caller keeps everything the result points to. ERR_INPUT bad_result if
+// text is not UTF-8 or a field is out of its bounds, ERR_LIMIT too_large.
 enum status result_encode(const struct result *r, struct buffer *to, struct error *e);
 
 // `text` and token bytes point into `data`, which must outlive the result; the lists are

@@ -1,5 +1,5 @@
-// Structs as msgpack maps, described by tables: one row a field, read by the encoder and the decoder, so
-// that a format is written down once. Any thread. Knows no format itself.
+// Structs as msgpack maps, described by tables: one row a field, read by the encoder and the
+// decoder, so that a format is written down once. Any thread. Knows no format itself.
 #ifndef PENSTOCK_COMMON_SCHEMA_H
 #define PENSTOCK_COMMON_SCHEMA_H
 
@@ -53,16 +53,16 @@ struct schema {
     int n;
 };
 
-// Appends the map of the struct `from`. ERR_INPUT `code` names a field that is out of its bounds; the
-// buffer's own failure is left in it.
-enum status schema_encode(const struct schema *s, const void *from, struct buffer *to, const char *code,
-                          struct error *e);
-
-// Checks the n bytes (mpwalk) and fills the struct `to`, zeroed before. Borrowed fields point into the
-// bytes; lists are allocated and chained to *storage, also when it fails. Unknown keys are ignored.
-// ERR_INPUT bad_msgpack, `code` (names the field); ERR_NOMEM.
-enum status schema_decode(const struct schema *s, void *to, const void *data, size_t n, void **storage,
+// Appends the map of the struct `from`. ERR_INPUT `code` names a field that is out of its bounds;
+// the buffer's own failure is left in it.
+enum status schema_encode(const struct schema *s, const void *from, struct buffer *to,
                           const char *code, struct error *e);
+
+// Checks the n bytes (mpwalk) and fills the struct `to`, zeroed before. Borrowed fields point into
+// the bytes; lists are allocated and chained to *storage, also when it fails. Unknown keys are
+// ignored. ERR_INPUT bad_msgpack, `code` (names the field); ERR_NOMEM.
+enum status schema_decode(const struct schema *s, void *to, const void *data, size_t n,
+                          void **storage, const char *code, struct error *e);
 
 // Frees what was chained to *storage; NULL then.
 void schema_release(void **storage);

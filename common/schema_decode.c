@@ -34,12 +34,13 @@ static enum status take_const(struct decoder *d, const struct schema_field *f,
     return OK;
 }
 
-static enum status take_int(struct decoder *d, const struct schema_field *f, const struct mp_value *v,
-                            int *to)
+static enum status take_int(struct decoder *d, const struct schema_field *f,
+                            const struct mp_value *v, int *to)
 {
     if (v->type != MP_UINT && v->type != MP_INT) return refuse(d, f->name, "must be an integer");
-    bool inside = v->type == MP_INT ? v->sint >= f->least
-                                    : v->uint <= (uint64_t) f->most && (int64_t) v->uint >= f->least;
+    bool inside = v->type == MP_INT
+                      ? v->sint >= f->least
+                      : v->uint <= (uint64_t) f->most && (int64_t) v->uint >= f->least;
     if (!inside) return refuse(d, f->name, "is out of its bounds");
     *to = (int) (v->type == MP_UINT ? (int64_t) v->uint : v->sint);
     return OK;
@@ -123,7 +124,8 @@ static enum status make_list(struct decoder *d, const char *name, size_t bytes, 
 static enum status take_element(struct decoder *d, const struct schema_field *f,
                                 struct mp_cursor *cursor, char *elements, size_t i)
 {
-    if (f->type == SCHEMA_LIST) return take_struct(d, f->sub, f->name, cursor, elements + i * f->size);
+    if (f->type == SCHEMA_LIST)
+        return take_struct(d, f->sub, f->name, cursor, elements + i * f->size);
     struct mp_value v;
     check(mp_take(cursor, &v), "walked");
     if (f->type == SCHEMA_PIECES)
@@ -151,8 +153,8 @@ static enum status take_several(struct decoder *d, const struct schema_field *f,
     return OK;
 }
 
-static enum status take_sub(struct decoder *d, const struct schema_field *f, struct mp_cursor cursor,
-                            char *to)
+static enum status take_sub(struct decoder *d, const struct schema_field *f,
+                            struct mp_cursor cursor, char *to)
 {
     try(take_struct(d, f->sub, f->name, &cursor, to + f->at));
     if (f->optional && to[f->count_at] == '\0') to[f->count_at] = true;
@@ -160,8 +162,8 @@ static enum status take_sub(struct decoder *d, const struct schema_field *f, str
 }
 
 // The value whose encoding begins at the cursor.
-static enum status take_value(struct decoder *d, const struct schema_field *f, struct mp_cursor cursor,
-                              char *to)
+static enum status take_value(struct decoder *d, const struct schema_field *f,
+                              struct mp_cursor cursor, char *to)
 {
     struct mp_cursor start = cursor;
     struct mp_value v;
@@ -181,7 +183,8 @@ static enum status take_value(struct decoder *d, const struct schema_field *f, s
         return OK;
     case SCHEMA_TEXT: case SCHEMA_ID: return take_text(d, f, &v, at);
     case SCHEMA_FIXED:
-        if (v.type != MP_BIN || v.n != f->size) return refuse(d, f->name, "must be bin of its size");
+        if (v.type != MP_BIN || v.n != f->size)
+            return refuse(d, f->name, "must be bin of its size");
         memcpy(at, v.at, v.n);
         return OK;
     case SCHEMA_ENUM: return take_enum(d, f, &v, at);
@@ -218,8 +221,8 @@ static enum status take_struct(struct decoder *d, const struct schema *s, const 
     return OK;
 }
 
-enum status schema_decode(const struct schema *s, void *to, const void *data, size_t n, void **storage,
-                          const char *code, struct error *e)
+enum status schema_decode(const struct schema *s, void *to, const void *data, size_t n,
+                          void **storage, const char *code, struct error *e)
 {
     struct decoder d = {.storage = storage, .code = code, .e = e};
     try(mpwalk(data, n, e));

@@ -88,7 +88,8 @@ static enum status put_enum(struct encoder *c, const struct schema_field *f, int
     return refuse(c, f, "has no such value");
 }
 
-static enum status put_bytes(struct encoder *c, const struct schema_field *f, struct schema_bytes bytes)
+static enum status put_bytes(struct encoder *c, const struct schema_field *f,
+                             struct schema_bytes bytes)
 {
     bool ids = f->type == SCHEMA_IDS;
     if (ids && (bytes.n % sizeof(int32_t) != 0 || bytes.n / sizeof(int32_t) > (size_t) f->most))
@@ -104,12 +105,13 @@ static enum status put_bytes(struct encoder *c, const struct schema_field *f, st
 
 static enum status put_struct(struct encoder *c, const struct schema *s, const char *from);
 
-static enum status put_element(struct encoder *c, const struct schema_field *f, const char *elements,
-                               int i)
+static enum status put_element(struct encoder *c, const struct schema_field *f,
+                               const char *elements, int i)
 {
     switch (f->type) {
     case SCHEMA_LIST: return put_struct(c, f->sub, elements + (size_t) i * f->size);
-    case SCHEMA_PIECES: return put_bytes(c, f, ((const struct schema_bytes *) (const void *) elements)[i]);
+    case SCHEMA_PIECES:
+        return put_bytes(c, f, ((const struct schema_bytes *) (const void *) elements)[i]);
     default: {
         int id = int_at(elements, (size_t) i * sizeof(int32_t));
         if (id < 0) return refuse(c, f, "holds a negative id");
@@ -163,8 +165,8 @@ static enum status put_struct(struct encoder *c, const struct schema *s, const c
     return OK;
 }
 
-enum status schema_encode(const struct schema *s, const void *from, struct buffer *to, const char *code,
-                          struct error *e)
+enum status schema_encode(const struct schema *s, const void *from, struct buffer *to,
+                          const char *code, struct error *e)
 {
     struct encoder c = {.packer = mppack_to(to), .code = code, .e = e};
     return put_struct(&c, s, from);

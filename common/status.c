@@ -21,7 +21,8 @@ const char *status_name(enum status status)
     return (size_t) status < sizeof names / sizeof *names ? names[status] : "unknown";
 }
 
-enum status error_set(struct error *e, enum status status, const char *code, const char *format, ...)
+enum status error_set(struct error *e, enum status status, const char *code, const char *format,
+                      ...)
 {
     if (e == NULL) return status;
     e->status = status;

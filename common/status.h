@@ -32,8 +32,8 @@ struct error {
 
 // Fills `e` (which may be NULL) and returns `status`, so that `return error_set(...)` reads well.
 // `code` NULL takes the status' own name. Long texts are cut, never overflow.
-enum status error_set(struct error *e, enum status status, const char *code, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
+enum status error_set(struct error *e, enum status status, const char *code, const char *format,
+                      ...) __attribute__((format(printf, 4, 5)));
 
 // Puts "prefix: " before the text that is there (to say which file, which field).
 void error_prefix(struct error *e, const char *format, ...) __attribute__((format(printf, 2, 3)));

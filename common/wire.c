@@ -38,8 +38,9 @@ void wire_ids_copy(struct wire_bytes ids, int32_t *to)
 static enum status check_sizes(const char *name, const struct wire_frame *frames, struct error *e)
 {
     if (frames[2].n <= WIRE_HEADER_MAX && frames[3].n <= WIRE_BODY_MAX) return OK;
-    return error_set(e, ERR_LIMIT, "too_large", "%s: header %zu, body %zu bytes; at most %lld and %lld",
-                     name, frames[2].n, frames[3].n, WIRE_HEADER_MAX, WIRE_BODY_MAX);
+    return error_set(e, ERR_LIMIT, "too_large",
+                     "%s: header %zu, body %zu bytes; at most %lld and %lld", name, frames[2].n,
+                     frames[3].n, WIRE_HEADER_MAX, WIRE_BODY_MAX);
 }
 
 // What no table can say.
@@ -52,8 +53,9 @@ static enum status check_message(const struct wire_message *m, struct error *e)
     if (m->command != WIRE_JOB) return OK;
     for (int i = 0; i < m->job.n_stops; i++)
         if (m->job.stops[i].n < 1 || m->job.stops[i].n > STOP_STRING_BYTES_MAX)
-            return error_set(e, ERR_INPUT, "bad_frame", "a stop string has %zu bytes; 1 to %d may be",
-                             m->job.stops[i].n, STOP_STRING_BYTES_MAX);
+            return error_set(e, ERR_INPUT, "bad_frame",
+                             "a stop string has %zu bytes; 1 to %d may be", m->job.stops[i].n,
+                             STOP_STRING_BYTES_MAX);
     return sampling_check(&m->job.sampling, e);
 }
 
@@ -84,7 +86,8 @@ enum status wire_encode(const struct wire_message *m, struct buffer *space,
 static enum status check_frames(const struct wire_frame *frames, size_t n, struct error *e)
 {
     if (n != WIRE_FRAMES)
-        return error_set(e, ERR_INPUT, "bad_frame", "a message has %d frames, not %zu", WIRE_FRAMES, n);
+        return error_set(e, ERR_INPUT, "bad_frame", "a message has %d frames, not %zu", WIRE_FRAMES,
+                         n);
     const uint8_t *first = frames[0].data;
     if (frames[0].n != sizeof first_frame || memcmp(first, magic, sizeof magic) != 0)
         return error_set(e, ERR_INPUT, "bad_frame", "the first frame is not PSTK and a version");
@@ -122,7 +125,8 @@ enum status wire_decode(struct wire_message *m, const struct wire_frame *frames,
         return status;
     }
     if (g->body.n > 0)
-        status = schema_decode(&g->body, m, frames[3].data, frames[3].n, &m->storage, "bad_frame", e);
+        status =
+            schema_decode(&g->body, m, frames[3].data, frames[3].n, &m->storage, "bad_frame", e);
     if (g->raw) {
         struct wire_bytes raw = {frames[3].data, frames[3].n};
         memcpy((char *) m + g->raw_at, &raw, sizeof raw);

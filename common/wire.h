@@ -1,6 +1,6 @@
-// What broker and groups say to each other: one struct a command, encoded into and decoded from four
-// frames (grammar, semantics and golden bytes: PROTOCOL.md; the tables: wire_grammar.c). Any thread.
-// Knows no sockets, and keeps no state: terms and epochs are carried, and judged by others.
+// What broker and groups say to each other: one struct a command, encoded into and decoded from
+// four frames (grammar, semantics and golden bytes: PROTOCOL.md; the tables: wire_grammar.c). Any
+// thread. Knows no sockets, and keeps no state: terms and epochs are carried, and judged by others.
 #ifndef PENSTOCK_COMMON_WIRE_H
 #define PENSTOCK_COMMON_WIRE_H
 
@@ -26,8 +26,8 @@ enum {
 enum wire_command {
     WIRE_HELLO, WIRE_STANDBY, WIRE_ASSIGN, WIRE_READY, WIRE_LINK, WIRE_LINKED, WIRE_UNASSIGN,
     WIRE_FAILED, WIRE_CREDIT, WIRE_JOB, WIRE_ACCEPT, WIRE_REJECT, WIRE_TOKENS, WIRE_LOGITS,
-    WIRE_RESULT, WIRE_COMMITTED, WIRE_CANCEL, WIRE_DRAIN, WIRE_BYE, WIRE_ERROR, WIRE_PING, WIRE_PONG,
-    WIRE_N_COMMANDS
+    WIRE_RESULT, WIRE_COMMITTED, WIRE_CANCEL, WIRE_DRAIN, WIRE_BYE, WIRE_ERROR, WIRE_PING,
+    WIRE_PONG, WIRE_N_COMMANDS
 };
 
 enum wire_state { WIRE_IDLE, WIRE_LOADING, WIRE_LOADED, WIRE_SERVING, WIRE_DRAINING, WIRE_LOST };
@@ -178,7 +178,7 @@ struct wire_committed {
 };
 
 struct wire_error {
-    char code[ERROR_CODE_SIZE]; // unknown_peer, stale_term, bad_version, unknown_command, bad_frame, ...
+    char code[ERROR_CODE_SIZE]; // unknown_peer, stale_term, bad_version, bad_frame, ...
     char message[ERROR_TEXT_SIZE];
 };
 
@@ -223,15 +223,16 @@ struct wire_frame {
     size_t n;
 };
 
-// Encodes; `frames` then point to constants, into `space` (cleared first) and, for RESULT and LOGITS,
-// to the caller's bytes: valid as long as those. ERR_INPUT bad_frame if a field is out of its bounds,
-// ERR_LIMIT too_large.
+// Encodes; `frames` then point to constants, into `space` (cleared first) and, for RESULT and
+// LOGITS, to the caller's bytes: valid as long as those. ERR_INPUT bad_frame if a field is out of
+// its bounds, ERR_LIMIT too_large.
 enum status wire_encode(const struct wire_message *m, struct buffer *space,
                         struct wire_frame frames[WIRE_FRAMES], struct error *e);
 
-// Decodes the frames after the routing id. Bytes in `m` point into the frames. Unknown header fields
-// are ignored. ERR_UNSUPPORTED bad_version, unknown_command; ERR_INPUT bad_frame (names the field),
-// bad_msgpack; ERR_LIMIT too_large; ERR_NOMEM. Release with wire_message_deinit, also after an error.
+// Decodes the frames after the routing id. Bytes in `m` point into the frames. Unknown header
+// fields are ignored. ERR_UNSUPPORTED bad_version, unknown_command; ERR_INPUT bad_frame (names the
+// field), bad_msgpack; ERR_LIMIT too_large; ERR_NOMEM. Release with wire_message_deinit, also after
+// an error.
 enum status wire_decode(struct wire_message *m, const struct wire_frame *frames, size_t n_frames,
                         struct error *e);
 void wire_message_deinit(struct wire_message *m);

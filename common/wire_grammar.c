@@ -68,8 +68,8 @@ static const struct schema_field hello[] = {
     TEXT("node", M, hello.node),
     TEXT("name", M, hello.name),
     FIXED("boot", M, hello.boot),
-    {"assignment", SCHEMA_SUB, SCHEMA_AT(M, hello.assignment), SCHEMA_COUNT(M, hello.assigned), SCHEMA_OPTIONAL,
-     .sub = &assignment},
+    {"assignment", SCHEMA_SUB, SCHEMA_AT(M, hello.assignment), SCHEMA_COUNT(M, hello.assigned),
+     SCHEMA_OPTIONAL, .sub = &assignment},
 };
 
 static const struct schema_field hello_body[] = {
@@ -151,8 +151,8 @@ static const struct schema_field job[] = {
     EPOCH(M, job),
     INT("max_tokens", M, job.max_tokens, CONTEXT_MAX),
     {"sampling", SCHEMA_SUB, SCHEMA_AT(M, job.sampling), .sub = &sampling},
-    {"stop_ids", SCHEMA_INTS, SCHEMA_AT(M, job.stop_ids), SCHEMA_COUNT(M, job.n_stop_ids), SCHEMA_OPTIONAL,
-     .most = STOP_IDS_MAX},
+    {"stop_ids", SCHEMA_INTS, SCHEMA_AT(M, job.stop_ids), SCHEMA_COUNT(M, job.n_stop_ids),
+     SCHEMA_OPTIONAL, .most = STOP_IDS_MAX},
     BOOL("ignore_eos", M, job.ignore_eos),
     BOOL("score", M, job.score),
     TEXT("custom_id", M, job.custom_id, SCHEMA_OPTIONAL),
@@ -224,7 +224,9 @@ static const struct schema_field pong[] = {
 #define RAW(member) .raw = true, .raw_at = offsetof(struct M, member)
 
 const struct wire_grammar wire_grammars[WIRE_N_COMMANDS] = {
-    [WIRE_HELLO] = {.name = "HELLO", .header = SCHEMA_FIELDS(hello), .body = SCHEMA_FIELDS(hello_body)},
+    [WIRE_HELLO] = {.name = "HELLO",
+                    .header = SCHEMA_FIELDS(hello),
+                    .body = SCHEMA_FIELDS(hello_body)},
     [WIRE_STANDBY] = {.name = "STANDBY", .header = SCHEMA_FIELDS(only_term)},
     [WIRE_ASSIGN] = {.name = "ASSIGN", .header = SCHEMA_FIELDS(assign)},
     [WIRE_READY] = {.name = "READY", .header = SCHEMA_FIELDS(ready)},
@@ -236,7 +238,9 @@ const struct wire_grammar wire_grammars[WIRE_N_COMMANDS] = {
     [WIRE_JOB] = {.name = "JOB", .header = SCHEMA_FIELDS(job), .body = SCHEMA_FIELDS(job_body)},
     [WIRE_ACCEPT] = {.name = "ACCEPT", .header = SCHEMA_FIELDS(only_key)},
     [WIRE_REJECT] = {.name = "REJECT", .header = SCHEMA_FIELDS(reject)},
-    [WIRE_TOKENS] = {.name = "TOKENS", .header = SCHEMA_FIELDS(tokens), .body = SCHEMA_FIELDS(tokens_body)},
+    [WIRE_TOKENS] = {.name = "TOKENS",
+                     .header = SCHEMA_FIELDS(tokens),
+                     .body = SCHEMA_FIELDS(tokens_body)},
     [WIRE_LOGITS] = {.name = "LOGITS", .header = SCHEMA_FIELDS(logits), RAW(logits.rows)},
     [WIRE_RESULT] = {.name = "RESULT", .header = SCHEMA_FIELDS(result), RAW(result.result)},
     [WIRE_COMMITTED] = {.name = "COMMITTED", .header = SCHEMA_FIELDS(committed)},

@@ -1,5 +1,5 @@
-// Wire messages over a ZeroMQ socket: a group's DEALER, or the broker's ROUTER, where a routing id comes
-// first. Never blocks. The owner's thread only. Judges neither terms nor commands.
+// Wire messages over a ZeroMQ socket: a group's DEALER, or the broker's ROUTER, where a routing id
+// comes first. Never blocks. The owner's thread only. Judges neither terms nor commands.
 #ifndef PENSTOCK_COMMON_WIRE_SOCKET_H
 #define PENSTOCK_COMMON_WIRE_SOCKET_H
 
@@ -28,9 +28,9 @@ void wire_socket_deinit(struct wire_socket *w);
 enum status wire_socket_send(struct wire_socket *w, const void *id, size_t n_id,
                              const struct wire_message *m, struct error *e);
 
-// Receives one message; it points into the socket's frames until the next call, as *id does (ROUTER).
-// ERR_UNAVAILABLE none if there is none now. After any other error *id says who sent it. Release a
-// message with wire_message_deinit.
+// Receives one message; it points into the socket's frames until the next call, as *id does
+// (ROUTER). ERR_UNAVAILABLE none if there is none now. After any other error *id says who sent it.
+// Release a message with wire_message_deinit.
 enum status wire_socket_receive(struct wire_socket *w, const void **id, size_t *n_id,
                                 struct wire_message *m, struct error *e);
 

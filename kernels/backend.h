@@ -1,12 +1,13 @@
 // The device seam: a const table of model-level operations over device buffers and paged KV. One
-// `struct device` is one rank's device and stream; all its calls come from that rank's thread. Ops are
-// asynchronous on the stream, may report nothing, and take no step-varying value but the row bucket:
-// ids, positions and tables lie in fixed device buffers. Errors surface at `sync`. Knows nothing of
-// sequences, sockets or files.
+// `struct device` is one rank's device and stream; all its calls come from that rank's thread. Ops
+// are asynchronous on the stream, may report nothing, and take no step-varying value but the row
+// bucket: ids, positions and tables lie in fixed device buffers. Errors surface at `sync`. Knows
+// nothing of sequences, sockets or files.
 //
 // Shapes are written (rows, columns), row-major. "act" is the device's activation type: f32 on the
 // CPU backend in both precisions (bf16 precision rounds where a GEMM reads); `hidden` etc. are the
-// config's. A row whose position is -1 is padding: ops leave its outputs undefined and its KV alone.
+// config's. A row whose position is -1 is padding: ops leave its outputs undefined and its KV
+// alone.
 #ifndef PENSTOCK_KERNELS_BACKEND_H
 #define PENSTOCK_KERNELS_BACKEND_H
 
@@ -152,12 +153,13 @@ struct backend {
                 const float *q_pe, int q_stride, int q_head_stride, const struct step_inputs *in,
                 const struct kv_layer *kv, float *out, int n_rows);
     // The router of deepseek-v3.md, all f32: x (n_rows, hidden) act -> chosen (n_rows, n_chosen)
-    // i32 in order of descending biased score (ties: lowest index first), weights (n_rows, n_chosen).
+    // i32 in order of descending biased score (ties: lowest index first), weights (n_rows,
+    // n_chosen).
     void (*route)(struct device *d, const struct router *r, const void *x, int32_t *chosen,
                   float *weights, int n_rows);
     // out (n_rows, hidden) f32 = sum over the chosen experts of weight * down(silu(gate x) * up x):
-    // this rank's part (gate, up cut by rows, down by columns). Work is grouped by expert, but a row
-    // adds its experts in the order of `chosen`.
+    // this rank's part (gate, up cut by rows, down by columns). Work is grouped by expert, but a
+    // row adds its experts in the order of `chosen`.
     void (*moe)(struct device *d, const struct expert *experts, int n_experts, int n_chosen,
                 const void *x, const int32_t *chosen, const float *weights, const int32_t *pos,
                 float *out, int n_rows);
@@ -166,8 +168,9 @@ struct backend {
                    int n_rows);
     // x += y, n elements f32.
     void (*add)(struct device *d, float *x, const float *y, size_t n);
-    // n values of the residual stream from and to the form they have between stages, in host memory:
-    // f32 in f32 precision, bf16 (rounded to nearest even) in bf16 precision. Complete after sync.
+    // n values of the residual stream from and to the form they have between stages, in host
+    // memory: f32 in f32 precision, bf16 (rounded to nearest even) in bf16 precision. Complete
+    // after sync.
     void (*import_act)(struct device *d, float *x, const void *wire, size_t n);
     void (*export_act)(struct device *d, void *wire, const float *x, size_t n);
     // out (n_out, dim) f32 = rows out_rows[i] of x.

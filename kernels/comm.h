@@ -31,10 +31,10 @@ struct comm {
     int rank, tp;
 };
 
-// Threads of one process: fills comms[tp]. Waits spin for a short while, then block (futex), so ranks
-// may outnumber cores. `max_elements` bounds all_reduce (f32 elements) and `max_gather` a rank's
-// all_gather bytes; buffers are allocated here, none later. A collective that waits longer than
-// deadline_ms aborts all with ERR_TIMEOUT (a rank died or hangs); 0: no deadline.
+// Threads of one process: fills comms[tp]. Waits spin for a short while, then block (futex), so
+// ranks may outnumber cores. `max_elements` bounds all_reduce (f32 elements) and `max_gather` a
+// rank's all_gather bytes; buffers are allocated here, none later. A collective that waits longer
+// than deadline_ms aborts all with ERR_TIMEOUT (a rank died or hangs); 0: no deadline.
 enum status comm_local_create(struct comm **comms, int tp, size_t max_elements, size_t max_gather,
                               int64_t deadline_ms, struct error *e);
 

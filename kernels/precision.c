@@ -11,8 +11,8 @@ enum status precision_parse(const char *text, enum precision *p, struct error *e
     } else if (strcmp(text, "bf16") == 0) {
         *p = PRECISION_BF16;
     } else {
-        return error_set(e, ERR_INPUT, "bad_usage", "--precision wants auto, f32 or bf16, not \"%s\"",
-                         text);
+        return error_set(e, ERR_INPUT, "bad_usage",
+                         "--precision wants auto, f32 or bf16, not \"%s\"", text);
     }
     return OK;
 }

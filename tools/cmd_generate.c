@@ -1,4 +1,5 @@
-// penstock generate: one prompt through the whole pipeline, in this process, without queue or broker.
+// penstock generate: one prompt through the whole pipeline, in this process, without queue or
+// broker.
 #include "common/chat.h"
 #include "common/clock.h"
 #include "common/log.h"
@@ -151,10 +152,11 @@ static enum status generate(struct generate *g, struct error *e)
     try(model_config_load(&config, g->flags.model, e));
     int64_t whole = g->ids.n + g->max_tokens;
     if (whole > config.max_position_embeddings) {
-        return error_set(e, ERR_INPUT, "context_exceeded",
-                         "%d prompt tokens and %lld to generate need %lld positions, but the model has "
-                         "%d", g->ids.n, (long long) g->max_tokens, (long long) whole,
-                         config.max_position_embeddings);
+        return error_set(
+            e, ERR_INPUT, "context_exceeded",
+            "%d prompt tokens and %lld to generate need %lld positions, but the model has "
+            "%d",
+            g->ids.n, (long long) g->max_tokens, (long long) whole, config.max_position_embeddings);
     }
     o.max_context = (int) whole;
     int64_t started_ms = clock_ms();

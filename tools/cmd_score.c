@@ -1,4 +1,5 @@
-// penstock score: the logits of every position of a sequence, computed by the whole pipeline in this process.
+// penstock score: the logits of every position of a sequence, computed by the whole pipeline in
+// this process.
 #include "common/clock.h"
 #include "common/log.h"
 #include "tools/commands.h"

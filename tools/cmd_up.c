@@ -1,5 +1,5 @@
-// penstock up: everything on one machine. Redis with settings that lose nothing, the broker and the groups
-// run as child processes; what dies is started again; Ctrl-C stops all in order.
+// penstock up: everything on one machine. Redis with settings that lose nothing, the broker and the
+// groups run as child processes; what dies is started again; Ctrl-C stops all in order.
 #include "common/clock.h"
 #include "common/layout.h"
 #include "common/limits.h"
@@ -57,8 +57,9 @@ static enum status take_port(int64_t *port, const char *flag, struct error *e)
 {
     int got = bind_port((int) *port);
     if (got < 0) {
-        return error_set(e, ERR_IO, "port_taken", "port %lld of 127.0.0.1 is taken: give another one "
-                         "with --%s, or 0 for any", (long long) *port, flag);
+        return error_set(e, ERR_IO, "port_taken",
+                         "port %lld of 127.0.0.1 is taken: give another one with --%s, or 0 for "
+                         "any", (long long) *port, flag);
     }
     *port = got;
     return OK;
@@ -334,7 +335,8 @@ int cmd_up(int argc, char **argv)
          .help = "Token budget of a step; 0: chosen by the plan.", .least = 0,
          .most = STEP_ROWS_MAX},
         {.name = "drain", .kind = OPTION_INT, .value = &u.drain_s, .argument = "S",
-         .help = "Most seconds that running sequences get after Ctrl-C.", .least = 0, .most = 86400},
+         .help = "Most seconds that running sequences get after Ctrl-C.", .least = 0,
+         .most = 86400},
         {.name = "accept-loss", .kind = OPTION_FLAG, .value = &u.accept_loss,
          .help = "With --redis: goes on though its settings may lose jobs."},
         {.name = "quiet", .kind = OPTION_FLAG, .value = &u.quiet,
@@ -344,8 +346,9 @@ int cmd_up(int argc, char **argv)
     };
     struct options o = {.program = "penstock up",
                         .usage = "--model DIR [OPTIONS]",
-                        .about = "Runs Redis, broker and worker groups on this machine until Ctrl-C. One line on "
-                                 "standard output, \"ready redis=URL\", says that jobs are served.",
+                        .about = "Runs Redis, broker and worker groups on this machine until "
+                                 "Ctrl-C. One line on standard output, \"ready redis=URL\", says "
+                                 "that jobs are served.",
                         .specs = specs,
                         .n_specs = sizeof specs / sizeof *specs,
                         .environment = true};

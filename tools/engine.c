@@ -121,7 +121,8 @@ static enum status make_plan(struct engine *g, struct error *e)
     if (rows > o->max_context) rows = o->max_context;
     if (rows < o->slots) rows = o->slots;
     int64_t row_bytes = (int64_t) g->config.vocab_size * 4;
-    if (o->score && rows > LOGITS_BYTES_MAX / row_bytes) rows = (int) (LOGITS_BYTES_MAX / row_bytes);
+    if (o->score && rows > LOGITS_BYTES_MAX / row_bytes)
+        rows = (int) (LOGITS_BYTES_MAX / row_bytes);
     if (rows < 1) rows = 1;
     if (rows > STEP_ROWS_MAX) {
         return error_set(e, ERR_LIMIT, "bad_chunk", "a step of %d rows: at most %d", rows,
@@ -358,7 +359,8 @@ static enum status open_fleet(struct engine *g, struct error *e)
     g->router = zmq_socket(g->zmq, ZMQ_ROUTER);
     peers_init(&g->peers, g->router, 1);
     if (zmq_bind(g->router, BROKER_ENDPOINT) != 0) {
-        return error_set(e, ERR_IO, NULL, "cannot bind inside the process: %s", zmq_strerror(errno));
+        return error_set(e, ERR_IO, NULL, "cannot bind inside the process: %s",
+                         zmq_strerror(errno));
     }
     return OK;
 }

@@ -1,6 +1,7 @@
-// A whole pipeline inside this process: the fleet, a group a stage, their links over inproc, and jobs sent
-// to the head as a broker would send them. What `penstock generate`, `penstock score`, benchmarks and
-// tests run; there is no second implementation of anything for one machine. One thread calls it.
+// A whole pipeline inside this process: the fleet, a group a stage, their links over inproc, and
+// jobs sent to the head as a broker would send them. What `penstock generate`, `penstock score`,
+// benchmarks and tests run; there is no second implementation of anything for one machine. One
+// thread calls it.
 #ifndef PENSTOCK_TOOLS_ENGINE_H
 #define PENSTOCK_TOOLS_ENGINE_H
 
@@ -28,8 +29,8 @@ struct engine_options {
     uint64_t memory_bytes;     // of each rank; 0: what it takes
 };
 
-// Opens checkpoint and tokenizer (NULL where the directory has none), starts the groups and waits until
-// the pipeline serves. Errors: those of the files, the plan, and of loading.
+// Opens checkpoint and tokenizer (NULL where the directory has none), starts the groups and waits
+// until the pipeline serves. Errors: those of the files, the plan, and of loading.
 enum status engine_open(struct engine **engine, const struct engine_options *o, struct error *e);
 void engine_close(struct engine **engine);
 
@@ -44,8 +45,8 @@ struct engine_events {
     void (*result)(void *arg, const struct job_key *key, struct wire_bytes result);
 };
 
-// Sends the jobs (at most `slots` of them run at once, the others follow) and returns when all have ended.
-// pipeline and epoch are filled in here. ERR_INPUT or ERR_LIMIT if the head refuses one.
+// Sends the jobs (at most `slots` of them run at once, the others follow) and returns when all have
+// ended. pipeline and epoch are filled in here. ERR_INPUT or ERR_LIMIT if the head refuses one.
 enum status engine_run(struct engine *g, struct wire_job *jobs, int n_jobs,
                        const struct engine_events *events, struct error *e);
 

@@ -56,8 +56,8 @@ static enum status read_words(FILE *f, const char *path, struct token_ids *to, s
         errno = 0;
         long id = strtol(word, &end, 10);
         if (*end != 0 || errno != 0 || id < 0 || id >= MODEL_VOCAB_MAX) {
-            return error_set(e, ERR_INPUT, "bad_tokens", "%s: word %d, \"%s\", is no token id", path,
-                             to->n + 1, word);
+            return error_set(e, ERR_INPUT, "bad_tokens", "%s: word %d, \"%s\", is no token id",
+                             path, to->n + 1, word);
         }
         try(append_id(to, (int32_t) id, e));
     }

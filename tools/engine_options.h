@@ -1,4 +1,5 @@
-// The flags that `generate` and `score` share: which model, how it is cut, and where the prompt comes from.
+// The flags that `generate` and `score` share: which model, how it is cut, and where the prompt
+// comes from.
 #ifndef PENSTOCK_TOOLS_ENGINE_OPTIONS_H
 #define PENSTOCK_TOOLS_ENGINE_OPTIONS_H
 
@@ -38,7 +39,8 @@ struct engine_flags {
 enum status engine_flags_apply(const struct engine_flags *f, struct engine_options *o,
                                struct error *e);
 
-// Whitespace-separated ids from a file ("-": standard input). ERR_IO; ERR_INPUT bad_tokens with the place.
+// Whitespace-separated ids from a file ("-": standard input). ERR_IO; ERR_INPUT bad_tokens with the
+// place.
 enum status read_tokens_file(const char *path, struct token_ids *to, struct error *e);
 
 #endif

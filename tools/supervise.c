@@ -184,7 +184,8 @@ enum status supervisor_turn(struct supervisor *s, int timeout_ms, struct error *
         if (c->pid != 0) continue;
         if (c->n_quick >= QUICK_DEATHS_MAX) {
             return error_set(e, ERR_STATE, "child_failed",
-                             "%s ended %d times in a row soon after its start", c->name, c->n_quick);
+                             "%s ended %d times in a row soon after its start", c->name,
+                             c->n_quick);
         }
         if (now_ms >= c->restart_ms) {
             try(start(s, c, e));

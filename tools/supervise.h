@@ -1,6 +1,6 @@
-// Child processes of `penstock up`: started, watched line by line, started again when they die, stopped in
-// order. Children are in process groups of their own, so that Ctrl-C reaches only the supervisor, and die with
-// it (PR_SET_PDEATHSIG). One thread; signals come through signalfd.
+// Child processes of `penstock up`: started, watched line by line, started again when they die,
+// stopped in order. Children are in process groups of their own, so that Ctrl-C reaches only the
+// supervisor, and die with it (PR_SET_PDEATHSIG). One thread; signals come through signalfd.
 #ifndef PENSTOCK_TOOLS_SUPERVISE_H
 #define PENSTOCK_TOOLS_SUPERVISE_H
 
@@ -50,12 +50,13 @@ void supervisor_deinit(struct supervisor *s);
 struct child *supervisor_add(struct supervisor *s, const char *name, int stop_ms);
 void child_arg(struct child *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-// Starts what does not run and is due, handles signals and output; returns after at most timeout_ms.
-// ERR_STATE child_failed: a child died QUICK_DEATHS_MAX times in a row soon after its start.
+// Starts what does not run and is due, handles signals and output; returns after at most
+// timeout_ms. ERR_STATE child_failed: a child died QUICK_DEATHS_MAX times in a row soon after its
+// start.
 enum status supervisor_turn(struct supervisor *s, int timeout_ms, struct error *e);
 
-// Sends SIGTERM to children [first, first + n) and waits until they have ended; SIGKILL after their time,
-// or when the supervisor is asked to stop once more.
+// Sends SIGTERM to children [first, first + n) and waits until they have ended; SIGKILL after their
+// time, or when the supervisor is asked to stop once more.
 void supervisor_stop(struct supervisor *s, int first, int n);
 
 #endif

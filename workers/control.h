@@ -1,6 +1,6 @@
-// A group's connection to its broker: one DEALER that speaks the wire protocol. Never blocks and never
-// queues while the broker is away: what can't be sent now is dropped and said again by those who must.
-// Leader's thread only. Knows terms, not what the commands mean.
+// A group's connection to its broker: one DEALER that speaks the wire protocol. Never blocks and
+// never queues while the broker is away: what can't be sent now is dropped and said again by those
+// who must. Leader's thread only. Knows terms, not what the commands mean.
 #ifndef PENSTOCK_WORKERS_CONTROL_H
 #define PENSTOCK_WORKERS_CONTROL_H
 
@@ -27,8 +27,8 @@ void control_close(struct control *c, int linger_ms);
 // Sends m with the current term. False if the broker is away or m cannot be encoded (logged).
 bool control_send(struct control *c, const struct wire_message *m);
 
-// The next message of the current or a higher term; it points into the connection's frames until the
-// next call. False if there is none. Malformed and stale ones are answered ERROR and skipped.
+// The next message of the current or a higher term; it points into the connection's frames until
+// the next call. False if there is none. Malformed and stale ones are answered ERROR and skipped.
 bool control_receive(struct control *c, struct wire_message *m, int64_t now_ms);
 
 #endif

@@ -7,7 +7,10 @@
 #include <string.h>
 
 static bool is_head(const struct epoch *ep) { return ep->options.stage == 0; }
-static bool is_tail(const struct epoch *ep) { return ep->options.stage + 1 == ep->options.n_stages; }
+static bool is_tail(const struct epoch *ep)
+{
+    return ep->options.stage + 1 == ep->options.n_stages;
+}
 static bool alone(const struct epoch *ep) { return ep->options.n_stages == 1; }
 
 // "tcp://IP:*" as it is; an inproc address gets a name of its own for each epoch and kind.
@@ -33,8 +36,8 @@ static size_t frame_bytes(const struct step_limits *l)
     return step > tokens ? step : tokens;
 }
 
-// A link's high-water mark, so that it never binds: libzmq tells the sender only once in half a queue
-// what has been read.
+// A link's high-water mark, so that it never binds: libzmq tells the sender only once in half a
+// queue what has been read.
 static int link_depth(const struct epoch *ep) { return 2 * ep->options.steps_in_flight + 2; }
 
 static enum status bind_links(struct epoch *ep, struct error *e)
@@ -195,7 +198,8 @@ static enum status pass_on(struct epoch *ep, const struct stage_step *done, int6
     if (is_tail(ep)) {
         size_t n = step_tokens_encode(done->tokens, s->n_out, s->number, &o->link, ep->frame);
         size_t logits = (size_t) s->n_out * (size_t) o->limits.vocab_size * sizeof(float);
-        return link_send(&ep->out, ep->frame, n, done->logits, done->logits != NULL ? logits : 0, e);
+        return link_send(&ep->out, ep->frame, n, done->logits, done->logits != NULL ? logits : 0,
+                         e);
     }
     size_t n = step_encode(s, &o->link, ep->frame);
     return link_send(&ep->out, ep->frame, n, done->out,

@@ -1,6 +1,6 @@
-// One group's part in one epoch: its links and the steps that pass through it. On the head steps begin
-// with the scheduler and end with tokens; elsewhere they come in by one link and leave by another.
-// Leader's thread only. Knows no broker: what it has to say comes back as a status.
+// One group's part in one epoch: its links and the steps that pass through it. On the head steps
+// begin with the scheduler and end with tokens; elsewhere they come in by one link and leave by
+// another. Leader's thread only. Knows no broker: what it has to say comes back as a status.
 #ifndef PENSTOCK_WORKERS_EPOCH_H
 #define PENSTOCK_WORKERS_EPOCH_H
 
@@ -49,8 +49,8 @@ enum status epoch_link(struct epoch *ep, const char *endpoint, struct error *e);
 bool epoch_linked(const struct epoch *ep);
 
 // Moves all that can move now. An error ends the epoch: ERR_STATE with codes lost_step (a step is
-// missing or repeated), step_deadline; ERR_UNAVAILABLE link_lost; ERR_INPUT bad_step. *device_failed: the
-// ranks cannot go on at all.
+// missing or repeated), step_deadline; ERR_UNAVAILABLE link_lost; ERR_INPUT bad_step.
+// *device_failed: the ranks cannot go on at all.
 enum status epoch_turn(struct epoch *ep, int64_t now_ms, bool *device_failed, struct error *e);
 
 // Whether steps are on the way through this group.

@@ -278,7 +278,8 @@ enum status forward_run(struct forward *f, const struct step *s, const void *in,
             f->backend->embed(f->device, w->embed, (int) w->vocab.begin, (int) w->vocab.n,
                               f->config->hidden_size, f->inputs.ids, f->x, n);
             enum status status = f->comm->ops->all_reduce(f->comm, f->x, values);
-            if (status != OK) return error_set(e, status, NULL, "all-reduce of the embedding ended");
+            if (status != OK)
+                return error_set(e, status, NULL, "all-reduce of the embedding ended");
         } else {
             f->backend->import_act(f->device, f->x, in, values);
         }

@@ -1,6 +1,6 @@
 // One rank's forward pass over one step: from ids (head) or activations to activations or chosen
-// tokens (tail). Owns the rank's activation buffers, KV pool, step inputs and sampler, all inside the
-// arena. Called by the rank's thread only; allocates nothing after init. Knows no sockets.
+// tokens (tail). Owns the rank's activation buffers, KV pool, step inputs and sampler, all inside
+// the arena. Called by the rank's thread only; allocates nothing after init. Knows no sockets.
 #ifndef PENSTOCK_WORKERS_FORWARD_H
 #define PENSTOCK_WORKERS_FORWARD_H
 
@@ -52,17 +52,17 @@ uint64_t forward_kv_block_bytes(const struct model_config *c, int n_layers, enum
 struct sampler_shape forward_sampler_shape(const struct model_config *m,
                                            const struct step_limits *limits, int rank, int tp);
 
-// Lays the buffers out in `carve`; called twice like weights_layout. Everything but pointers is set by
-// the first call. The sampler is created by the real pass. scratch: the device's.
+// Lays the buffers out in `carve`; called twice like weights_layout. Everything but pointers is set
+// by the first call. The sampler is created by the real pass. scratch: the device's.
 enum status forward_layout(struct forward *f, const struct weights *weights,
                            const struct backend *backend, struct device *device, struct comm *comm,
                            enum precision precision, const struct step_limits *limits,
                            struct carve *carve, struct error *e);
 
 // Runs one expanded step. `in`: (n_rows, hidden) in wire form, unused on the head. `out`: (n_rows,
-// hidden) in wire form, written if this is not the tail and `out` is not NULL (rank 0 only needs it).
-// On the tail tokens (n_out) are chosen; the same on every rank. Errors: ERR_ABORTED, ERR_TIMEOUT from
-// the collectives, device faults from sync.
+// hidden) in wire form, written if this is not the tail and `out` is not NULL (rank 0 only needs
+// it). On the tail tokens (n_out) are chosen; the same on every rank. Errors: ERR_ABORTED,
+// ERR_TIMEOUT from the collectives, device faults from sync.
 enum status forward_run(struct forward *f, const struct step *step, const void *in, void *out,
                         struct error *e);
 

@@ -1,6 +1,6 @@
-// A worker group: the leader of one stage, from HELLO to BYE. One loop over the broker's connection, the
-// stage links and the ranks' events; on stage 0 it is the head. The same code runs as penstock-worker and,
-// over inproc, inside `penstock generate`. One thread a group.
+// A worker group: the leader of one stage, from HELLO to BYE. One loop over the broker's
+// connection, the stage links and the ranks' events; on stage 0 it is the head. The same code runs
+// as penstock-worker and, over inproc, inside `penstock generate`. One thread a group.
 #ifndef PENSTOCK_WORKERS_GROUP_H
 #define PENSTOCK_WORKERS_GROUP_H
 
@@ -23,7 +23,7 @@ struct group_options {
     const struct tokenizer *tokenizer;   // for stage 0; NULL: results have no text
     const struct backend *backend;
     const char *name, *node;
-    const char *data;      // where stage links bind: "tcp://IP:*", "tcp://IP:PORT" or "inproc://NAME"
+    const char *data; // where stage links bind: "tcp://IP:*", "tcp://IP:PORT" or "inproc://NAME"
     int tp;                // ranks
     int n_threads;         // of each rank's device; 0: chosen
     enum precision precision;

@@ -378,6 +378,7 @@ int head_list_running(const struct head *h, struct wire_running *to, int most)
 int head_list_kept(const struct head *h, struct job_key *to, int most)
 {
     int n = 0;
-    for (const struct kept_result *r = h->kept; r != NULL && n < most; r = r->next) to[n++] = r->key;
+    for (const struct kept_result *r = h->kept; r != NULL && n < most; r = r->next)
+        to[n++] = r->key;
     return n;
 }

@@ -1,8 +1,8 @@
-// The head of a pipeline: its sequences, their KV blocks, what the next step holds and what becomes of
-// the tokens that come back. Pure but for the heap at ACCEPT and at the end of a sequence: no sockets,
-// no clock (`now_ms` comes in). Leader's thread of stage 0. A sequence enters only with the blocks of
-// prompt + max_tokens, so nothing is ever preempted; they are free again in the moment it ends, because
-// every stage does steps in order.
+// The head of a pipeline: its sequences, their KV blocks, what the next step holds and what becomes
+// of the tokens that come back. Pure but for the heap at ACCEPT and at the end of a sequence: no
+// sockets, no clock (`now_ms` comes in). Leader's thread of stage 0. A sequence enters only with
+// the blocks of prompt + max_tokens, so nothing is ever preempted; they are free again in the
+// moment it ends, because every stage does steps in order.
 #ifndef PENSTOCK_WORKERS_HEAD_H
 #define PENSTOCK_WORKERS_HEAD_H
 
@@ -32,8 +32,8 @@ struct kept_result {
     int64_t sent_ms; // 0: never
 };
 
-// What leaves the head; borrowed bytes. `result` and `tokens` are only hints to send: false means that
-// it could not leave now; it is offered again by head_report.
+// What leaves the head; borrowed bytes. `result` and `tokens` are only hints to send: false means
+// that it could not leave now; it is offered again by head_report.
 struct head_events {
     void *arg;
     bool (*tokens)(void *arg, const struct wire_tokens *t);
@@ -46,7 +46,7 @@ struct head {
     struct head_events events;
     char model_hash[WIRE_HASH_MAX + 1], plan_hash[WIRE_HASH_MAX + 1];
     struct seq *seqs;          // (slots)
-    uint64_t *opened;          // (slots) number of the step that opened the slot's sequence; 0: not yet
+    uint64_t *opened; // (slots) number of the step that opened the slot's sequence; 0: not yet
     bool *to_close;            // (slots) CLOSE has to travel
     int32_t *ids;              // (slots, max_context)
     int32_t *blocks;           // (slots, max_blocks)
@@ -68,8 +68,9 @@ enum status head_create(struct head **head, const struct head_options *o,
 // Gives everything back; what runs is forgotten (the broker's leases bring it back).
 void head_destroy(struct head **head);
 
-// Takes a job, or says why not: ERR_LIMIT no_credit (slots or blocks), ERR_INPUT bad_job (longer than
-// max_context, ids out of range), ERR_NOMEM. A key that runs or has ended here already is accepted again.
+// Takes a job, or says why not: ERR_LIMIT no_credit (slots or blocks), ERR_INPUT bad_job (longer
+// than max_context, ids out of range), ERR_NOMEM. A key that runs or has ended here already is
+// accepted again.
 enum status head_accept(struct head *h, const struct wire_job *job, int64_t now_ms,
                         struct error *e);
 
@@ -82,7 +83,8 @@ void head_drop(struct head *h, const struct job_key *key);
 // Fills the next step (reset here; expanded). False: nothing to run.
 bool head_plan(struct head *h, struct step *s);
 
-// The tokens of a step are back, in order of its out rows. logits (n, vocab) in score mode, else NULL.
+// The tokens of a step are back, in order of its out rows. logits (n, vocab) in score mode, else
+// NULL.
 void head_tokens(struct head *h, uint64_t step, const struct step_token *tokens, int n,
                  const float *logits, int64_t now_ms);
 

@@ -1,6 +1,6 @@
 // The KV block allocator: which of a pipeline's KV blocks (64 rows each) belong to which sequence.
-// Pure: no clock, no heap, no device; only the head uses it. A block id means the same rows in every
-// stage's and rank's pool.
+// Pure: no clock, no heap, no device; only the head uses it. A block id means the same rows in
+// every stage's and rank's pool.
 #ifndef PENSTOCK_WORKERS_KV_H
 #define PENSTOCK_WORKERS_KV_H
 

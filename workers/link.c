@@ -106,7 +106,8 @@ enum status link_send(struct link_out *l, const void *header, size_t n_header, c
     // Looking first makes libzmq take notice of what the peer has read; zmq_send alone does so only
     // about once a millisecond, and would call a link full that is not.
     if (!link_out_connected(l)) {
-        return error_set(e, ERR_UNAVAILABLE, "link_lost", "the next stage is gone, or does not read");
+        return error_set(e, ERR_UNAVAILABLE, "link_lost",
+                         "the next stage is gone, or does not read");
     }
     handover_send();
     if (zmq_send(l->socket, header, n_header, ZMQ_DONTWAIT | ZMQ_SNDMORE) < 0 ||

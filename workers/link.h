@@ -1,7 +1,7 @@
-// The stage links: one PUSH (connects) to one PULL (binds) per epoch, for activations and for chosen
-// tokens; over tcp, ipc or inproc alike. Never blocks: what cannot be sent at once is an error, since
-// credits keep every queue shorter than its high-water mark. Leader's thread only. Knows frames, not
-// what is in them.
+// The stage links: one PUSH (connects) to one PULL (binds) per epoch, for activations and for
+// chosen tokens; over tcp, ipc or inproc alike. Never blocks: what cannot be sent at once is an
+// error, since credits keep every queue shorter than its high-water mark. Leader's thread only.
+// Knows frames, not what is in them.
 #ifndef PENSTOCK_WORKERS_LINK_H
 #define PENSTOCK_WORKERS_LINK_H
 
@@ -47,8 +47,8 @@ void link_out_close(struct link_out *l);
 // True once the peer can be sent to.
 bool link_out_connected(const struct link_out *l);
 
-// Sends header and payload (copied; payload may be NULL with 0 bytes). ERR_UNAVAILABLE link_lost if it
-// can't be sent at once.
+// Sends header and payload (copied; payload may be NULL with 0 bytes). ERR_UNAVAILABLE link_lost if
+// it can't be sent at once.
 enum status link_send(struct link_out *l, const void *header, size_t n_header, const void *payload,
                       size_t n_payload, struct error *e);
 

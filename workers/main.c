@@ -1,5 +1,5 @@
-// penstock-worker: one worker group on this node, as a process. Flags and PENSTOCK_* environment; runs until
-// SIGTERM (which drains) and exits 0, or 1 if its device fails.
+// penstock-worker: one worker group on this node, as a process. Flags and PENSTOCK_* environment;
+// runs until SIGTERM (which drains) and exits 0, or 1 if its device fails.
 #include "common/layout.h"
 #include "common/log.h"
 #include "common/options.h"
@@ -66,8 +66,7 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
     };
     struct options o = {.program = "penstock-worker",
                         .usage = "--broker URL --model DIR [OPTIONS]",
-                        .about = "Runs one worker group: one stage of a pipeline, its ranks, and its "
-                                 "links.",
+                        .about = "Runs one worker group: a stage of a pipeline and its ranks.",
                         .specs = specs,
                         .n_specs = sizeof specs / sizeof *specs,
                         .environment = true};
@@ -83,8 +82,8 @@ static enum status read_devices(const char *text, int *tp, struct error *e)
     char *end;
     long n = strncmp(text, "cpu:", 4) == 0 ? strtol(text + 4, &end, 10) : 0;
     if (n < 1 || n > TP_MAX || *end != 0) {
-        return error_set(e, ERR_INPUT, "bad_usage", "--devices wants cpu:N with N from 1 to %d, not "
-                         "\"%s\"", TP_MAX, text);
+        return error_set(e, ERR_INPUT, "bad_usage",
+                         "--devices wants cpu:N with N from 1 to %d, not \"%s\"", TP_MAX, text);
     }
     *tp = (int) n;
     return OK;
@@ -105,15 +104,17 @@ static uint64_t free_memory(void)
     return bytes / 5 * 4;
 }
 
-static enum status fill(struct group_options *o, const struct settings *s, char *data, size_t n_data,
-                        struct error *e)
+static enum status fill(struct group_options *o, const struct settings *s, char *data,
+                        size_t n_data, struct error *e)
 {
     if (s->broker == NULL || s->model == NULL) {
         return error_set(e, ERR_INPUT, "bad_usage", "--broker and --model are needed");
     }
     if (!is_loopback(s->bind)) {
-        return error_set(e, ERR_INPUT, "bad_usage", "--bind %s: only loopback addresses (127.x) for "
-                         "now, since stage links are not encrypted", s->bind);
+        return error_set(e, ERR_INPUT, "bad_usage",
+                         "--bind %s: only loopback addresses (127.x) for "
+                         "now, since stage links are not encrypted",
+                         s->bind);
     }
     try(read_devices(s->devices, &o->tp, e));
     try(precision_parse(s->precision, &o->precision, e));

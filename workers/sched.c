@@ -83,7 +83,8 @@ static int oldest_prefill(const struct sched *s, uint64_t from)
     int best = -1;
     for (int i = 0; i < s->slots; i++) {
         const struct sched_seq *q = &s->seqs[i];
-        if (!q->active || q->n_sent == q->n_known || q->order < from || ready_to_decode(q)) continue;
+        if (!q->active || q->n_sent == q->n_known || q->order < from || ready_to_decode(q))
+            continue;
         if (best < 0 || q->order < s->seqs[best].order) best = i;
     }
     return best;

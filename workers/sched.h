@@ -1,8 +1,8 @@
 // The scheduler: which rows of which sequences make the next step. Pure: no clock, heap, device or
-// socket; the head's leader calls it and applies what it says. Decodes go first and are spread evenly
-// over the steps in flight, so that every stage always has a batch; the rest of the token budget goes
-// to prefill chunks, oldest sequence first. A sequence's rows go in order, and a row whose token isn't
-// known yet is never planned, so the order of steps cannot change a result.
+// socket; the head's leader calls it and applies what it says. Decodes go first and are spread
+// evenly over the steps in flight, so that every stage always has a batch; the rest of the token
+// budget goes to prefill chunks, oldest sequence first. A sequence's rows go in order, and a row
+// whose token isn't known yet is never planned, so the order of steps cannot change a result.
 #ifndef PENSTOCK_WORKERS_SCHED_H
 #define PENSTOCK_WORKERS_SCHED_H
 
@@ -42,7 +42,8 @@ void sched_remove(struct sched *s, int slot);
 // The token after the last known one was chosen.
 void sched_append(struct sched *s, int slot);
 
-// Writes the next step's runs (at most `slots`) and counts their rows as sent; 0 if nothing can run.
+// Writes the next step's runs (at most `slots`) and counts their rows as sent; 0 if nothing can
+// run.
 int sched_plan(struct sched *s, struct step_run *runs);
 
 #endif

@@ -15,8 +15,8 @@ static bool ends_sequence(const struct seq *q, const struct model_config *config
     return false;
 }
 
-// The rules that end a sequence after its last known token, in order: a stop id or EOS (which has no
-// text), a stop string, the count.
+// The rules that end a sequence after its last known token, in order: a stop id or EOS (which has
+// no text), a stop string, the count.
 static enum status apply_rules(struct seq *q, const struct model_config *config, int32_t id,
                                enum result_finish *end, struct error *e)
 {

@@ -1,5 +1,6 @@
-// One sequence: a job in a slot of the head, from ACCEPT to its result. Plain state and the rules of when
-// it ends; the head owns the slots. Leader's thread only. Knows no blocks, steps or sockets.
+// One sequence: a job in a slot of the head, from ACCEPT to its result. Plain state and the rules
+// of when it ends; the head owns the slots. Leader's thread only. Knows no blocks, steps or
+// sockets.
 #ifndef PENSTOCK_WORKERS_SEQ_H
 #define PENSTOCK_WORKERS_SEQ_H
 
@@ -34,11 +35,11 @@ struct seq {
     int *n_top;                    // (max_tokens)
     int attempts;
     uint64_t queued_ms;
-    int64_t accepted_ms, first_ms, ended_ms; // first_ms: of the first token chosen here; 0: none yet
+    int64_t accepted_ms, first_ms, ended_ms; // first_ms: of the first token chosen here, or 0
 };
 
-// Takes the job over: copies ids into q->ids and rebuilds the text of resumed tokens; *end says whether
-// those end it already. `ids` has room for max_context. ERR_NOMEM, ERR_LIMIT.
+// Takes the job over: copies ids into q->ids and rebuilds the text of resumed tokens; *end says
+// whether those end it already. `ids` has room for max_context. ERR_NOMEM, ERR_LIMIT.
 enum status seq_begin(struct seq *q, const struct wire_job *job, const struct model_config *config,
                       const struct tokenizer *tokenizer, int32_t *ids, int64_t now_ms,
                       enum result_finish *end, struct error *e);

@@ -1,6 +1,6 @@
-// One stage on one node: the ranks (threads) that hold its layers, and the ring of steps between them
-// and the leader. The leader's thread calls everything here; rank threads only run inside. Steps go in
-// and come out in order. Knows no sockets: the leader moves frames.
+// One stage on one node: the ranks (threads) that hold its layers, and the ring of steps between
+// them and the leader. The leader's thread calls everything here; rank threads only run inside.
+// Steps go in and come out in order. Knows no sockets: the leader moves frames.
 #ifndef PENSTOCK_WORKERS_STAGE_H
 #define PENSTOCK_WORKERS_STAGE_H
 
@@ -78,7 +78,8 @@ void stage_release(struct stage *s);
 // Steps submitted and not yet released.
 int stage_in_flight(const struct stage *s);
 
-// Whether the ranks have done all that was submitted, or failed: nobody reads a step's `in` any more.
+// Whether the ranks have done all that was submitted, or failed: nobody reads a step's `in` any
+// more.
 bool stage_idle(struct stage *s);
 
 // Waits until the ranks are idle, then forgets steps and sequences: a new epoch. Weights stay.

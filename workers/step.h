@@ -1,8 +1,9 @@
-// A step: one batch of rows on its way through the pipeline, and its form on the wire between stages
-// and back to the head. Plain memory of fixed size, reused for every step; no heap, no sockets.
+// A step: one batch of rows on its way through the pipeline, and its form on the wire between
+// stages and back to the head. Plain memory of fixed size, reused for every step; no heap, no
+// sockets.
 //
-// The header frame: struct step_header, then opens, blocks, runs, closes, ids, little-endian. A step
-// is self-contained: rows carry their ids, and a slot's block list travels once, in its OPEN.
+// The header frame: struct step_header, then opens, blocks, runs, closes, ids, little-endian. A
+// step is self-contained: rows carry their ids, and a slot's block list travels once, in its OPEN.
 #ifndef PENSTOCK_WORKERS_STEP_H
 #define PENSTOCK_WORKERS_STEP_H
 
@@ -97,13 +98,13 @@ enum status step_decode(struct step *s, const struct step_limits *l, const struc
                         const void *frame, size_t n, struct error *e);
 
 // Follows the slots over the steps of an epoch, in their order: what one frame alone cannot tell.
-// open_rows (slots), zero at the start, holds the rows that fit the blocks of each open slot. ERR_INPUT
-// bad_step if rows are of a slot that isn't open or reach beyond its blocks, or if an open slot is
-// opened again: then the epoch must end.
+// open_rows (slots), zero at the start, holds the rows that fit the blocks of each open slot.
+// ERR_INPUT bad_step if rows are of a slot that isn't open or reach beyond its blocks, or if an
+// open slot is opened again: then the epoch must end.
 enum status step_follow(int32_t *open_rows, const struct step *s, struct error *e);
 
-// The frame that carries chosen tokens back: `tokens` (n). Sizes and errors as above; `number` is the
-// step's.
+// The frame that carries chosen tokens back: `tokens` (n). Sizes and errors as above; `number` is
+// the step's.
 size_t step_tokens_encode(const struct step_token *tokens, int n, uint64_t number,
                           const struct link_id *link, void *to);
 enum status step_tokens_decode(struct step_token *tokens, int *n, uint64_t *number,

@@ -29,8 +29,9 @@ static const struct tensor *find(const struct checkpoint *c, const struct slice 
     int64_t cols = t->n_dims > 1 ? t->shape[1] : 1;
     if (t->n_dims > 2 || rows != s->rows || cols != s->cols) {
         error_set(e, ERR_INPUT, "bad_checkpoint",
-                  "tensor %s has shape [%lld, %lld], but config.json makes it [%lld, %lld]", s->name,
-                  (long long) rows, (long long) cols, (long long) s->rows, (long long) s->cols);
+                  "tensor %s has shape [%lld, %lld], but config.json makes it [%lld, %lld]",
+                  s->name, (long long) rows, (long long) cols, (long long) s->rows,
+                  (long long) s->cols);
         return NULL;
     }
     return t;
@@ -217,7 +218,8 @@ struct loader {
 
 static float half_to_float(uint16_t h)
 {
-    uint32_t sign = (uint32_t) (h & 0x8000) << 16, exponent = (h >> 10) & 0x1f, mantissa = h & 0x3ff;
+    uint32_t sign = (uint32_t) (h & 0x8000) << 16, exponent = (h >> 10) & 0x1f,
+             mantissa = h & 0x3ff;
     float magnitude;
     if (exponent == 0) {
         magnitude = (float) mantissa * 0x1p-24f;
@@ -279,7 +281,8 @@ static void transpose(char *to, const char *from, int64_t rows, int64_t cols, si
 {
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t c = 0; c < cols; c++) {
-            memcpy(to + (size_t) (c * rows + r) * size, from + (size_t) (r * cols + c) * size, size);
+            memcpy(to + (size_t) (c * rows + r) * size, from + (size_t) (r * cols + c) * size,
+                   size);
         }
     }
 }

@@ -1,5 +1,5 @@
-// One rank's weights: its slices of the checkpoint, copied once into its arena in the backend's packed
-// layout. Built by the rank's thread, immutable afterwards. Knows no steps and no peers.
+// One rank's weights: its slices of the checkpoint, copied once into its arena in the backend's
+// packed layout. Built by the rank's thread, immutable afterwards. Knows no steps and no peers.
 #ifndef PENSTOCK_WORKERS_WEIGHTS_H
 #define PENSTOCK_WORKERS_WEIGHTS_H
 
@@ -17,7 +17,7 @@ struct layer {
     const float *q_a_norm;               // (q_lora_rank); NULL without q_lora
     const float *kv_a_norm;              // (kv_lora_rank)
     struct matrix q_a;                   // (q_lora_rank, hidden); with q_lora only
-    struct matrix q;                     // q_b or q_proj: (heads * (nope+rope), q_lora_rank | hidden)
+    struct matrix q; // q_b or q_proj: (heads * (nope+rope), q_lora_rank | hidden)
     struct matrix kv_a;                  // (kv_lora + rope, hidden)
     struct matrix *uk;                   // (heads) of (kv_lora, nope): W_UK transposed
     struct matrix *uv;                   // (heads) of (v, kv_lora)
@@ -42,16 +42,16 @@ struct weights {
     void *tables;                      // the matrix tables of all layers, owned
 };
 
-// Lays the weights out: fills every shape and, where `carve` has memory, every pointer. Called twice
-// (counting, then real); both passes carve the same bytes. The first call allocates the tables.
-// Errors: ERR_INPUT bad_checkpoint where a tensor is missing or has an unsupported type.
+// Lays the weights out: fills every shape and, where `carve` has memory, every pointer. Called
+// twice (counting, then real); both passes carve the same bytes. The first call allocates the
+// tables. Errors: ERR_INPUT bad_checkpoint where a tensor is missing or has an unsupported type.
 enum status weights_layout(struct weights *w, const struct model_config *config,
                            const struct placement *place, const struct checkpoint *checkpoint,
                            const struct backend *backend, struct device *device,
                            struct carve *carve, struct error *e);
 
-// Copies the slices from the checkpoint (after the real layout pass). `loaded` counts checkpoint bytes
-// as they arrive, for progress; `stop` set ends early with ERR_ABORTED. Either may be NULL.
+// Copies the slices from the checkpoint (after the real layout pass). `loaded` counts checkpoint
+// bytes as they arrive, for progress; `stop` set ends early with ERR_ABORTED. Either may be NULL.
 enum status weights_load(struct weights *w, const struct checkpoint *checkpoint,
                          const struct backend *backend, struct device *device,
                          _Atomic uint64_t *loaded, const atomic_bool *stop, struct error *e);

@@ -116,7 +116,8 @@ static void pack_tiles(void *arg, int begin, int end, int thread)
         if (m->dtype != DTYPE_F8_E4M3) continue;
         uint16_t bits = 0;
         for (int i = 0; i < n; i++) {
-            bits |= (uint16_t) (has_nan((const uint8_t *) from + (size_t) i * row_bytes, m->k) << i);
+            bits |=
+                (uint16_t) (has_nan((const uint8_t *) from + (size_t) i * row_bytes, m->k) << i);
         }
         memcpy((uint16_t *) m->data + row / PACK_ROWS, &bits, sizeof bits);
     }

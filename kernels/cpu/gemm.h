@@ -1,5 +1,6 @@
 // Matrix products of the CPU backend: how weights are packed, and the inner loops that are built
-// once per instruction set from gemm_body.h. Weights are immutable once packed; any thread may read.
+// once per instruction set from gemm_body.h. Weights are immutable once packed; any thread may
+// read.
 //
 // A matrix is cut into panels of PANEL outputs. In a panel, a group is what PANEL dwords hold: the
 // next 4 (FP8), 2 (bf16) or 1 (f32) values along k of each output, so that a vector of dwords is a
@@ -82,7 +83,8 @@ void gemm_prepare(struct device *d, const struct matrix *w, const float *x, int 
 
 static inline int gemm_panels(int n) { return (n + PANEL - 1) / PANEL; }
 
-// out (n_rows, PANEL) = some rows of the input times the outputs of one panel. In the calling thread.
+// out (n_rows, PANEL) = some rows of the input times the outputs of one panel. In the calling
+// thread.
 void gemm_run_panel(const struct device *d, const struct matrix *w, int panel,
                     struct gemm_input input, const int32_t *rows, int n_rows, float *tile,
                     float *out);

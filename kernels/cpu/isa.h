@@ -11,7 +11,8 @@ enum isa {
     N_ISA,
 };
 
-// The best one this CPU has; PENSTOCK_ISA=portable|avx2|avx512|avx512bf16 lowers it (never raises it).
+// The best one this CPU has; PENSTOCK_ISA=portable|avx2|avx512|avx512bf16 lowers it (never raises
+// it).
 enum isa isa_best(void);
 
 const char *isa_name(enum isa isa);

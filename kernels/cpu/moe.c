@@ -8,7 +8,8 @@
 
 #include <string.h>
 
-enum { MOE_ROWS = 512 }; // rows sorted at a time: more reads experts less often, and needs more room
+// Rows sorted at a time: more reads experts less often, and needs more room.
+enum { MOE_ROWS = 512 };
 
 struct room {
     float *input;      // (MOE_ROWS) rows of hidden

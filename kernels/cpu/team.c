@@ -63,7 +63,10 @@ static void futex_wake(_Atomic uint32_t *word, int n)
     syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0);
 }
 
-static int spins(const struct team *t) { return atomic_load(&threads_alive) > t->cores ? 0 : SPINS; }
+static int spins(const struct team *t)
+{
+    return atomic_load(&threads_alive) > t->cores ? 0 : SPINS;
+}
 
 static void do_pieces(struct team *t, int thread)
 {

@@ -1,5 +1,6 @@
-// The threads of one CPU device: the rank's own thread and helpers that work for it. Work is cut into
-// items; which thread runs an item never changes a result. Waits spin for a short while, then block.
+// The threads of one CPU device: the rank's own thread and helpers that work for it. Work is cut
+// into items; which thread runs an item never changes a result. Waits spin for a short while, then
+// block.
 #ifndef PENSTOCK_KERNELS_CPU_TEAM_H
 #define PENSTOCK_KERNELS_CPU_TEAM_H
 
@@ -16,8 +17,8 @@ void team_destroy(struct team **team);
 
 int team_threads(const struct team *t);
 
-// Runs `work` over items [0, n) in contiguous pieces of about `grain` items, on all threads; returns
-// when all are done. One piece, or one thread, runs in place. From the owner's thread only.
+// Runs `work` over items [0, n) in contiguous pieces of about `grain` items, on all threads;
+// returns when all are done. One piece, or one thread, runs in place. From the owner's thread only.
 void team_run(struct team *t, team_work *work, void *arg, int n, int grain);
 
 #endif

@@ -1,5 +1,5 @@
-# What the end-to-end tests share: a running `penstock up`, a producer in plain redis and msgpack, and TAP.
-# Everything they start is theirs, on free ports of loopback, in a folder of its own.
+# What the end-to-end tests share: a running `penstock up`, a producer in plain redis and msgpack,
+# and TAP. Everything they start is theirs, on free ports of loopback, in a folder of its own.
 import json
 import os
 import re

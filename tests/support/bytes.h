@@ -1,5 +1,5 @@
-// Bytes for tests of parsers: hex text, msgpack written as JSON, and seeded damage. Failures end the
-// program: a test's own input is never wrong.
+// Bytes for tests of parsers: hex text, msgpack written as JSON, and seeded damage. Failures end
+// the program: a test's own input is never wrong.
 #ifndef PENSTOCK_TESTS_SUPPORT_BYTES_H
 #define PENSTOCK_TESTS_SUPPORT_BYTES_H
 
@@ -15,8 +15,8 @@ void bytes_hex(struct buffer *to, const char *hex);
 // The bytes as lower-case hex, which the caller frees.
 char *bytes_to_hex(const void *bytes, size_t n);
 
-// Appends JSON text as msgpack: integers in their shortest form, reals as 64-bit floats. Single quotes
-// stand for double ones, so that C strings stay readable.
+// Appends JSON text as msgpack: integers in their shortest form, reals as 64-bit floats. Single
+// quotes stand for double ones, so that C strings stay readable.
 void bytes_json(struct buffer *to, const char *json);
 
 // A file's bytes with a zero byte behind them, which the caller frees; n may be NULL.

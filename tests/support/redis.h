@@ -1,5 +1,5 @@
-// A redis-server for one test: its own directory, a unix socket and a free TCP port, the safe settings.
-// It starts, kills and stops only the process it started.
+// A redis-server for one test: its own directory, a unix socket and a free TCP port, the safe
+// settings. It starts, kills and stops only the process it started.
 #ifndef PENSTOCK_TESTS_SUPPORT_REDIS_H
 #define PENSTOCK_TESTS_SUPPORT_REDIS_H
 

@@ -5,7 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
-void *sockets_bind(void *context, int type, bool tcp, const char *name, char endpoint[ENDPOINT_BYTES])
+void *sockets_bind(void *context, int type, bool tcp, const char *name,
+                   char endpoint[ENDPOINT_BYTES])
 {
     void *socket = zmq_socket(context, type);
     int zero = 0;
@@ -37,8 +38,8 @@ void sockets_send(void *socket, const char *frame, ...)
     va_end(args);
 }
 
-enum status sockets_receive(struct wire_socket *w, const void **id, size_t *n_id, struct wire_message *m,
-                            struct error *e)
+enum status sockets_receive(struct wire_socket *w, const void **id, size_t *n_id,
+                            struct wire_message *m, struct error *e)
 {
     sockets_wait(w->socket, ZMQ_POLLIN);
     return wire_socket_receive(w, id, n_id, m, e);

@@ -2,7 +2,8 @@
 
 #include <string.h>
 
-#define TEXT_INTO(to, text) (check(sizeof(text) <= sizeof(to)), (void) memcpy(to, text, sizeof(text)))
+#define TEXT_INTO(to, text)                                                                        \
+    (check(sizeof(text) <= sizeof(to)), (void) memcpy(to, text, sizeof(text)))
 
 static const int32_t some_ids[] = {0, 1, 100000, 128799};
 static const float some_logits[] = {0.5f, -1, 2, 0, 1.5f, -0.25f};
@@ -21,7 +22,8 @@ static struct wire_bytes bytes_of(const void *at, size_t n)
 
 static void hello(struct wire_hello *h, bool full)
 {
-    static struct wire_device devices[] = {{"cpu", 8ull << 30}, {"cuda:0 NVIDIA L4", 23034ull << 20}};
+    static struct wire_device devices[] = {{"cpu", 8ull << 30},
+                                           {"cuda:0 NVIDIA L4", 23034ull << 20}};
     static struct wire_running running[1];
     static struct job_key finished[1];
     TEXT_INTO(h->version, "0.1.0");
@@ -106,12 +108,15 @@ static void fill(struct wire_message *m, bool full)
         m->link.pipeline = 1, m->link.epoch = 7;
         TEXT_INTO(m->link.endpoint, "tcp://10.0.0.6:40001");
         break;
-    case WIRE_LINKED: case WIRE_UNASSIGN: m->stage = (struct wire_stage){1, 7, full ? 63 : 0}; break;
+    case WIRE_LINKED:
+    case WIRE_UNASSIGN: m->stage = (struct wire_stage){1, 7, full ? 63 : 0}; break;
     case WIRE_FAILED:
         m->failed.pipeline = 1, m->failed.epoch = 7, m->failed.stage = 2;
         failure(m->failed.code, m->failed.message, full);
         break;
-    case WIRE_CREDIT: m->credit = (struct wire_credit){1, 7, 1020, full ? UINT64_MAX : 40000}; break;
+    case WIRE_CREDIT:
+        m->credit = (struct wire_credit){1, 7, 1020, full ? UINT64_MAX : 40000};
+        break;
     case WIRE_JOB: job(&m->job, full); break;
     case WIRE_ACCEPT: case WIRE_CANCEL: set_key(&m->key); break;
     case WIRE_REJECT:
@@ -122,7 +127,8 @@ static void fill(struct wire_message *m, bool full)
         set_key(&m->tokens.key);
         m->tokens.offset = full ? 17 : 0;
         m->tokens.ids = bytes_of(some_ids, full ? sizeof some_ids : 4);
-        if (full) m->tokens.text = bytes_of("gr\xc3\xbc\xc3", 5); // released bytes may cut a character
+        if (full)
+            m->tokens.text = bytes_of("gr\xc3\xbc\xc3", 5); // released bytes may cut a character
         break;
     case WIRE_LOGITS:
         set_key(&m->logits.key);

@@ -13,7 +13,8 @@ static void takes_jobs_in_order_while_credit_lasts(void **state)
     struct ready_job jobs[] = {{3, false}, {4, false}, {9, false}, {1, false}};
     assert_int_equal(dispatch_choose(&c, jobs, 4, 0, false), 0);
     credit_grant(&c, 8, 10);
-    assert_int_equal(dispatch_choose(&c, jobs, 4, 0, false), 2); // the third waits, so does the last
+    assert_int_equal(dispatch_choose(&c, jobs, 4, 0, false),
+                     2); // the third waits, so does the last
     credit_take(&c, 3);
     credit_take(&c, 4);
     assert_int_equal(credit_slots(&c), 6);
@@ -63,7 +64,8 @@ static void never_over_the_limit(void **state)
     int n_running = 0;
     for (int i = 0; i < 100000; i++) {
         if (rand() % 3 == 0) credit_grant(&c, granted_slots, granted_blocks); // else lost
-        if (rand() % 9 == 0 && granted_slots > SLOTS) credit_grant(&c, granted_slots - 1, 0); // late
+        if (rand() % 9 == 0 && granted_slots > SLOTS)
+            credit_grant(&c, granted_slots - 1, 0); // late
         struct ready_job job = {1 + (uint64_t) rand() % 20, false};
         if (dispatch_choose(&c, &job, 1, n_running, false) == 1) {
             credit_take(&c, job.need_blocks);

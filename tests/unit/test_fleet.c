@@ -1,4 +1,5 @@
-// The fleet under groups that come, go, restart and drain at random; the world is a small simulation.
+// The fleet under groups that come, go, restart and drain at random; the world is a small
+// simulation.
 #include "broker/fleet.h"
 
 #include <setjmp.h>
@@ -269,8 +270,8 @@ static void lost_commands_are_said_again(void **state)
     free(w);
 }
 
-// Whatever happens, `up` and `down` alternate (the actions assert it), all stages of a serving pipeline
-// belong to living groups of one epoch, and with enough groups it always serves again.
+// Whatever happens, `up` and `down` alternate (the actions assert it), all stages of a serving
+// pipeline belong to living groups of one epoch, and with enough groups it always serves again.
 static void random_lives_always_serve_again(void **state)
 {
     (void) state;

@@ -1,5 +1,5 @@
-// The head under random jobs, cancels and late tokens, with a model that is a formula: the next id follows
-// from the last one and its position.
+// The head under random jobs, cancels and late tokens, with a model that is a formula: the next id
+// follows from the last one and its position.
 #include "workers/head.h"
 
 #include <setjmp.h>
@@ -293,8 +293,8 @@ static void test_score(void **state)
     pipe_close(&p);
 }
 
-// Jobs come, are cancelled and dropped at random while steps fly; every accepted one that was not dropped
-// ends once and rightly, and everything is free in the end.
+// Jobs come, are cancelled and dropped at random while steps fly; every accepted one that was not
+// dropped ends once and rightly, and everything is free in the end.
 static void test_random_lives(void **state)
 {
     (void) state;

@@ -64,13 +64,15 @@ static void a_chat_request(void **state)
 {
     (void) state;
     for (EACH_FORM(form)) {
-        assert_int_equal(parse(JOB_CHAT, form,
-                               "{'model': 'ignored', 'messages': [{'role': 'user', 'content': 'Hi'}],"
-                               " 'max_tokens': 256, 'temperature': 0.5, 'top_p': 0.25, 'top_k': 40,"
-                               " 'min_p': 0.125, 'repetition_penalty': 1.5, 'presence_penalty': -0.5,"
-                               " 'frequency_penalty': 2, 'stop': ['\\n\\n', 'END'], 'seed': -7,"
-                               " 'stop_token_ids': [1, 100001], 'logprobs': true, 'top_logprobs': 5,"
-                               " 'ignore_eos': true, 'n': 1, 'user': 'anna'}"), OK);
+        assert_int_equal(
+            parse(JOB_CHAT, form,
+                  "{'model': 'ignored', 'messages': [{'role': 'user', 'content': 'Hi'}],"
+                  " 'max_tokens': 256, 'temperature': 0.5, 'top_p': 0.25, 'top_k': 40,"
+                  " 'min_p': 0.125, 'repetition_penalty': 1.5, 'presence_penalty': -0.5,"
+                  " 'frequency_penalty': 2, 'stop': ['\\n\\n', 'END'], 'seed': -7,"
+                  " 'stop_token_ids': [1, 100001], 'logprobs': true, 'top_logprobs': 5,"
+                  " 'ignore_eos': true, 'n': 1, 'user': 'anna'}"),
+            OK);
         assert_int_equal(json_array_size(body.messages), 1);
         assert_true(body.prompt == NULL && body.ids == NULL);
         assert_int_equal(body.max_tokens, 256);
@@ -94,11 +96,13 @@ static void what_is_absent_or_null_takes_openais_defaults(void **state)
         "{'messages': [{}]}",
         "{'messages': [{}], 'max_tokens': null, 'max_completion_tokens': null, 'temperature': null,"
         " 'top_p': null, 'top_k': null, 'min_p': null, 'repetition_penalty': null, 'seed': null,"
-        " 'presence_penalty': null, 'frequency_penalty': null, 'stop': null, 'stop_token_ids': null,"
-        " 'logprobs': null, 'top_logprobs': null, 'n': null, 'best_of': null, 'ignore_eos': null,"
+        " 'presence_penalty': null, 'frequency_penalty': null, 'stop': null,"
+        " 'stop_token_ids': null, 'logprobs': null, 'top_logprobs': null, 'n': null,"
+        " 'best_of': null, 'ignore_eos': null,"
         " 'tools': null, 'response_format': null, 'logit_bias': null}",
-        "{'messages': [{}], 'tools': [], 'functions': [], 'logit_bias': {}, 'suffix': '', 'echo': false,"
-        " 'min_tokens': 0, 'response_format': {'type': 'text'}, 'n': 1, 'best_of': 1, 'top_k': -1,"
+        "{'messages': [{}], 'tools': [], 'functions': [], 'logit_bias': {}, 'suffix': '',"
+        " 'echo': false, 'min_tokens': 0, 'response_format': {'type': 'text'}, 'n': 1,"
+        " 'best_of': 1, 'top_k': -1,"
         " 'logprobs': false, 'top_logprobs': 0, 'stop': [], 'stop_token_ids': []}",
         "{'messages': [{}], 'from_the_future': {'x': [1, 2, {}]}, 'stream': true, 'metadata': {}}",
     };
@@ -125,7 +129,8 @@ static void a_prompt_is_text_or_ids(void **state)
         assert_true(body.ids == NULL && body.messages == NULL);
         assert_int_equal(parse(JOB_COMPLETION, form, "{'prompt': ''}"), OK);
         assert_int_equal(body.prompt_bytes, 0);
-        assert_int_equal(parse(JOB_COMPLETION, form, "{'prompt': [5, 6, 1048575], 'echo': false}"), OK);
+        assert_int_equal(parse(JOB_COMPLETION, form, "{'prompt': [5, 6, 1048575], 'echo': false}"),
+                         OK);
         assert_true(body.n_ids == 3 && body.ids[2] == MODEL_VOCAB_MAX - 1 && body.prompt == NULL);
         assert_int_equal(parse(JOB_TOKENS, form, "{'tokens': [0], 'prompt': 'not looked at'}"), OK);
         assert_true(body.n_ids == 1 && body.ids[0] == 0 && body.prompt == NULL);
@@ -160,7 +165,8 @@ static void max_tokens_has_two_names(void **state)
 {
     (void) state;
     for (EACH_FORM(form)) {
-        assert_int_equal(parse(JOB_CHAT, form, "{'messages': [{}], 'max_completion_tokens': 9}"), OK);
+        assert_int_equal(parse(JOB_CHAT, form, "{'messages': [{}], 'max_completion_tokens': 9}"),
+                         OK);
         assert_int_equal(body.max_tokens, 9);
         assert_int_equal(parse(JOB_CHAT, form, "{'messages': [{}], 'max_tokens': 4194304,"
                                                " 'max_completion_tokens': 4194304}"), OK);
@@ -306,8 +312,8 @@ static void what_the_op_needs_is_asked_for(void **state)
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
         for (EACH_FORM(form))
-            if (parse(table[i].op, form, table[i].json) == OK || strcmp(e.code, table[i].code) != 0 ||
-                strstr(e.text, table[i].word) == NULL)
+            if (parse(table[i].op, form, table[i].json) == OK ||
+                strcmp(e.code, table[i].code) != 0 || strstr(e.text, table[i].word) == NULL)
                 fail_msg("%s: %s: %s", table[i].json, e.code, e.text);
     assert_int_equal(parse(JOB_CANCEL, JOB_BODY_MAP, "{}"), ERR_INPUT);
     assert_int_equal(parse(JOB_CHAT, JOB_BODY_NONE, "{}"), ERR_INPUT);
@@ -352,8 +358,8 @@ static void msgpack_has_values_that_json_has_not(void **state)
         buffer_clear(&bytes);
         bytes_hex(&bytes, "82 a6 746f6b656e73 91 01"); // tokens: [1]
         bytes_hex(&bytes, table[i].hex);
-        if (parse_bytes(JOB_TOKENS, JOB_BODY_MAP) != ERR_INPUT || strcmp(e.code, table[i].code) != 0 ||
-            strstr(e.text, table[i].word) == NULL)
+        if (parse_bytes(JOB_TOKENS, JOB_BODY_MAP) != ERR_INPUT ||
+            strcmp(e.code, table[i].code) != 0 || strstr(e.text, table[i].word) == NULL)
             fail_msg("%s: %s: %s", table[i].hex, e.code, e.text);
     }
     // Inside a message, too; but not in a field that nobody looks at.
@@ -395,8 +401,8 @@ static void broken_json_says_where(void **state)
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         buffer_clear(&bytes);
         buffer_append(&bytes, table[i].text, strlen(table[i].text));
-        if (parse_bytes(JOB_TOKENS, JOB_BODY_JSON) != ERR_INPUT || strcmp(e.code, "bad_body") != 0 ||
-            strstr(e.text, table[i].word) == NULL)
+        if (parse_bytes(JOB_TOKENS, JOB_BODY_JSON) != ERR_INPUT ||
+            strcmp(e.code, "bad_body") != 0 || strstr(e.text, table[i].word) == NULL)
             fail_msg("%s: %s: %s", table[i].text, e.code, e.text);
     }
 }
@@ -417,7 +423,8 @@ static void values_are_counted(void **state)
                 for (int i = 0; i < n; i++) buffer_append(&bytes, "\xc0", 1);
             } else {
                 buffer_append(&bytes, "{\"messages\":[{},[", 17);
-                for (int i = 0; i < n; i++) buffer_append(&bytes, i > 0 ? ",[]" : "[]", i > 0 ? 3 : 2);
+                for (int i = 0; i < n; i++)
+                    buffer_append(&bytes, i > 0 ? ",[]" : "[]", i > 0 ? 3 : 2);
                 buffer_append(&bytes, "]]}", 3);
             }
             enum status status = parse_bytes(JOB_CHAT, form);
@@ -456,27 +463,28 @@ static void hash_of(enum job_op op, enum job_body_form form, const char *json, c
 static void the_hash_is_of_what_is_asked_for(void **state)
 {
     (void) state;
-    static const char plain[] = "{'messages': [{'role': 'user', 'content': 'Hi'}], 'max_tokens': 5}";
+    static const char plain[] =
+        "{'messages': [{'role': 'u', 'content': 'Hi'}], 'max_tokens': 5}";
     static const char *const same[] = {
-        "{'max_tokens': 5, 'messages': [{'content': 'Hi', 'role': 'user'}]}",
-        "{'messages': [{'role': 'user', 'content': '\\u0048i'}], 'max_completion_tokens': 5}",
-        "{'messages': [{'role': 'user', 'content': 'Hi'}], 'max_tokens': 5, 'temperature': 1, 'n': 1}",
-        "{'messages': [{'role': 'user', 'content': 'Hi'}], 'max_tokens': 5, 'top_p': 1.0, 'stop': []}",
-        "{'messages': [{'role': 'user', 'content': 'Hi'}], 'max_tokens': 5, 'user': 'a', 'top_k': -1}",
+        "{'max_tokens': 5, 'messages': [{'content': 'Hi', 'role': 'u'}]}",
+        "{'messages': [{'role': 'u', 'content': '\\u0048i'}], 'max_completion_tokens': 5}",
+        "{'messages': [{'role': 'u', 'content': 'Hi'}], 'max_tokens': 5, 'temperature': 1, 'n': 1}",
+        "{'messages': [{'role': 'u', 'content': 'Hi'}], 'max_tokens': 5, 'top_p': 1.0, 'stop': []}",
+        "{'messages': [{'role': 'u', 'content': 'Hi'}], 'max_tokens': 5, 'user': 'a', 'top_k': -1}",
     };
     static const char *const other[] = {
-        "{'messages': [{'role': 'user', 'content': 'Ho'}], 'max_tokens': 5}",
-        "{'messages': [{'role': 'user', 'content': 'Hi'}]}",
-        "{'messages': [{'role': 'user', 'content': 'Hi'}], 'max_tokens': 5, 'seed': 0}",
-        "{'messages': [{'role': 'user', 'content': 'Hi'}], 'max_tokens': 5, 'temperature': 0.5}",
-        "{'messages': [{'role': 'user', 'content': 'Hi'}], 'max_tokens': 5, 'stop': 'x'}",
-        "{'messages': [{'role': 'user', 'content': 'Hi'}], 'max_tokens': 5, 'stop_token_ids': [120]}",
-        "{'messages': [{'role': 'user', 'content': 'Hi'}], 'max_tokens': 5, 'ignore_eos': true}",
-        "{'messages': [{'role': 'user', 'content': 'Hi'}], 'max_tokens': 5, 'logprobs': true}",
-        "{'messages': [{'role': 'user', 'content': 'Hi', 'x': null}], 'max_tokens': 5}",
-        "{'messages': [{'role': 'user', 'content': 'Hi'}, {}], 'max_tokens': 5}",
-        "{'messages': [{'role': 'user', 'content': 'Hi'}], 'max_tokens': 5, 'stop': ['x', 'y']}",
-        "{'messages': [{'role': 'user', 'content': 'Hi'}], 'max_tokens': 5, 'stop': ['xy']}",
+        "{'messages': [{'role': 'u', 'content': 'Ho'}], 'max_tokens': 5}",
+        "{'messages': [{'role': 'u', 'content': 'Hi'}]}",
+        "{'messages': [{'role': 'u', 'content': 'Hi'}], 'max_tokens': 5, 'seed': 0}",
+        "{'messages': [{'role': 'u', 'content': 'Hi'}], 'max_tokens': 5, 'temperature': 0.5}",
+        "{'messages': [{'role': 'u', 'content': 'Hi'}], 'max_tokens': 5, 'stop': 'x'}",
+        "{'messages': [{'role': 'u', 'content': 'Hi'}], 'max_tokens': 5, 'stop_token_ids': [120]}",
+        "{'messages': [{'role': 'u', 'content': 'Hi'}], 'max_tokens': 5, 'ignore_eos': true}",
+        "{'messages': [{'role': 'u', 'content': 'Hi'}], 'max_tokens': 5, 'logprobs': true}",
+        "{'messages': [{'role': 'u', 'content': 'Hi', 'x': null}], 'max_tokens': 5}",
+        "{'messages': [{'role': 'u', 'content': 'Hi'}, {}], 'max_tokens': 5}",
+        "{'messages': [{'role': 'u', 'content': 'Hi'}], 'max_tokens': 5, 'stop': ['x', 'y']}",
+        "{'messages': [{'role': 'u', 'content': 'Hi'}], 'max_tokens': 5, 'stop': ['xy']}",
     };
     enum { N = 1 + sizeof other / sizeof *other };
     char hashes[N][JOB_HASH_SIZE], hash[JOB_HASH_SIZE];
@@ -522,8 +530,9 @@ static void damaged_bodies_never_crash(void **state)
     (void) state;
     enum { ROOM = 1024, TIMES = 20000 };
     static const char json[] =
-        "{'messages': [{'role': 'user', 'content': 'H\\u00e9'}], 'prompt': [1, 2, 3], 'tokens': [9],"
-        " 'max_tokens': 5, 'temperature': 0.5, 'stop': ['a', 'b'], 'seed': 3, 'logprobs': true,"
+        "{'messages': [{'role': 'user', 'content': 'H\\u00e9'}], 'prompt': [1, 2, 3],"
+        " 'tokens': [9], 'max_tokens': 5, 'temperature': 0.5, 'stop': ['a', 'b'], 'seed': 3,"
+        " 'logprobs': true,"
         " 'stop_token_ids': [7], 'n': 1}";
     uint64_t r = 3;
     int passed = 0, tried = 0;
@@ -574,12 +583,14 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_chat_request, setup, teardown),
-        cmocka_unit_test_setup_teardown(what_is_absent_or_null_takes_openais_defaults, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_is_absent_or_null_takes_openais_defaults, setup,
+                                        teardown),
         cmocka_unit_test_setup_teardown(a_prompt_is_text_or_ids, setup, teardown),
         cmocka_unit_test_setup_teardown(logprobs_are_counted, setup, teardown),
         cmocka_unit_test_setup_teardown(max_tokens_has_two_names, setup, teardown),
         cmocka_unit_test_setup_teardown(values_out_of_bounds_are_named, setup, teardown),
-        cmocka_unit_test_setup_teardown(what_penstock_does_not_do_is_refused_by_name, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_penstock_does_not_do_is_refused_by_name, setup,
+                                        teardown),
         cmocka_unit_test_setup_teardown(what_the_op_needs_is_asked_for, setup, teardown),
         cmocka_unit_test_setup_teardown(stop_strings_have_limits, setup, teardown),
         cmocka_unit_test_setup_teardown(msgpack_has_values_that_json_has_not, setup, teardown),

@@ -225,8 +225,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_header_and_a_payload_arrive_in_order, setup, teardown),
-        cmocka_unit_test_setup_teardown(a_wildcard_port_is_told_and_a_taken_one_named, setup, teardown),
-        cmocka_unit_test_setup_teardown(messages_of_other_shapes_are_dropped_whole, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_wildcard_port_is_told_and_a_taken_one_named, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(messages_of_other_shapes_are_dropped_whole, setup,
+                                        teardown),
         cmocka_unit_test_setup_teardown(a_full_queue_is_a_lost_link, setup, teardown),
         cmocka_unit_test_setup_teardown(nothing_is_queued_for_a_stage_that_is_not_there, setup,
                                         teardown),

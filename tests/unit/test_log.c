@@ -131,16 +131,16 @@ static void json_lines_are_json(void **state)
 static void long_lines_are_cut_where_it_does_no_harm(void **state)
 {
     (void) state;
-    static const char *const pieces[] = {"x", "\"", "\n", "\xc3\xa9", "\xe2\x82\xac", "\xf0\x9f\x98\x80",
-                                         "\xff"};
+    static const char *const pieces[] = {
+        "x", "\"", "\n", "\xc3\xa9", "\xe2\x82\xac", "\xf0\x9f\x98\x80", "\xff"};
     for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
         for (int n = 150; n < 2100; n += 13) {
             char value[10000] = "";
             size_t used = 0, size = strlen(pieces[i]);
             for (int k = 0; k < n; k++, used += size) memcpy(value + used, pieces[i], size + 1);
             log_init("broker", LOG_INFO, true);
-            log_line(LOG_INFO, "long", log_str("text", value), log_int("n", n), log_str("more", value),
-                     log_int("last", 1));
+            log_line(LOG_INFO, "long", log_str("text", value), log_int("n", n),
+                     log_str("more", value), log_int("last", 1));
             json_t *line = json_loads(written(), JSON_REJECT_DUPLICATES, NULL);
             if (line == NULL) fail_msg("%d times piece %zu is no JSON", n, i);
             json_decref(line);
@@ -171,7 +171,8 @@ static void threads_write_whole_lines(void **state)
     for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
     int n = 0, of[THREADS] = {0};
     char *save = NULL;
-    for (char *l = strtok_r(written(), "\n", &save); l != NULL; l = strtok_r(NULL, "\n", &save), n++) {
+    for (char *l = strtok_r(written(), "\n", &save); l != NULL;
+         l = strtok_r(NULL, "\n", &save), n++) {
         json_t *line = json_loads(l, 0, NULL);
         assert_non_null(line);
         of[json_integer_value(json_object_get(line, "thread"))]++;

@@ -16,7 +16,7 @@ static struct peers peers;
 static struct wire_socket group; // a DEALER
 static struct fleet fleet;
 static struct error e;
-static char done[64]; // what the fleet wanted done, in order: a(ssign), l(ink), u(nassign), U(p), D(own)
+static char done[64]; // what the fleet wanted done: a(ssign), l(ink), u(nassign), U(p), D(own)
 
 static void record(char what)
 {
@@ -64,14 +64,15 @@ static void on_random(void *arg, void *bytes, size_t n)
 static int setup(void **state)
 {
     (void) state;
-    static const struct fleet_options options = {.n_stages = 1, .layers = {2}, .plan_hash = "c0ffee",
-                                                 .first_epoch = 7, .dead_ms = 5000};
+    static const struct fleet_options options = {
+        .n_stages = 1, .layers = {2}, .plan_hash = "c0ffee", .first_epoch = 7, .dead_ms = 5000};
     char endpoint[ENDPOINT_BYTES];
     context = zmq_ctx_new();
     peers_init(&peers, sockets_bind(context, ZMQ_ROUTER, false, "broker", endpoint), 3);
     wire_socket_init(&group, zmq_socket(context, ZMQ_DEALER), false);
     check(zmq_connect(group.socket, endpoint) == 0);
-    struct fleet_actions actions = {&peers, on_assign, on_link, on_unassign, on_up, on_down, on_random};
+    struct fleet_actions actions = {&peers, on_assign, on_link,  on_unassign,
+                                    on_up,  on_down,   on_random};
     fleet_init(&fleet, &options, &actions, 0);
     done[0] = '\0';
     return 0;
@@ -152,7 +153,8 @@ static void other_commands_are_for_others(void **state)
         bool expected = false;
         struct peer from;
         struct wire_message m = wire_example((enum wire_command) c, true);
-        for (size_t i = 0; i < sizeof fleets / sizeof *fleets; i++) expected |= m.command == fleets[i];
+        for (size_t i = 0; i < sizeof fleets / sizeof *fleets; i++)
+            expected |= m.command == fleets[i];
         assert_int_equal(tell(&m, &from), expected);
     }
 }

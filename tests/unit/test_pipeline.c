@@ -1,5 +1,5 @@
-// The whole pipeline against the reference implementation's outputs: every cut into ranks and stages, every
-// chunking, alone and beside others, in both precisions.
+// The whole pipeline against the reference implementation's outputs: every cut into ranks and
+// stages, every chunking, alone and beside others, in both precisions.
 #include "common/handover.h"
 #include "common/log.h"
 #include "common/result.h"

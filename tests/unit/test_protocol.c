@@ -1,5 +1,5 @@
-// common/PROTOCOL.md says what the codecs do: every command and field of the wire grammar with its type
-// and bounds, every field and limit of jobs, every code. `test_protocol rows` prints the rows.
+// common/PROTOCOL.md says what the codecs do: every command and field of the wire grammar with its
+// type and bounds, every field and limit of jobs, every code. `test_protocol rows` prints the rows.
 #include "common/job.h"
 #include "common/result.h"
 #include "common/wire.h"
@@ -79,12 +79,14 @@ static void each_row(const struct schema *s, const char *frame, const char *pref
         snprintf(row, sizeof row, "| %s | `%s%s` | %s%s |", frame, prefix, f->name, type,
                  f->optional ? "; optional" : "");
         fn(arg, row);
-        snprintf(deeper, sizeof deeper, "%s%s%s.", prefix, f->name, f->type == SCHEMA_LIST ? "[]" : "");
+        const char *list = f->type == SCHEMA_LIST ? "[]" : "";
+        snprintf(deeper, sizeof deeper, "%s%s%s.", prefix, f->name, list);
         if (f->sub != NULL) each_row(f->sub, frame, deeper, fn, arg);
     }
 }
 
-static void each_row_of(const struct wire_grammar *g, void (*fn)(void *arg, const char *row), void *arg)
+static void each_row_of(const struct wire_grammar *g, void (*fn)(void *arg, const char *row),
+                        void *arg)
 {
     each_row(&g->header, "header", "", fn, arg);
     if (g->body.n > 0) each_row(&g->body, "body", "", fn, arg);
@@ -98,7 +100,8 @@ struct section {
 static void check_row(void *arg, const char *row)
 {
     const struct section *section = arg;
-    if (strstr(section->text, row) == NULL) fail_msg("PROTOCOL.md, %s, lacks: %s", section->name, row);
+    if (strstr(section->text, row) == NULL)
+        fail_msg("PROTOCOL.md, %s, lacks: %s", section->name, row);
 }
 
 static char *section_of(const char *name)
@@ -163,8 +166,8 @@ static void jobs_and_their_limits_are_described(void **state)
 #define ROW(...) snprintf(rows[n++], sizeof rows[0], __VA_ARGS__)
     ROW("| `v` | int | 1 |");
     ROW("| `id` | str | 1..%d of `[A-Za-z0-9_-]` |", JOB_ID_MAX);
-    ROW("| `op` | str | `%s`, `%s`, `%s`, `%s` |", job_op_name(JOB_CHAT), job_op_name(JOB_COMPLETION),
-        job_op_name(JOB_TOKENS), job_op_name(JOB_CANCEL));
+    ROW("| `op` | str | `%s`, `%s`, `%s`, `%s` |", job_op_name(JOB_CHAT),
+        job_op_name(JOB_COMPLETION), job_op_name(JOB_TOKENS), job_op_name(JOB_CANCEL));
     ROW("| `body` | map, or JSON as str or bin | at most %lld bytes |", JOB_BODY_MAX);
     ROW("| `model` | str | at most %d bytes |", JOB_MODEL_MAX);
     ROW("| `class` | int | 0..%d |", JOB_CLASSES - 1);
@@ -181,7 +184,8 @@ static void jobs_and_their_limits_are_described(void **state)
     char line[100];
     snprintf(line, sizeof line, "at most %lld bytes", JOB_MESSAGE_MAX);
     must_say(text, line);
-    snprintf(line, sizeof line, "%d strings of 1..%d bytes", STOP_STRINGS_MAX, STOP_STRING_BYTES_MAX);
+    snprintf(line, sizeof line, "%d strings of 1..%d bytes", STOP_STRINGS_MAX,
+             STOP_STRING_BYTES_MAX);
     must_say(text, line);
     snprintf(line, sizeof line, "at most %d ids", STOP_IDS_MAX);
     must_say(text, line);
@@ -199,8 +203,9 @@ static void fields_of_bodies_are_described(void **state)
 {
     (void) state;
     static const char *const fields[] = {
-        "messages", "prompt", "tokens", "max_tokens", "max_completion_tokens", "temperature", "top_p",
-        "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "stop",
+        "messages", "prompt", "tokens", "max_tokens", "max_completion_tokens", "temperature",
+        "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+        "stop",
         "stop_token_ids", "seed", "logprobs", "top_logprobs", "ignore_eos", "n", "best_of", "tools",
         "functions", "response_format", "logit_bias", "suffix", "echo", "audio", "prompt_logprobs",
         "min_tokens", "bad_words", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
@@ -218,13 +223,14 @@ static void results_and_codes_are_described(void **state)
     (void) state;
     static const char *const words[] = {
         // of a result
-        "v", "id", "custom_id", "status", "finish_reason", "text", "tokens", "logprobs", "max_tokens",
-        "usage", "timing", "attempts", "resumed", "engine", "error", "prompt", "cached", "completion",
-        "queued", "prefill", "decode", "version", "model", "plan", "code", "message", "retryable",
+        "v", "id", "custom_id", "status", "finish_reason", "text", "tokens", "logprobs",
+        "max_tokens", "usage", "timing", "attempts", "resumed", "engine", "error", "prompt",
+        "cached", "completion", "queued", "prefill", "decode", "version", "model", "plan", "code",
+        "message", "retryable",
         "logprob", "bytes", "top",
         // codes of jobs
-        "bad_msgpack", "bad_job", "bad_body", "bad_sampling", "unsupported", "too_large", "id_conflict",
-        "cancelled", "expired", "poison", "bytes_lost",
+        "bad_msgpack", "bad_job", "bad_body", "bad_sampling", "unsupported", "too_large",
+        "id_conflict", "cancelled", "expired", "poison", "bytes_lost",
         // codes on the wire
         "bad_frame", "bad_version", "unknown_command", "unknown_peer", "stale_term", "fleet_full",
         // events

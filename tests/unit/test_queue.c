@@ -1,5 +1,5 @@
-// The queue client in a zloop against a real redis-server that is killed, stopped and misconfigured, and
-// its decoder against replies that no honest server gives.
+// The queue client in a zloop against a real redis-server that is killed, stopped and
+// misconfigured, and its decoder against replies that no honest server gives.
 #include "broker/queue.h"
 
 #include "broker/queue_reply.h"
@@ -135,8 +135,8 @@ static void print_job(struct bench *b, const struct queue_job *j)
     if (j->word == QUEUE_OK) {
         print(b, " attempt %llu seq %llu \"%.*s\" \"%.*s\" %u %u %u class %d %llu %llu %llu %s %s",
               (unsigned long long) j->attempt, (unsigned long long) j->seq, (int) j->n_bytes,
-              j->bytes, (int) j->n_checkpoint, j->checkpoint, j->starts, j->fails, j->lost, j->class,
-              (unsigned long long) j->need_blocks, (unsigned long long) j->n_prompt,
+              j->bytes, (int) j->n_checkpoint, j->checkpoint, j->starts, j->fails, j->lost,
+              j->class, (unsigned long long) j->need_blocks, (unsigned long long) j->n_prompt,
               (unsigned long long) j->max_tokens, j->custom_id, j->batch);
     }
     print(b, "]");
@@ -642,14 +642,17 @@ static const char *const honest[] = {
     [QUEUE_FORM_NUMBER] = "*2\r\n$5\r\nretry\r\n:17\r\n",
     [QUEUE_FORM_CANCEL] = "*3\r\n$7\r\nrunning\r\n$1\r\n4\r\n$4\r\nhead\r\n",
     [QUEUE_FORM_MESSAGES] = "*2\r\n:3\r\n*4\r\n$1\r\nt\r\n$1\r\n1\r\n:2\r\n$2\r\nxy\r\n",
-    [QUEUE_FORM_HEADERS] = "*1\r\n*8\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\n3\r\n$1\r\n4\r\n$1\r\n0\r\n"
-                           "$1\r\n0\r\n$1\r\n0\r\n",
-    [QUEUE_FORM_JOBS] = "*2\r\n*3\r\n$4\r\ngone\r\n$1\r\nt\r\n$1\r\na\r\n*21\r\n$2\r\nok\r\n$1\r\nt\r\n"
-                        "$1\r\nb\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\nm\r\n$0\r\n\r\n$1\r\n1\r\n$1\r\n0\r\n"
-                        "$1\r\n0\r\n$1\r\n3\r\n$1\r\n5\r\n$1\r\n6\r\n$1\r\n7\r\n$1\r\n8\r\n$1\r\n0\r\n"
-                        "$1\r\n9\r\n$1\r\n0\r\n$1\r\n1\r\n$0\r\n\r\n$1\r\nb\r\n",
+    [QUEUE_FORM_HEADERS] =
+        "*1\r\n*8\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\n3\r\n$1\r\n4\r\n$1\r\n0\r\n"
+        "$1\r\n0\r\n$1\r\n0\r\n",
+    [QUEUE_FORM_JOBS] =
+        "*2\r\n*3\r\n$4\r\ngone\r\n$1\r\nt\r\n$1\r\na\r\n*21\r\n$2\r\nok\r\n$1\r\nt\r\n"
+        "$1\r\nb\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\nm\r\n$0\r\n\r\n$1\r\n1\r\n$1\r\n0\r\n"
+        "$1\r\n0\r\n$1\r\n3\r\n$1\r\n5\r\n$1\r\n6\r\n$1\r\n7\r\n$1\r\n8\r\n$1\r\n0\r\n"
+        "$1\r\n9\r\n$1\r\n0\r\n$1\r\n1\r\n$0\r\n\r\n$1\r\nb\r\n",
     [QUEUE_FORM_RENEWED] = "*1\r\n*5\r\n$2\r\nok\r\n$1\r\nt\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\n3\r\n",
-    [QUEUE_FORM_VERDICTS] = "*1\r\n*5\r\n$5\r\nready\r\n$1\r\nt\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\ng\r\n",
+    [QUEUE_FORM_VERDICTS] =
+        "*1\r\n*5\r\n$5\r\nready\r\n$1\r\nt\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\ng\r\n",
     [QUEUE_FORM_STATS] = "*4\r\n$4\r\nterm\r\n$1\r\n1\r\n$5\r\ninbox\r\n:4\r\n",
     [QUEUE_FORM_TENANTS] = "*2\r\n$7\r\ndefault\r\n$1\r\nt\r\n",
 };
@@ -673,10 +676,17 @@ static void replies_of_another_form_are_refused(void **state)
 {
     (void) state;
     static const char *const odd[] = {
-        "$-1\r\n", ":-1\r\n", "*-1\r\n", "$5\r\nno_ok\r\n", "*1\r\n$-1\r\n", "*2\r\n:1\r\n:2\r\n",
-        "*1\r\n*1\r\n*1\r\n*1\r\n:1\r\n", "*3\r\n$7\r\nrunning\r\n$2\r\n-1\r\n$4\r\nhead\r\n",
+        "$-1\r\n",
+        ":-1\r\n",
+        "*-1\r\n",
+        "$5\r\nno_ok\r\n",
+        "*1\r\n$-1\r\n",
+        "*2\r\n:1\r\n:2\r\n",
+        "*1\r\n*1\r\n*1\r\n*1\r\n:1\r\n",
+        "*3\r\n$7\r\nrunning\r\n$2\r\n-1\r\n$4\r\nhead\r\n",
         "*2\r\n$5\r\nretry\r\n$20\r\n99999999999999999999\r\n",
-        "*1\r\n*8\r\n$0\r\n\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\n3\r\n$1\r\n4\r\n$1\r\n0\r\n$1\r\n0\r\n$1\r\n0\r\n",
+        "*1\r\n*8\r\n$0\r\n\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\n3\r\n$1\r\n4\r\n$1\r\n0\r\n$1\r\n0\r\n"
+        "$1\r\n0\r\n",
         "*2\r\n:3\r\n*4\r\n$1\r\nt\r\n$1\r\n1\r\n:3\r\n$2\r\nxy\r\n", // another size than it says
     };
     for (int form = 0; form < N_FORMS; form++) {

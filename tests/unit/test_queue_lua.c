@@ -324,7 +324,8 @@ static void test_take_keeps_to_its_byte_budget(void **state)
     cmd("RPUSH", "%Tin:default", "aaaaa", "bbbbb", "ccccc", "ddddd");
     // The first is always taken, however large.
     expect("[3 [default 1 5 aaaaa]]", "take", "1", "default", "10", "2", "100");
-    expect("[1 [default 2 5 bbbbb] [default 3 5 ccccc]]", "take", "1", "default", "10", "14", "100");
+    expect("[1 [default 2 5 bbbbb] [default 3 5 ccccc]]", "take", "1", "default", "10", "14",
+           "100");
     expect("[0 [default 4 5 ddddd]]", "take", "1", "default", "1", "100", "100");
     expect("[0]", "take", "1", "default", "1", "100", "100");
 }
@@ -682,8 +683,8 @@ static void test_a_schedule_holds_a_job_back(void **state)
     (void) state;
     cmd("RPUSH", "%Tin:default", "m");
     call("take", "1", "default", "1", "1000", "1000");
-    expect("ok", "admit", "1", "default", "1", "a", "2", "h", "3", "100", "20", "9000000000000", "0",
-           "60000", "3", "0", "", "");
+    expect("ok", "admit", "1", "default", "1", "a", "2", "h", "3", "100", "20", "9000000000000",
+           "0", "60000", "3", "0", "", "");
     expect("[]", "window", "1", "2", "default", "0", "10");
     expect("[[gone default a]]", "claim", "1", "g", "1", "1", "1", "default", "a");
     make_due("dly", "default:a");

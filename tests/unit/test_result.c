@@ -31,8 +31,9 @@ static int teardown(void **state)
 
 static int32_t some_tokens[] = {5, 100000, 1};
 static struct result_token some_rivals[] = {{6, -0.5f, " b", 2}, {7, -INFINITY, NULL, 0}};
-static struct result_logprob some_logprobs[] = {
-    {{5, -0.25f, " a", 2}, some_rivals, 2}, {{100000, -1, "\xe2\x82", 2}, NULL, 0}, {{1, 0, NULL, 0}, NULL, 0}};
+static struct result_logprob some_logprobs[] = {{{5, -0.25f, " a", 2}, some_rivals, 2},
+                                                {{100000, -1, "\xe2\x82", 2}, NULL, 0},
+                                                {{1, 0, NULL, 0}, NULL, 0}};
 
 static struct result full(void)
 {
@@ -131,7 +132,8 @@ static void every_kind_comes_back_the_same(void **state)
 static void out_of_bounds_is_not_written(void **state)
 {
     (void) state;
-    struct result bad[] = {full(), full(), full(), full(), full(), full(), full(), failed(), full()};
+    struct result bad[] = {full(), full(), full(),   full(), full(),
+                           full(), full(), failed(), full()};
     int32_t negative[] = {-1};
     static const char *const fields[] = {"id", "text", "prompt", "tokens", "attempts", "status",
                                          "max_tokens", "id", "logprobs"};
@@ -169,7 +171,8 @@ static void what_is_refused_is_named(void **state)
         const char *json, *field; // NULL: it is good
     } table[] = {
         {"{'v': 1, 'id': 'a', 'status': 'ok', " REST "}", NULL},
-        {"{'v': 1, 'id': 'a', 'status': 'ok', 'text': null, 'error': null, 'new': [{}], " REST "}", NULL},
+        {"{'v': 1, 'id': 'a', 'status': 'ok', 'text': null, 'error': null, 'new': [{}], " REST "}",
+         NULL},
         {"[]", "map"},
         {"{'id': 'a', 'status': 'ok', " REST "}", "v"},
         {"{'v': 2, 'id': 'a', 'status': 'ok', " REST "}", "v"},
@@ -177,12 +180,14 @@ static void what_is_refused_is_named(void **state)
         {"{'v': 1, 'id': 'a/b', 'status': 'ok', " REST "}", "id"},
         {"{'v': 1, 'id': 'a', " REST "}", "status"},
         {"{'v': 1, 'id': 'a', 'status': 'done', " REST "}", "status"},
-        {"{'v': 1, 'id': 'a', 'status': 'ok', 'finish_reason': 'tired', " REST "}", "finish_reason"},
+        {"{'v': 1, 'id': 'a', 'status': 'ok', 'finish_reason': 'tired', " REST "}",
+         "finish_reason"},
         {"{'v': 1, 'id': 'a', 'status': 'ok', 'text': 1, " REST "}", "text"},
         {"{'v': 1, 'id': 'a', 'status': 'ok', 'max_tokens': -1, " REST "}", "max_tokens"},
         {"{'v': 1, 'id': 'a', 'status': 'ok', 'logprobs': [1], " REST "}", "logprobs"},
         {"{'v': 1, 'id': 'a', 'status': 'ok', 'logprobs': [{'id': 1}], " REST "}", "logprob"},
-        {"{'v': 1, 'id': 'a', 'status': 'ok', 'logprobs': [{'id': 1048576, 'logprob': 0}], " REST "}",
+        {"{'v': 1, 'id': 'a', 'status': 'ok', 'logprobs': [{'id': 1048576, 'logprob': 0}], " REST
+         "}",
          "id"},
         {"{'v': 1, 'id': 'a', 'status': 'error', 'error': {}, " REST "}", "code"},
         {"{'v': 1, 'id': 'a', 'status': 'error', 'error': 'x', " REST "}", "error"},
@@ -216,25 +221,27 @@ static void as_json_nothing_is_left_out(void **state)
     (void) state;
     struct result r = full();
     r.timing.decode_ms = 30;
-    assert_json(&r, "{\"v\":1,\"id\":\"job-1\",\"custom_id\":\"row 17\",\"status\":\"ok\","
-                    "\"finish_reason\":\"stop\",\"text\":\" a\xe2\x82\xac\",\"tokens\":[5,100000,1],"
-                    "\"logprobs\":[{\"id\":5,\"logprob\":-0.25,\"bytes\":[32,97],\"top\":["
-                    "{\"id\":6,\"logprob\":-0.5,\"bytes\":[32,98]},"
-                    "{\"id\":7,\"logprob\":null,\"bytes\":null}]},"
-                    "{\"id\":100000,\"logprob\":-1.0,\"bytes\":[226,130],\"top\":[]},"
-                    "{\"id\":1,\"logprob\":0.0,\"bytes\":null,\"top\":[]}],"
-                    "\"max_tokens\":256,\"usage\":{\"prompt\":10,\"cached\":2,\"completion\":3},"
-                    "\"timing\":{\"queued\":1000,\"prefill\":20,\"decode\":30},\"attempts\":2,"
-                    "\"resumed\":1,\"engine\":{\"version\":\"0.1.0\",\"model\":\"5f1d8c\","
-                    "\"plan\":\"c0ffee\"},\"error\":null}");
+    assert_json(&r,
+                "{\"v\":1,\"id\":\"job-1\",\"custom_id\":\"row 17\",\"status\":\"ok\","
+                "\"finish_reason\":\"stop\",\"text\":\" a\xe2\x82\xac\",\"tokens\":[5,100000,1],"
+                "\"logprobs\":[{\"id\":5,\"logprob\":-0.25,\"bytes\":[32,97],\"top\":["
+                "{\"id\":6,\"logprob\":-0.5,\"bytes\":[32,98]},"
+                "{\"id\":7,\"logprob\":null,\"bytes\":null}]},"
+                "{\"id\":100000,\"logprob\":-1.0,\"bytes\":[226,130],\"top\":[]},"
+                "{\"id\":1,\"logprob\":0.0,\"bytes\":null,\"top\":[]}],"
+                "\"max_tokens\":256,\"usage\":{\"prompt\":10,\"cached\":2,\"completion\":3},"
+                "\"timing\":{\"queued\":1000,\"prefill\":20,\"decode\":30},\"attempts\":2,"
+                "\"resumed\":1,\"engine\":{\"version\":\"0.1.0\",\"model\":\"5f1d8c\","
+                "\"plan\":\"c0ffee\"},\"error\":null}");
     r = failed();
-    assert_json(&r, "{\"v\":1,\"id\":\"job-2\",\"custom_id\":null,\"status\":\"error\","
-                    "\"finish_reason\":null,\"text\":null,\"tokens\":[],\"logprobs\":null,"
-                    "\"max_tokens\":0,\"usage\":{\"prompt\":0,\"cached\":0,\"completion\":0},"
-                    "\"timing\":{\"queued\":0,\"prefill\":0,\"decode\":0},\"attempts\":5,\"resumed\":0,"
-                    "\"engine\":{\"version\":null,\"model\":null,\"plan\":null},"
-                    "\"error\":{\"code\":\"no_memory\","
-                    "\"message\":\"the prompt needs 9 blocks of 8\",\"retryable\":true}}");
+    assert_json(&r,
+                "{\"v\":1,\"id\":\"job-2\",\"custom_id\":null,\"status\":\"error\","
+                "\"finish_reason\":null,\"text\":null,\"tokens\":[],\"logprobs\":null,"
+                "\"max_tokens\":0,\"usage\":{\"prompt\":0,\"cached\":0,\"completion\":0},"
+                "\"timing\":{\"queued\":0,\"prefill\":0,\"decode\":0},\"attempts\":5,\"resumed\":0,"
+                "\"engine\":{\"version\":null,\"model\":null,\"plan\":null},"
+                "\"error\":{\"code\":\"no_memory\","
+                "\"message\":\"the prompt needs 9 blocks of 8\",\"retryable\":true}}");
 }
 
 // Pinned: results are read by clients in other languages.
@@ -244,13 +251,13 @@ static void bytes_stay(void **state)
     struct result r = failed();
     assert_int_equal(result_encode(&r, &bytes, &e), OK);
     char *hex = bytes_to_hex(bytes.data, bytes.n);
-    assert_string_equal(hex,
-                             "8aa17601a26964a56a6f622d32a6737461747573a56572726f72a6746f6b656e7390a5757361"
-                             "676583a670726f6d707400a663616368656400aa636f6d706c6574696f6e00a674696d696e67"
-                             "83a671756575656400a770726566696c6c00a66465636f646500a8617474656d70747305a772"
-                             "6573756d656400a6656e67696e6580a56572726f7283a4636f6465a96e6f5f6d656d6f7279a7"
-                             "6d657373616765be7468652070726f6d7074206e65656473203920626c6f636b73206f662038"
-                             "a9726574727961626c65c3");
+    assert_string_equal(
+        hex, "8aa17601a26964a56a6f622d32a6737461747573a56572726f72a6746f6b656e7390a5757361"
+             "676583a670726f6d707400a663616368656400aa636f6d706c6574696f6e00a674696d696e67"
+             "83a671756575656400a770726566696c6c00a66465636f646500a8617474656d70747305a772"
+             "6573756d656400a6656e67696e6580a56572726f7283a4636f6465a96e6f5f6d656d6f7279a7"
+             "6d657373616765be7468652070726f6d7074206e65656473203920626c6f636b73206f662038"
+             "a9726574727961626c65c3");
     free(hex);
 }
 

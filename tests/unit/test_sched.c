@@ -188,7 +188,9 @@ static bool model_ready(const struct model_seq *q)
 static void model_admit(struct model *m, int slot)
 {
     struct model_seq *q = &m->seqs[slot];
-    *q = (struct model_seq){.active = true, .all_logits = rand() % 5 == 0, .prompt = 1 + rand() % 60,
+    *q = (struct model_seq){.active = true,
+                            .all_logits = rand() % 5 == 0,
+                            .prompt = 1 + rand() % 60,
                             .order = m->n_admitted++};
     q->known = q->prompt + (q->all_logits ? 0 : rand() % 4);
     q->length = q->all_logits ? q->known : q->known + 1 + rand() % 20;
@@ -251,7 +253,8 @@ static void check_order(const struct model *m, const struct step_run *runs, int 
         const struct model_seq *q = &m->seqs[i];
         if (!q->active || model_ready(q) || q->sent == q->known || q->order >= youngest) continue;
         int got = rows_of(runs, n, i), left = q->known - q->sent - got;
-        assert_true(left == 0 || got == m->s.chunk || rows == m->s.max_rows || outs == m->s.max_out);
+        assert_true(left == 0 || got == m->s.chunk || rows == m->s.max_rows ||
+                    outs == m->s.max_out);
     }
     // A step is empty only if nothing could go on.
     for (int i = 0; i < SLOTS && n == 0; i++)
@@ -270,7 +273,9 @@ static void check_rows(struct model *m, const struct step_run *runs, int n)
         assert_int_equal(r->pos, q->sent); // every row once and in order
         q->sent += r->n;
         assert_true(q->sent <= q->known);
-        int logits = q->all_logits ? RUN_ALL_ROWS : q->sent == q->known ? RUN_LAST_ROW : RUN_NO_LOGITS;
+        int logits = q->all_logits         ? RUN_ALL_ROWS
+                     : q->sent == q->known ? RUN_LAST_ROW
+                                           : RUN_NO_LOGITS;
         assert_int_equal(r->logits, logits);
         rows += r->n;
         outs += logits == RUN_ALL_ROWS ? r->n : logits == RUN_LAST_ROW;
@@ -318,8 +323,8 @@ static void any_schedule_keeps_the_promises(void **state)
     }
 }
 
-// With decodes alone, each of them has its turn as soon as its token is back and no sooner again than
-// all others had theirs.
+// With decodes alone, each of them has its turn as soon as its token is back and no sooner again
+// than all others had theirs.
 static void decodes_take_turns(void **state)
 {
     (void) state;

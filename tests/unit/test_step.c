@@ -10,8 +10,8 @@
 #include <cmocka.h>
 #include <string.h>
 
-static const struct step_limits limits = {.max_rows = 32, .slots = 4, .max_blocks = 3, .n_blocks = 10,
-                                          .max_out = 6, .vocab_size = 1000};
+static const struct step_limits limits = {
+    .max_rows = 32, .slots = 4, .max_blocks = 3, .n_blocks = 10, .max_out = 6, .vocab_size = 1000};
 static const struct link_id link_id = {.pipeline = 1, .epoch = 7, .token = "0123456789abcde"};
 
 static struct step sent, got;
@@ -230,8 +230,8 @@ static void frames_of_another_link_are_stale(void **state)
         assert_string_equal(e.code, "stale");
         assert_int_equal(got.n_rows, 0);
         size_t size = step_tokens_encode(&token, 1, 5, &others[i], frame);
-        assert_int_equal(step_tokens_decode(tokens, &n, &number, &limits, &link_id, frame, size, &e),
-                         ERR_STATE);
+        assert_int_equal(
+            step_tokens_decode(tokens, &n, &number, &limits, &link_id, frame, size, &e), ERR_STATE);
         assert_int_equal(n, 0);
     }
 }
@@ -343,7 +343,8 @@ static void damaged_frames_never_crash(void **state)
     (void) state;
     enum { ROOM = 2048, TIMES = 200000 };
     static uint8_t work[ROOM];
-    struct step_token token = {.slot = 3, .pos = 7, .id = 5, .n_top = 3, .top_id = {1, 2, 3}}, back[6];
+    struct step_token token = {.slot = 3, .pos = 7, .id = 5, .n_top = 3, .top_id = {1, 2, 3}},
+                      back[6];
     uint64_t r = 17, number;
     int passed = 0, n_tokens;
     for (int i = 0; i < TIMES; i++) {
@@ -366,7 +367,8 @@ static void damaged_frames_never_crash(void **state)
             assert_in_range(got.n_out, 0, limits.max_out);
         }
         if (!is_step)
-            passed += step_tokens_decode(back, &n_tokens, &number, &limits, &link_id, copy, n, &e) == OK;
+            passed +=
+                step_tokens_decode(back, &n_tokens, &number, &limits, &link_id, copy, n, &e) == OK;
         free(copy);
     }
     assert_in_range(passed, TIMES / 100, TIMES - TIMES / 100);

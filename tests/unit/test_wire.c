@@ -77,7 +77,8 @@ static void compare_and_take_pointers(struct wire_message *got, const struct wir
         if (b->n_running > 0)
             assert_memory_equal(a->running, b->running, (size_t) b->n_running * sizeof *b->running);
         if (b->n_finished > 0)
-            assert_memory_equal(a->finished, b->finished, (size_t) b->n_finished * sizeof *b->finished);
+            assert_memory_equal(a->finished, b->finished,
+                                (size_t) b->n_finished * sizeof *b->finished);
         a->devices = b->devices, a->running = b->running, a->finished = b->finished;
         break;
     }
@@ -198,8 +199,10 @@ static void bytes_are_those_of_the_fixture(void **state)
     FILE *memory = open_memstream(&text, &n);
     write_golden(memory);
     fclose(memory);
-    char *save_a, *save_b, *a = strtok_r(text, "\n", &save_a), *b = strtok_r(fixture, "\n", &save_b);
-    for (; a != NULL && b != NULL; a = strtok_r(NULL, "\n", &save_a), b = strtok_r(NULL, "\n", &save_b))
+    char *save_a, *save_b, *a = strtok_r(text, "\n", &save_a),
+                           *b = strtok_r(fixture, "\n", &save_b);
+    for (; a != NULL && b != NULL;
+         a = strtok_r(NULL, "\n", &save_a), b = strtok_r(NULL, "\n", &save_b))
         assert_string_equal(a, b);
     assert_true(a == NULL && b == NULL);
     free(text);
@@ -222,7 +225,8 @@ static void put_head(uint8_t type, size_t n)
 
 static void copy_map(struct mp_cursor *c, const struct schema *s, const struct change *change);
 
-static void copy_value(struct mp_cursor *c, const struct schema_field *f, const struct change *change)
+static void copy_value(struct mp_cursor *c, const struct schema_field *f,
+                       const struct change *change)
 {
     if (f != NULL && f->type == SCHEMA_SUB) {
         copy_map(c, f->sub, change);
@@ -267,8 +271,8 @@ static void copy_map(struct mp_cursor *c, const struct schema *s, const struct c
 }
 
 // Decodes the message in `frames` with one field changed.
-static enum status decode_changed(const struct wire_frame *frames, enum wire_command command, bool body,
-                                  const struct change *change)
+static enum status decode_changed(const struct wire_frame *frames, enum wire_command command,
+                                  bool body, const struct change *change)
 {
     struct wire_frame changed[WIRE_FRAMES];
     struct wire_message m;
@@ -302,7 +306,8 @@ struct place {
     bool body;
 };
 
-static void expect(const struct place *p, const struct schema_field *f, const char *value, bool good)
+static void expect(const struct place *p, const struct schema_field *f, const char *value,
+                   bool good)
 {
     struct change change = {f, value};
     enum status status = decode_changed(p->frames, p->command, p->body, &change);
@@ -331,7 +336,8 @@ static const char *list_hex(int64_t n, const char *element)
 {
     static char hex[1 << 20];
     size_t at = (size_t) snprintf(hex, sizeof hex, "dd%08llx", (unsigned long long) n);
-    for (int64_t i = 0; i < n; i++) at += (size_t) snprintf(hex + at, sizeof hex - at, "%s", element);
+    for (int64_t i = 0; i < n; i++)
+        at += (size_t) snprintf(hex + at, sizeof hex - at, "%s", element);
     return hex;
 }
 
@@ -478,14 +484,16 @@ static void malformed_messages_have_codes(void **state)
         {"an array as header", pstk, "BYE", "91 01", "", ERR_INPUT, "bad_frame"},
         {"an empty header", pstk, "BYE", "80", "", ERR_INPUT, "bad_frame"},
         {"a term of text", pstk, "BYE", "81 a47465726d a131", "", ERR_INPUT, "bad_frame"},
-        {"a field twice", pstk, "BYE", "82 a47465726d 01 a47465726d 02", "", ERR_INPUT, "bad_msgpack"},
+        {"a field twice", pstk, "BYE", "82 a47465726d 01 a47465726d 02", "", ERR_INPUT,
+         "bad_msgpack"},
         {"bytes behind", pstk, "BYE", "81 a47465726d 01 00", "", ERR_INPUT, "bad_msgpack"},
         {"no body", pstk, "TOKENS",
-         "85 a47465726d 01 a674656e616e74 a161 a26964 a161 a7617474656d7074 01 a66f6666736574 00", "",
-         ERR_INPUT, "bad_msgpack"},
+         "85 a47465726d 01 a674656e616e74 a161 a26964 a161 a7617474656d7074 01 a66f6666736574 00",
+         "", ERR_INPUT, "bad_msgpack"},
         {"logits of another size", pstk, "LOGITS",
          "87 a47465726d 01 a674656e616e74 a161 a26964 a161 a7617474656d7074 01 a3706f73 00 a16e 01"
-         " a5766f636162 02", "00000000", ERR_INPUT, "bad_frame"},
+         " a5766f636162 02",
+         "00000000", ERR_INPUT, "bad_frame"},
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         struct wire_message m;
