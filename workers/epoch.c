@@ -66,8 +66,9 @@ enum status epoch_open(struct epoch *ep, const struct epoch_options *o, struct s
     ep->held = calloc((size_t) o->steps_in_flight, sizeof *ep->held);
     ep->frame = malloc(frame_bytes(&o->limits));
     ep->tokens = calloc((size_t) o->limits.max_out, sizeof *ep->tokens);
+    ep->open_rows = calloc((size_t) o->limits.slots, sizeof *ep->open_rows);
     enum status status = OK;
-    if (ep->held == NULL || ep->frame == NULL || ep->tokens == NULL) {
+    if (ep->held == NULL || ep->frame == NULL || ep->tokens == NULL || ep->open_rows == NULL) {
         status = error_set(e, ERR_NOMEM, NULL, "no memory for the buffers of the stage links");
     }
     if (status == OK) status = bind_links(ep, e);
@@ -92,6 +93,7 @@ void epoch_close(struct epoch *ep)
     free(ep->held);
     free(ep->frame);
     free(ep->tokens);
+    free(ep->open_rows);
     *ep = (struct epoch){0};
 }
 
@@ -138,6 +140,7 @@ static enum status accept_step(struct epoch *ep, struct link_message *m, struct 
     try(step_decode(s, &o->limits, &o->link, zmq_msg_data(&m->frames[0]),
                     zmq_msg_size(&m->frames[0]), e));
     if (s->number != ep->n_in + 1) return lost_step(ep, s->number, ep->n_in + 1, e);
+    try(step_follow(ep->open_rows, s, e));
     size_t want = (size_t) s->n_rows * stage_row_bytes(o->config, o->precision);
     if (zmq_msg_size(&m->frames[1]) != want) {
         return error_set(e, ERR_INPUT, "bad_step", "a step of %d rows came with %zu bytes, not %zu",

@@ -31,6 +31,7 @@ struct epoch {
     struct link_message *held;   // (steps_in_flight) frames that the ring's steps read from
     char *frame;                 // one header or tokens frame
     struct step_token *tokens;   // (max_out) received ones
+    int32_t *open_rows;          // (slots) of the steps received, see step_follow
     uint64_t n_in, n_out;        // steps begun (received) and ended (passed on, or tokens back)
     int n_flying;                // head: steps whose tokens are not back
     int64_t moved_ms;            // when a step last moved
