@@ -685,8 +685,8 @@ static void replies_of_another_form_are_refused(void **state)
         "*1\r\n*1\r\n*1\r\n*1\r\n:1\r\n",
         "*3\r\n$7\r\nrunning\r\n$2\r\n-1\r\n$4\r\nhead\r\n",
         "*2\r\n$5\r\nretry\r\n$20\r\n99999999999999999999\r\n",
-        "*1\r\n*8\r\n$0\r\n\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\n3\r\n$1\r\n4\r\n$1\r\n0\r\n$1\r\n0\r\n"
-        "$1\r\n0\r\n",
+        ("*1\r\n*8\r\n$0\r\n\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\n3\r\n$1\r\n4\r\n$1\r\n0\r\n$1\r\n0\r\n"
+         "$1\r\n0\r\n"),
         "*2\r\n:3\r\n*4\r\n$1\r\nt\r\n$1\r\n1\r\n:3\r\n$2\r\nxy\r\n", // another size than it says
     };
     for (int form = 0; form < N_FORMS; form++) {
