@@ -1,2 +1,0 @@
-#define PROBE probe_avx512
-#include "kernels/cpu/probe_body.h"

@@ -1,2 +1,0 @@
-#define PROBE probe_portable
-#include "kernels/cpu/probe_body.h"
