@@ -1,7 +1,145 @@
-#include <stdio.h>
+// penstock-broker: flags and PENSTOCK_* environment; runs until SIGTERM and exits 0, or 1 when it
+// cannot go on, or 2 for usage.
+#include "broker/broker.h"
+#include "common/log.h"
+#include "common/options.h"
 
-int main(void)
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { EXIT_USAGE = 2, POOL_THREADS_MOST = 64 };
+
+struct settings {
+    struct broker_options broker;
+    const char *layers, *precision, *log_level;
+    int64_t pp, slots, max_context, max_rows, chunk, kv_blocks, default_max_tokens, pool_threads;
+    bool log_json;
+};
+
+static enum status usage(struct error *e, const char *text)
 {
-    puts("penstock-broker " PENSTOCK_VERSION);
-    return 0;
+    return error_set(e, ERR_INPUT, "bad_usage", "%s", text);
+}
+
+static enum status parse(struct settings *s, int argc, char **argv, bool *help, struct error *e)
+{
+    struct broker_options *b = &s->broker;
+    struct option_spec specs[] = {
+        {.name = "redis", .kind = OPTION_STRING, .value = &b->redis, .argument = "URL",
+         .help = "redis://[USER:PASSWORD@]HOST:PORT[/DB] or unix:///PATH."},
+        {.name = "queue", .kind = OPTION_STRING, .value = &b->queue, .argument = "NAME",
+         .help = "Name of the queue."},
+        {.name = "listen", .kind = OPTION_STRING, .value = &b->listen, .argument = "ENDPOINT",
+         .help = "Where groups connect; loopback only for now."},
+        {.name = "model", .kind = OPTION_STRING, .value = &b->model, .argument = "[NAME=]DIR",
+         .help = "Checkpoint directory; jobs may name the model (default: the directory's name)."},
+        {.name = "pp", .kind = OPTION_INT, .value = &s->pp, .argument = "N",
+         .help = "Stages of the pipeline.", .least = 1, .most = PP_MAX},
+        {.name = "layers", .kind = OPTION_STRING, .value = &s->layers, .argument = "A,B,..",
+         .help = "Layers of each stage, instead of --pp."},
+        {.name = "precision", .kind = OPTION_STRING, .value = &s->precision,
+         .argument = "auto|f32|bf16", .help = "f32 is exact; auto: what the groups prefer."},
+        {.name = "slots", .kind = OPTION_INT, .value = &s->slots, .argument = "N",
+         .help = "Sequences at once; 0: chosen.", .least = 0, .most = SLOTS_MAX},
+        {.name = "max-context", .kind = OPTION_INT, .value = &s->max_context, .argument = "N",
+         .help = "Most tokens of prompt and output; 0: chosen.", .least = 0, .most = CONTEXT_MAX},
+        {.name = "max-rows", .kind = OPTION_INT, .value = &s->max_rows, .argument = "N",
+         .help = "Token budget of a step; 0: chosen.", .least = 0, .most = STEP_ROWS_MAX},
+        {.name = "chunk", .kind = OPTION_INT, .value = &s->chunk, .argument = "N",
+         .help = "Most prefill tokens of one sequence in a step; 0: the budget.", .least = 0,
+         .most = STEP_ROWS_MAX},
+        {.name = "kv-blocks", .kind = OPTION_INT, .value = &s->kv_blocks, .argument = "N",
+         .help = "KV blocks of the pool; 0: what fits.", .least = 0, .most = 1 << 28},
+        {.name = "default-max-tokens", .kind = OPTION_INT, .value = &s->default_max_tokens,
+         .argument = "N", .help = "Where a job gives no max_tokens.", .least = 1,
+         .most = CONTEXT_MAX},
+        {.name = "pool-threads", .kind = OPTION_INT, .value = &s->pool_threads, .argument = "N",
+         .help = "Threads that tokenize, for each of intake and dispatch.", .least = 1,
+         .most = POOL_THREADS_MOST},
+        {.name = "accept-loss", .kind = OPTION_FLAG, .value = &b->accept_loss,
+         .help = "Go on with settings of Redis that can lose acknowledged jobs."},
+        {.name = "log-json", .kind = OPTION_FLAG, .value = &s->log_json,
+         .help = "Log lines as JSON objects."},
+        {.name = "log-level", .kind = OPTION_STRING, .value = &s->log_level,
+         .argument = "LEVEL", .help = "Least level that is logged: debug, info, warn, error."},
+    };
+    struct options o = {.program = "penstock-broker",
+                        .usage = "--model [NAME=]DIR [OPTIONS]",
+                        .about = "Takes jobs from Redis, gives them to worker groups and stores "
+                                 "their results.",
+                        .specs = specs,
+                        .n_specs = sizeof specs / sizeof *specs,
+                        .environment = true};
+    enum status status = options_parse(&o, argc, argv, e);
+    *help = o.help;
+    return status;
+}
+
+static enum status read_precision(const char *text, enum groups_precision *to, struct error *e)
+{
+    static const char *const names[] = {"auto", "f32", "bf16"};
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(text, names[i]) != 0) continue;
+        *to = (enum groups_precision) i;
+        return OK;
+    }
+    return usage(e, "--precision wants auto, f32 or bf16");
+}
+
+static enum status settle(struct settings *s, enum log_level *level, struct error *e)
+{
+    struct broker_options *b = &s->broker;
+    if (b->model == NULL) return usage(e, "--model is missing");
+    b->pp = (int) s->pp;
+    if (s->layers != NULL) {
+        int n;
+        try(options_list(s->layers, b->layers, PP_MAX, &n, e));
+        if (s->pp > 1 && s->pp != n) return usage(e, "--pp and --layers disagree");
+        b->pp = n;
+    }
+    try(read_precision(s->precision, &b->precision, e));
+    try(log_level_parse(s->log_level, level, e));
+    try(broker_check_listen(b->listen, e));
+    b->slots = (int) s->slots;
+    b->max_context = (int) s->max_context;
+    b->max_rows = (int) s->max_rows;
+    b->chunk = (int) s->chunk;
+    b->kv_blocks = (int) s->kv_blocks;
+    b->default_max_tokens = (int) s->default_max_tokens;
+    b->pool_threads = (int) s->pool_threads;
+    return OK;
+}
+
+static int64_t default_threads(void)
+{
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n > 4 ? 4 : n;
+}
+
+int main(int argc, char **argv)
+{
+    struct settings s = {.broker = {.redis = "redis://127.0.0.1:6379",
+                                    .queue = "default",
+                                    .listen = "tcp://127.0.0.1:7300"},
+                         .precision = "auto",
+                         .log_level = "info",
+                         .pp = 1,
+                         .default_max_tokens = DEFAULT_MAX_TOKENS,
+                         .pool_threads = default_threads()};
+    struct error e = {0};
+    enum log_level level = LOG_INFO;
+    bool help = false;
+    enum status status = parse(&s, argc, argv, &help, &e);
+    if (help) return 0;
+    if (status == OK) status = settle(&s, &level, &e);
+    if (status != OK) {
+        fprintf(stderr, "penstock-broker: %s\n", e.text);
+        return EXIT_USAGE;
+    }
+    log_init("broker", level, s.log_json);
+    status = broker_run(&s.broker, &e);
+    if (status == OK) return 0;
+    log_line(LOG_ERROR, "failed", log_str("code", e.code), log_str("error", e.text));
+    return strcmp(e.code, "bad_usage") == 0 || strcmp(e.code, "bad_plan") == 0 ? EXIT_USAGE : 1;
 }

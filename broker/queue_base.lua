@@ -10,7 +10,7 @@
 -- All keys share the tag of KEYS[1] = ps:{queue}:term. Users' messages are never parsed here.
 
 local EVENTS_MAX = 100000               -- kept in a tenant's event stream, about
-local DEAD_MS = 30 * 24 * 3600 * 1000   -- life of a dead letter, and of a batch's counts
+local DEAD_TTL_MS = 30 * 24 * 3600 * 1000   -- life of a dead letter, and of a batch's counts
 local LOST_MAX = 3                      -- groups lost before a job runs alone; one more ends it
 local MANY = 10000                      -- most jobs or messages in one call
 local EXACT = 9007199254740992          -- integers up to here are exact
@@ -109,7 +109,7 @@ local function count_batch(p, tenant, batch, what)
     if not batch then return end
     local key = p .. 'b:' .. tenant .. ':' .. batch
     call('HINCRBY', key, what, 1)
-    call('PEXPIRE', key, DEAD_MS)
+    call('PEXPIRE', key, DEAD_TTL_MS)
 end
 
 local function event(p, tenant, id, what, attempt)

@@ -64,9 +64,8 @@ static void give_up(struct queue_connection *c, const struct error *e)
 void queue_connection_judge(struct queue_connection *c, const struct error *e)
 {
     if (c->state != CONNECTION_READY) return;
-    if (is_final(e) || strcmp(e->code, "no_library") == 0 || strcmp(e->code, "redis_replica") == 0) {
-        give_up(c, e);
-    }
+    bool changed = strcmp(e->code, "no_library") == 0 || strcmp(e->code, "redis_replica") == 0;
+    if (changed || is_final(e)) give_up(c, e);
 }
 
 void queue_connection_replied(struct queue_connection *c, const redisReply *reply)
@@ -173,6 +172,7 @@ static void command_of(const struct queue_connection *c, enum step step, struct 
     case STEP_LOAD:
         add(a, "FUNCTION");
         add(a, "LOAD");
+        if (c->term == 0) add(a, "REPLACE"); // of the same version, as another build wrote it
         a->at[a->n] = (const char *) queue_lua;
         a->sizes[a->n++] = queue_lua_size;
         return;
@@ -259,7 +259,7 @@ static void on_connect(const redisAsyncContext *ac, int status)
         ended(c);
         return;
     }
-    setsockopt(ac->c.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one); // fails on a unix socket: fine
+    setsockopt(ac->c.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one); // fails on unix sockets
     c->state = CONNECTION_CHECKING;
     c->step = 0;
     next_step(c);

@@ -73,7 +73,7 @@ local function dead_letter(p, tenant, seq, id, custom, code, text, result, now)
     local record = {seq = seq, custom = custom}
     if result == '' then result = make_result(id, record, 'error', code, text) end
     local member = tenant .. ':' .. id
-    call('SET', p .. 'r:' .. member, result, 'PX', DEAD_MS)
+    call('SET', p .. 'r:' .. member, result, 'PX', DEAD_TTL_MS)
     call('HSET', job_key(p, tenant, id), 'state', 'failed', 'rejected', 1, 'seq', seq, 'ended', now,
          'code', code, 'text', text)
     call('ZADD', p .. 'dead', now, member)

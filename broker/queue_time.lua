@@ -58,7 +58,7 @@ local function promote(keys, args)
     local now, reply = now_ms(), {}
     expire_due(p, now, limit, reply)
     ready_due(p, now, limit, reply)
-    local old = call('ZRANGE', p .. 'dead', '-inf', now - DEAD_MS, 'BYSCORE', 'LIMIT', 0, limit)
+    local old = call('ZRANGE', p .. 'dead', '-inf', now - DEAD_TTL_MS, 'BYSCORE', 'LIMIT', 0, limit)
     for _, member in ipairs(old) do
         local tenant, id = split(member)
         drop_dead(p, tenant, id, load_job(p, tenant, id))

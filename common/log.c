@@ -1,7 +1,7 @@
 #include "common/log.h"
 
 #include "common/clock.h"
-#include "common/mpwalk.h"
+#include "common/utf8.h"
 
 #include <math.h>
 #include <stdio.h>

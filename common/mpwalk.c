@@ -160,48 +160,6 @@ const char *mp_type_name(enum mp_type type)
     return names[type];
 }
 
-// --- UTF-8 (the table of well-formed byte sequences, Unicode 3.9)
-
-// Length of the character at s, 0 if it is malformed.
-static size_t utf8_character(const uint8_t *s, size_t n)
-{
-    uint8_t low = 0x80, high = 0xbf; // bounds of the second byte
-    size_t length;
-    if (s[0] < 0x80) return 1;
-    if (s[0] >= 0xc2 && s[0] <= 0xdf) length = 2;
-    else if (s[0] >= 0xe0 && s[0] <= 0xef) length = 3;
-    else if (s[0] >= 0xf0 && s[0] <= 0xf4) length = 4;
-    else return 0;
-    if (s[0] == 0xe0) low = 0xa0;
-    if (s[0] == 0xed) high = 0x9f;
-    if (s[0] == 0xf0) low = 0x90;
-    if (s[0] == 0xf4) high = 0x8f;
-    if (n < length || s[1] < low || s[1] > high) return 0;
-    for (size_t i = 2; i < length; i++)
-        if (s[i] < 0x80 || s[i] > 0xbf) return 0;
-    return length;
-}
-
-size_t utf8_valid_prefix(const void *bytes, size_t n)
-{
-    const uint8_t *s = bytes;
-    size_t at = 0;
-    while (at < n) {
-        uint64_t eight;
-        if (n - at >= sizeof eight) { // mostly ASCII
-            memcpy(&eight, s + at, sizeof eight);
-            if ((eight & 0x8080808080808080ull) == 0) {
-                at += sizeof eight;
-                continue;
-            }
-        }
-        size_t length = utf8_character(s + at, n - at);
-        if (length == 0) break;
-        at += length;
-    }
-    return at;
-}
-
 // --- checking
 
 struct walk {

@@ -5,6 +5,7 @@
 #define PENSTOCK_COMMON_MPWALK_H
 
 #include "common/status.h"
+#include "common/utf8.h" // what each str must be
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -48,9 +49,5 @@ bool mp_is(const struct mp_value *v, const char *text);
 
 // "nil", "boolean", "integer", "float", "str", "bin", "ext", "array", "map".
 const char *mp_type_name(enum mp_type type);
-
-// Length of the longest valid UTF-8 prefix of `bytes` (n means: all valid). No surrogates, nothing
-// overlong, nothing beyond U+10FFFF.
-size_t utf8_valid_prefix(const void *bytes, size_t n);
 
 #endif

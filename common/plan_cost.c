@@ -4,16 +4,19 @@
 #include "common/layout.h"
 
 enum {
-    PANEL_ROWS = 16,          // kernels pack matrices in panels of so many rows
+    PANEL_ROWS = 64,          // kernels pack matrices in panels of so many rows
+    GROUP_COLS = 4,           // of FP8, counted from the scale block's edge
     SCRATCH_THREADS_MAX = 64, // of one device
-    SCRATCH_ROWS = 16,        // rows of a weight matrix that a thread holds unpacked
+    SCRATCH_EDGE = 256,       // values before and behind a row that is laid out by scale blocks
+    SCRATCH_TILE_ROWS = 1024, // of PANEL_ROWS values, for each thread: unpacked weights, sums
+    SCRATCH_HEAD_ROWS = 32,   // rows that are multiplied in all heads at once
+    SCRATCH_SPARE = 256 * 1024,
     SAMPLER_BATCH = 32,       // rows sampled together where ranks share the vocabulary
     SAMPLER_ID_BYTES = 16,    // for each id of the vocabulary beside the rows of logits
     SAMPLER_ROW_BYTES = 8192, // for each row and rank: lists of candidates and histograms
     SAMPLER_SLOT_BYTES = 512, // for each sequence beside its ids
     SAMPLER_SPARE = 64 * 1024,
     SAMPLED_BYTES = 16 + 8 * LOGPROBS_MAX, // one chosen token with its alternatives
-    SCRATCH_SPARE = 1024 * 1024,
 };
 
 static uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
@@ -24,19 +27,33 @@ static uint64_t carved(uint64_t bytes) { return round_up(bytes, CARVE_ALIGN); }
 // --- weights
 
 // Two bytes an element stand for every type but e4m3, as in layout_slice_bytes.
-static uint64_t matrix_carved(const struct model_config *c, bool quantized, int64_t rows,
-                              int64_t cols)
+static uint64_t matrix_carved(const struct model_config *c, bool quantized, struct range rows,
+                              struct range cols)
 {
-    uint64_t elements = round_up((uint64_t) rows, PANEL_ROWS) * (uint64_t) cols;
-    if (!quantized) return carved(elements * 2);
-    // A range of n may touch one block more than n / block.
-    uint64_t row_blocks = (uint64_t) (rows / c->scale_block + 2);
-    uint64_t col_blocks = (uint64_t) (cols / c->scale_block + 2);
-    return carved(elements) + carved(row_blocks * col_blocks * sizeof(float));
+    uint64_t panels = ((uint64_t) rows.n + PANEL_ROWS - 1) / PANEL_ROWS;
+    if (!quantized) return carved(panels * PANEL_ROWS * round_up((uint64_t) cols.n, 2) * 2);
+    uint64_t before = (uint64_t) (cols.begin % GROUP_COLS);
+    uint64_t values = panels * PANEL_ROWS * round_up(before + (uint64_t) cols.n, GROUP_COLS);
+    uint64_t row_blocks = (uint64_t) layout_blocks(rows, c->scale_block).n;
+    uint64_t col_blocks = (uint64_t) layout_blocks(cols, c->scale_block).n;
+    uint64_t marks = carved(panels * PANEL_ROWS / 8); // a bit for each row
+    return carved(marks + values) + carved(row_blocks * col_blocks * sizeof(float));
 }
 
-// What a slice takes in a rank's arena, at most: panels, alignment, kv_b as two matrices a head,
-// vectors and the router as f32.
+// Each head's part of kv_b is two matrices: keys turned, values as they are.
+static uint64_t heads_carved(const struct model_config *c, const struct slice *s)
+{
+    int64_t key = c->qk_nope_head_dim, value = c->v_head_dim, end = s->row.begin + s->row.n;
+    struct range latent = {0, c->kv_lora_rank};
+    uint64_t bytes = 0;
+    for (int64_t row = s->row.begin; row < end; row += key + value) {
+        bytes += matrix_carved(c, s->quantized, latent, (struct range){row, key}) +
+                 matrix_carved(c, s->quantized, (struct range){row + key, value}, latent);
+    }
+    return bytes;
+}
+
+// What a slice takes in a rank's arena: panels, alignment, vectors and the router as f32.
 static uint64_t slice_carved(const struct model_config *c, const struct slice *s)
 {
     switch (s->role) {
@@ -48,13 +65,8 @@ static uint64_t slice_carved(const struct model_config *c, const struct slice *s
     case ROLE_KV_A_NORM:
     case ROLE_ROUTER:
     case ROLE_ROUTER_BIAS: return carved((uint64_t) (s->row.n * s->col.n) * 4);
-    case ROLE_KV_B: {
-        int64_t heads = s->row.n / (c->qk_nope_head_dim + c->v_head_dim);
-        return (uint64_t) heads *
-               (matrix_carved(c, s->quantized, c->kv_lora_rank, c->qk_nope_head_dim) +
-                matrix_carved(c, s->quantized, c->v_head_dim, c->kv_lora_rank));
-    }
-    default: return matrix_carved(c, s->quantized, s->row.n, s->col.n);
+    case ROLE_KV_B: return heads_carved(c, s);
+    default: return matrix_carved(c, s->quantized, s->row, s->col);
     }
 }
 
@@ -158,23 +170,28 @@ static uint64_t activations(const struct plan_cost *c, const struct plan_limits 
     return bytes;
 }
 
-// An upper bound of what the kernels want beside: rows sorted by expert with their gate, up and
-// act, scores of the router, an input in another type, and for each thread some unpacked weight
-// rows and a KV block in f32.
+static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
+// An upper bound of what the kernels want beside: rows and what they chose sorted by expert, scores
+// of the router, an input in another order, and for each thread some unpacked weight rows, its sums
+// and a KV block in f32.
 static uint64_t kernel_scratch(const struct plan_cost *c, const struct plan_limits *l, uint64_t ffn)
 {
     const struct model_config *m = c->config;
     uint64_t rows = (uint64_t) l->max_rows, hidden = (uint64_t) m->hidden_size;
-    uint64_t widest = hidden > ffn ? hidden : ffn;
-    uint64_t heads = (uint64_t) (m->n_heads / c->tp);
-    uint64_t o_cols = heads * (uint64_t) m->v_head_dim;
-    if (o_cols > widest) widest = o_cols;
+    uint64_t pairs = rows * (uint64_t) m->n_experts_per_token;
     uint64_t moe = (uint64_t) (m->moe_intermediate_size / c->tp);
-    uint64_t by_expert = rows * (uint64_t) m->n_experts_per_token * (hidden + 3 * moe);
-    uint64_t scores = rows * (uint64_t) m->n_routed_experts * 2;
-    uint64_t input = rows * widest;
-    uint64_t thread = SCRATCH_ROWS * widest + KV_BLOCK_ROWS * (uint64_t) model_kv_width(m);
-    return 4 * (by_expert + scores + input + SCRATCH_THREADS_MAX * thread) + SCRATCH_SPARE;
+    uint64_t heads = (uint64_t) (m->n_heads / c->tp);
+    uint64_t widest = larger(larger(hidden, ffn), larger((uint64_t) m->q_lora_rank,
+                                                         heads * (uint64_t) m->v_head_dim));
+    uint64_t head = larger((uint64_t) m->qk_nope_head_dim, (uint64_t) m->kv_lora_rank);
+    uint64_t inputs = larger(rows, (uint64_t) l->max_out) * (widest + SCRATCH_EDGE) +
+                      SCRATCH_HEAD_ROWS * heads * (head + SCRATCH_EDGE);
+    uint64_t by_expert = rows * (hidden + SCRATCH_EDGE) + pairs * (2 * moe + SCRATCH_EDGE);
+    uint64_t scores = rows * (uint64_t) m->n_routed_experts;
+    uint64_t thread = PANEL_ROWS * (SCRATCH_TILE_ROWS + pairs) +
+                      KV_BLOCK_ROWS * (uint64_t) model_kv_width(m);
+    return 4 * (inputs + by_expert + scores + SCRATCH_THREADS_MAX * thread) + SCRATCH_SPARE;
 }
 
 // An upper bound of sampler_bytes for a stage's largest slice of the vocabulary.

@@ -1,8 +1,8 @@
 #include "common/tokenizer.h"
 
 #include "common/limits.h"
-#include "common/mpwalk.h"
 #include "common/tokenizer_parts.h"
+#include "common/utf8.h"
 
 #include <limits.h>
 #include <stdio.h>

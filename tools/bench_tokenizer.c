@@ -1,7 +1,6 @@
 // penstock bench tokenizer: megabytes of text a second of one core's time, on text made of the
 // vocabulary's own words, and on text that is hard for a tokenizer.
 #include "common/buffer.h"
-#include "common/clock.h"
 #include "common/limits.h"
 #include "common/options.h"
 #include "common/sampling.h"
@@ -197,10 +196,10 @@ static enum status read_text(struct bench *b, const char *path, struct error *e)
 static enum status run_all(struct bench *b, const char *tokenizer, const char *text,
                            struct error *e)
 {
-    int64_t from = clock_ns();
+    int64_t from = core_ns();
     try(tokenizer_load(&b->t, tokenizer, e));
-    printf("%d ids, loaded in %.0f ms; MB of text a second of CPU time\n", tokenizer_n_ids(b->t),
-           (double) (clock_ns() - from) / 1e6);
+    printf("%d ids, loaded in %.0f ms; times are of this thread's CPU\n", tokenizer_n_ids(b->t),
+           (double) (core_ns() - from) / 1e6);
     try(tokenizer_scratch_create(&b->scratch, b->t, e));
     printf("%-44s %8s %10s %8s %9s %9s\n", "text", "MB", "tokens", "B/token", "MB/s", "best");
     if (b->csv != NULL) fprintf(b->csv, "text,bytes,tokens,bytes_a_token,median_mb_s,best_mb_s\n");

@@ -9,6 +9,7 @@ static const struct {
     command_main *run;
     const char *summary;
 } BENCHMARKS[] = {
+    {"kernels", bench_kernels, "matrix products: rates beside what the CPU can do at most"},
     {"sampler", bench_sampler, "choosing tokens: us a row beside reading the logits once"},
     {"tokenizer", bench_tokenizer, "text to ids: MB/s on one core"},
     {NULL, NULL, NULL},

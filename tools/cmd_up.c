@@ -215,8 +215,9 @@ static void on_line(void *arg, struct child *c, const char *line)
     bool broker = c == &u->supervisor.children[u->broker];
     fprintf(u->log, "%s\n", line);
     fflush(u->log);
+    bool redis = strcmp(c->name, "redis") == 0; // its banner is no news
     bool warns = strstr(line, "level=warn") != NULL || strstr(line, "level=error") != NULL ||
-                 strncmp(line, "t=", 2) != 0;
+                 (!redis && strncmp(line, "t=", 2) != 0 && line[0] != '{');
     if (!u->quiet || warns) fprintf(stderr, "%s\n", line);
     if (!broker || (strstr(line, "event=serving") == NULL &&
                     strstr(line, "\"event\":\"serving\"") == NULL)) {

@@ -21,36 +21,32 @@ static int cores(void)
     return n > 0 ? (int) n : 1;
 }
 
-// A number in a file of one line, UINT64_MAX where there is none.
-static uint64_t number_in(const char *path)
+// The number that follows `word` at the beginning of a line of a file; `otherwise` where there is none.
+static uint64_t number_in(const char *path, const char *word, uint64_t otherwise)
 {
-    uint64_t value = UINT64_MAX;
-    unsigned long long read;
+    char line[128];
+    size_t length = strlen(word);
     FILE *f = fopen(path, "r");
-    if (f == NULL) return value;
-    if (fscanf(f, "%llu", &read) == 1) value = read;
+    if (f == NULL) return otherwise;
+    for (bool found = false; !found && fgets(line, sizeof line, f) != NULL;) {
+        char *end;
+        if (strncmp(line, word, length) != 0) continue;
+        unsigned long long value = strtoull(line + length, &end, 10);
+        found = end != line + length; // not "max"
+        if (found) otherwise = value;
+    }
     fclose(f);
-    return value;
+    return otherwise;
 }
 
-// What can be had without swapping: free memory and page cache, or a container's limit.
+// What can be had without swapping: free memory and page cache, here and in the container.
 static uint64_t memory_available(void)
 {
-    uint64_t limit = number_in("/sys/fs/cgroup/memory.max"), used;
-    if (limit != UINT64_MAX) {
-        used = number_in("/sys/fs/cgroup/memory.current");
-        limit = used < limit ? limit - used : 0;
-    }
-    unsigned long long kib;
-    char line[128];
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f != NULL && fgets(line, sizeof line, f) != NULL) {
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1 && kib * 1024 < limit) {
-            limit = kib * 1024;
-        }
-    }
-    if (f != NULL) fclose(f);
-    return limit;
+    uint64_t most = number_in("/proc/meminfo", "MemAvailable:", UINT64_MAX / 1024) * 1024;
+    uint64_t limit = number_in("/sys/fs/cgroup/memory.max", "", UINT64_MAX);
+    uint64_t used = number_in("/sys/fs/cgroup/memory.stat", "anon ", 0);
+    limit = used < limit ? limit - used : 0;
+    return limit < most ? limit : most;
 }
 
 enum status cpu_open(struct device **device, const struct device_options *options, struct error *e)

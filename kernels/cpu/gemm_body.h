@@ -9,7 +9,11 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/vec.h"
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define UNROLL // a sanitizer's checks, unrolled, take minutes to compile
+#else
 #define UNROLL _Pragma("GCC unroll 16")
+#endif
 #define INLINE __attribute__((always_inline)) static inline
 
 #ifdef GEMM_PAIRS
@@ -82,46 +86,33 @@ INLINE vec multiply_add(vec w, vec x, vec sum)
     return _mm512_dpbf16_ps(sum, (__m512bh) w, (__m512bh) x);
 }
 
-// The units of a vector of dwords, in order of k.
-INLINE void widen(enum dtype dtype, vec_bits v, vec units[4])
+// Unit `u` of a vector of dwords.
+INLINE vec unit(enum dtype dtype, vec_bits v, int u)
 {
-    if (dtype == DTYPE_BF16) {
-        units[0] = (vec) v;
-        return;
-    }
-    __m512i index = (__m512i) v;
-    vec_bits high = (vec_bits) _mm512_permutex2var_epi8(high_bytes.halves[0], index,
-                                                        high_bytes.halves[1]);
+    if (dtype == DTYPE_BF16) return (vec) v;
+    const vec_bits even = vec_all_bits(0x00ff00ff), signs = vec_all_bits(0x80808080);
+    __m512i index = (__m512i) v; // the tables' lookup ignores the sign
     vec_bits low = (vec_bits) _mm512_permutex2var_epi8(low_bytes.halves[0], index,
                                                        low_bytes.halves[1]);
-    const vec_bits even = vec_all_bits(0x00ff00ff), signs = vec_all_bits(0x80808080);
-    high = high | (v & signs);
-    units[0] = (vec) ((low & even) | (high << 8 & ~even));
-    units[1] = (vec) ((low >> 8 & even) | (high & ~even));
+    vec_bits high = (vec_bits) _mm512_permutex2var_epi8(high_bytes.halves[0], index,
+                                                        high_bytes.halves[1]);
+    high |= v & signs;
+    if (u == 0) return (vec) ((low & even) | (high << 8 & ~even));
+    return (vec) ((low >> 8 & even) | (high & ~even));
 }
 
 #else
 
 INLINE vec multiply_add(vec w, vec x, vec sum) { return vec_fma(w, x, sum); }
 
-INLINE void widen(enum dtype dtype, vec_bits v, vec units[4])
+// Unit `u` of a vector of dwords. FP8: exponent and mantissa go to where f32 has them, the sign stays
+// above: 2^-120 of the value, subnormals included. GEMM_F8_FACTOR makes up for it.
+INLINE vec unit(enum dtype dtype, vec_bits v, int u)
 {
-    if (dtype == DTYPE_F32) {
-        units[0] = (vec) v;
-    } else if (dtype == DTYPE_BF16) {
-        units[0] = (vec) (v << 16);
-        units[1] = (vec) (v & vec_all_bits(0xffff0000));
-    } else {
-        // Exponent and mantissa go to where f32 has them, the sign stays above: 2^-120 of the value,
-        // subnormals included. GEMM_F8_FACTOR makes up for it.
-        const vec_bits keep = vec_all_bits(0x87f00000);
-        vec_bits upper = (vec_bits) ((vec_shorts) v >> 4);
-        vec_bits lower = (vec_bits) ((vec_shorts) (v << 8) >> 4);
-        units[0] = (vec) (lower << 16 & keep);
-        units[1] = (vec) (lower & keep);
-        units[2] = (vec) (upper << 16 & keep);
-        units[3] = (vec) (upper & keep);
-    }
+    if (dtype == DTYPE_F32) return (vec) v;
+    if (dtype == DTYPE_BF16) return (vec) (u == 0 ? v << 16 : v & vec_all_bits(0xffff0000));
+    vec_bits half = (vec_bits) ((vec_shorts) (u < 2 ? v << 8 : v) >> 4);
+    return (vec) ((u % 2 == 0 ? half << 16 : half) & vec_all_bits(0x87f00000));
 }
 
 #endif
@@ -132,7 +123,7 @@ INLINE vec_bits load_group(const char *from)
 }
 
 // What sums of decoded products are multiplied with, for the vector of outputs from `lane` on.
-static inline vec block_scale(const struct gemm_panel *p, int index, int lane)
+__attribute__((noinline)) static vec block_scale(const struct gemm_panel *p, int index, int lane)
 {
     if (p->scales[0] == NULL) return vec_all(1.0f);
     float factor = STEP == 2 ? 1.0f : 0x1p120f / GEMM_F8_FACTOR;
@@ -144,13 +135,51 @@ static inline vec block_scale(const struct gemm_panel *p, int index, int lane)
     return vec_load(each);
 }
 
-INLINE void add_scaled(const struct gemm_panel *p, const struct block *b, int row, int lane, vec sum)
+// Adds sums, scaled, to the outputs of row `row` from `lane` on.
+INLINE void add_scaled(const struct gemm_panel *p, int row, int lane, int vecs, const vec *sums,
+                       const vec *scales)
 {
     float *out = p->out + (size_t) row * PANEL + lane;
-    vec_store(out, vec_fma(sum, block_scale(p, b->index, lane), vec_load(out)));
+    UNROLL for (int v = 0; v < vecs; v++) {
+        vec_store(out + v * VEC_WIDTH, vec_fma(sums[v], scales[v], vec_load(out + v * VEC_WIDTH)));
+    }
+}
+
+// Asks for the dwords of `vecs` vectors one block ahead: narrow columns of a block are no pattern
+// that the hardware sees.
+INLINE void ask_ahead(enum dtype dtype, const char *group, int vecs)
+{
+    int ahead = SCALE_BLOCK / (group_units(dtype) * STEP) * GROUP_BYTES, line = 64;
+    UNROLL for (int at = 0; at < vecs * VEC_WIDTH * 4; at += line) {
+        __builtin_prefetch(group + ahead + at, 0, 2);
+    }
 }
 
 // --- few rows
+
+// The group's products. With one or two rows vector by vector, which keeps the rows' units in
+// registers; with more all vectors of a unit, which reads each row's unit once.
+INLINE void stream_group(enum dtype dtype, const char *group, const float *const x[STREAM_ROWS],
+                         int at, int rows, int vecs, vec sums[STREAM_ROWS][STREAM_SUMS])
+{
+    int together = rows > 2 ? vecs : 1, units = group_units(dtype);
+    UNROLL for (int first = 0; first < vecs; first += together) {
+        vec_bits dwords[STREAM_SUMS];
+        UNROLL for (int v = 0; v < together; v++) {
+            dwords[v] = load_group(group + (size_t) (first + v) * VEC_WIDTH * 4);
+        }
+        UNROLL for (int u = 0; u < units; u++) {
+            vec w[STREAM_SUMS];
+            UNROLL for (int v = 0; v < together; v++) w[v] = unit(dtype, dwords[v], u);
+            UNROLL for (int r = 0; r < rows; r++) {
+                vec left = vec_all(x[r][at + u]);
+                UNROLL for (int v = 0; v < together; v++) {
+                    sums[r][first + v] = multiply_add(w[v], left, sums[r][first + v]);
+                }
+            }
+        }
+    }
+}
 
 INLINE void stream(const struct gemm_panel *p, const struct block *b, enum dtype dtype, int rows)
 {
@@ -164,21 +193,12 @@ INLINE void stream(const struct gemm_panel *p, const struct block *b, enum dtype
         }
         const char *group = b->groups + (size_t) lane * 4;
         for (int g = 0; g < b->n_groups; g++, group += GROUP_BYTES) {
-            UNROLL for (int v = 0; v < vecs; v++) {
-                vec w[4];
-                widen(dtype, load_group(group + (size_t) v * VEC_WIDTH * 4), w);
-                UNROLL for (int u = 0; u < units; u++) {
-                    UNROLL for (int r = 0; r < rows; r++) {
-                        sums[r][v] = multiply_add(w[u], vec_all(x[r][g * units + u]), sums[r][v]);
-                    }
-                }
-            }
+            ask_ahead(dtype, group, vecs);
+            stream_group(dtype, group, x, g * units, rows, vecs, sums);
         }
-        UNROLL for (int r = 0; r < rows; r++) {
-            UNROLL for (int v = 0; v < vecs; v++) {
-                add_scaled(p, b, r, lane + v * VEC_WIDTH, sums[r][v]);
-            }
-        }
+        vec scales[STREAM_SUMS];
+        for (int v = 0; v < vecs; v++) scales[v] = block_scale(p, b->index, lane + v * VEC_WIDTH);
+        UNROLL for (int r = 0; r < rows; r++) add_scaled(p, r, lane, vecs, sums[r], scales);
     }
 }
 
@@ -192,29 +212,33 @@ INLINE void stream_rows(const struct gemm_panel *p, const struct block *b, enum 
 
 // --- more rows
 
-// The tile is (PANEL / TILE_WIDTH, units, TILE_WIDTH).
-INLINE void widen_block(const struct gemm_panel *p, const struct block *b, enum dtype dtype)
+// Widens the outputs [lane, lane + TILE_WIDTH) into the tile (units, TILE_WIDTH), which stays in the
+// first cache while all rows use it.
+INLINE void widen_tile(const struct gemm_panel *p, const struct block *b, enum dtype dtype, int lane)
 {
     int units = group_units(dtype);
-    for (int v = 0; v < VECS; v++) {
-        const char *group = b->groups + (size_t) v * VEC_WIDTH * 4;
-        float *to = p->tile + (size_t) (v / TILE_VECS) * UNITS * TILE_WIDTH +
-                    (size_t) (v % TILE_VECS) * VEC_WIDTH;
-        for (int g = 0; g < b->n_groups; g++, group += GROUP_BYTES) {
-            vec w[4];
-            widen(dtype, load_group(group), w);
-            UNROLL for (int u = 0; u < units; u++, to += TILE_WIDTH) vec_store(to, w[u]);
+    const char *group = b->groups + (size_t) lane * 4;
+    float *to = p->tile;
+    for (int g = 0; g < b->n_groups; g++, group += GROUP_BYTES, to += units * TILE_WIDTH) {
+        ask_ahead(dtype, group, TILE_VECS);
+        UNROLL for (int v = 0; v < TILE_VECS; v++) {
+            vec_bits dwords = load_group(group + v * VEC_WIDTH * 4);
+            UNROLL for (int u = 0; u < units; u++) {
+                vec_store(to + u * TILE_WIDTH + v * VEC_WIDTH, unit(dtype, dwords, u));
+            }
         }
     }
 }
 
+// `n` rows in a loop for `rows` of them: the last stands in for the missing ones.
 INLINE void multiply(const struct gemm_panel *p, const struct block *b, int n_units, int first,
-                     int rows, int lane)
+                     int rows, int n, int lane)
 {
-    const float *x[TILE_ROWS], *w = p->tile + (size_t) lane * UNITS;
-    vec sums[TILE_ROWS][TILE_VECS];
+    const float *x[TILE_ROWS], *w = p->tile;
+    vec sums[TILE_ROWS][TILE_VECS], scales[TILE_VECS];
+    for (int v = 0; v < TILE_VECS; v++) scales[v] = block_scale(p, b->index, lane + v * VEC_WIDTH);
     UNROLL for (int r = 0; r < rows; r++) {
-        x[r] = block_row(p, b, first + r);
+        x[r] = block_row(p, b, first + (r < n ? r : n - 1));
         UNROLL for (int v = 0; v < TILE_VECS; v++) sums[r][v] = vec_zero();
     }
     for (int u = 0; u < n_units; u++, w += TILE_WIDTH) {
@@ -228,26 +252,21 @@ INLINE void multiply(const struct gemm_panel *p, const struct block *b, int n_un
         }
     }
     UNROLL for (int r = 0; r < rows; r++) {
-        UNROLL for (int v = 0; v < TILE_VECS; v++) {
-            add_scaled(p, b, first + r, lane + v * VEC_WIDTH, sums[r][v]);
-        }
+        if (r == n) return;
+        add_scaled(p, first + r, lane, TILE_VECS, sums[r], scales);
     }
 }
 
-static void multiply_rows(const struct gemm_panel *p, const struct block *b, int n_units)
+static void multiply_rows(const struct gemm_panel *p, const struct block *b, int n_units, int lane)
 {
-    for (int lane = 0; lane < PANEL; lane += TILE_WIDTH) {
-        int row = 0;
-        for (; row + TILE_ROWS <= p->n_rows; row += TILE_ROWS) {
-            multiply(p, b, n_units, row, TILE_ROWS, lane);
-        }
-        for (int left; (left = p->n_rows - row) > 0;) {
-            int n = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-            if (n == 4) multiply(p, b, n_units, row, 4, lane);
-            else if (n == 2) multiply(p, b, n_units, row, 2, lane);
-            else multiply(p, b, n_units, row, 1, lane);
-            row += n;
-        }
+    enum { HALF = TILE_ROWS > 8 ? 8 : TILE_ROWS };
+    for (int row = 0; row < p->n_rows; row += TILE_ROWS) {
+        int n = p->n_rows - row;
+        if (n >= TILE_ROWS) multiply(p, b, n_units, row, TILE_ROWS, TILE_ROWS, lane);
+        else if (n > HALF) multiply(p, b, n_units, row, TILE_ROWS, n, lane);
+        else if (n > 4) multiply(p, b, n_units, row, HALF, n, lane);
+        else if (n > 2) multiply(p, b, n_units, row, 4, n, lane);
+        else multiply(p, b, n_units, row, 2, n, lane);
     }
 }
 
@@ -268,8 +287,10 @@ INLINE void run_panel(const struct gemm_panel *p, enum dtype dtype)
         if (p->n_rows <= STREAM_ROWS) {
             stream_rows(p, &b, dtype);
         } else {
-            widen_block(p, &b, dtype);
-            multiply_rows(p, &b, b.n_groups * group_units(dtype));
+            for (int lane = 0; lane < PANEL; lane += TILE_WIDTH) {
+                widen_tile(p, &b, dtype, lane);
+                multiply_rows(p, &b, b.n_groups * group_units(dtype), lane);
+            }
         }
         b.groups += (size_t) b.n_groups * GROUP_BYTES;
         begin = end;

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-enum { GOLDEN_PROMPTS = 6 };
+enum { GOLDEN_PROMPTS = 8 };
 
 struct golden_prompt {
     int n_ids, n_rows, n_greedy; // n_rows: rows of `logits`, the last ones of the prompt

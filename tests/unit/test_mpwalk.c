@@ -242,33 +242,6 @@ static void pairs_are_bounded_and_twins_are_found_anywhere(void **state)
     }
 }
 
-static void utf8_is_the_table_of_the_standard(void **state)
-{
-    (void) state;
-    static const struct {
-        const char *text;
-        size_t valid;
-    } table[] = {
-        {"plain", 5},          {"\xc2\x80", 2},         {"\xdf\xbf", 2},
-        {"\xe0\xa0\x80", 3},   {"\xed\x9f\xbf", 3},     {"\xee\x80\x80", 3},
-        {"\xef\xbf\xbf", 3},   {"\xf0\x90\x80\x80", 4}, {"\xf4\x8f\xbf\xbf", 4},
-        {"\x80", 0},           {"\xbf", 0},             {"\xc0\x80", 0}, // overlong
-        {"\xc1\xbf", 0},       {"\xe0\x9f\xbf", 0},     {"\xf0\x8f\xbf\xbf", 0},
-        {"\xed\xa0\x80", 0},   {"\xed\xbf\xbf", 0}, // surrogates
-        {"\xf4\x90\x80\x80", 0}, {"\xf5\x80\x80\x80", 0}, {"\xff", 0},
-        {"ab\xc3", 2},         {"ab\xe2\x82", 2},       {"ab\xf0\x9f\x98", 2},
-        {"ab\xe2\x82 c", 2},   {"eight by\xffte", 8},   {"sixteen bytes, \xc3\xa9\x80", 17},
-    };
-    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
-        size_t n = strlen(table[i].text);
-        uint8_t *copy = bytes_copy(table[i].text, n);
-        assert_int_equal(utf8_valid_prefix(copy, n), table[i].valid);
-        free(copy);
-    }
-    assert_int_equal(utf8_valid_prefix("a\0b", 3), 3);
-    assert_int_equal(utf8_valid_prefix(NULL, 0), 0);
-}
-
 // What passes the walk is msgpack to msgpack-c as well, and the cursor reads all of it.
 static void check_walked(const uint8_t *data, size_t n)
 {
@@ -321,7 +294,6 @@ int main(void)
         cmocka_unit_test_setup_teardown(nesting_is_bounded, setup, teardown),
         cmocka_unit_test_setup_teardown(pairs_are_bounded_and_twins_are_found_anywhere, setup,
                                         teardown),
-        cmocka_unit_test_setup_teardown(utf8_is_the_table_of_the_standard, setup, teardown),
         cmocka_unit_test_setup_teardown(damaged_bytes_never_pass_the_end, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -176,6 +176,111 @@ static void test_kv_and_sampler_have_the_room_they_need(void **state)
     }
 }
 
+// --- the ledger against what the ranks carve
+
+static struct device *open_device(bool f32, int n_threads)
+{
+    struct device_options options = {.precision = f32 ? PRECISION_F32 : PRECISION_BF16,
+                                     .n_threads = n_threads, .memory_bytes = 1 * GIB};
+    struct device *device;
+    struct error e = {0};
+    if (backend_cpu()->open(&device, &options, &e) != OK) fail_msg("%s", e.text);
+    return device;
+}
+
+static struct placement placement_of(const struct plan *p, int stage, int rank)
+{
+    return (struct placement){p->first[stage], p->first[stage] + p->layers[stage], stage == 0,
+                              stage == p->pp - 1, rank, p->tp};
+}
+
+static uint64_t carve_forward(const struct plan *p, const struct weights *w, bool f32,
+                              struct device *device)
+{
+    struct carve carve = {0};
+    struct forward forward;
+    struct step_limits limits = {.max_rows = p->max_rows, .slots = p->slots,
+                                 .max_blocks = p->max_blocks, .n_blocks = p->kv_blocks,
+                                 .max_out = p->max_out, .vocab_size = w->config->vocab_size};
+    assert_int_equal(forward_layout(&forward, w, backend_cpu(), device, NULL,
+                                    f32 ? PRECISION_F32 : PRECISION_BF16, &limits, &carve, NULL),
+                     OK);
+    return carve.used;
+}
+
+static uint64_t carve_rank(const struct model_config *c, const struct checkpoint *checkpoint,
+                           const struct plan *p, int stage, int rank, bool f32,
+                           struct device *device)
+{
+    struct carve carve = {0};
+    struct weights weights = {0};
+    struct placement place = placement_of(p, stage, rank);
+    assert_int_equal(weights_layout(&weights, c, &place, checkpoint, backend_cpu(), device, &carve,
+                                    NULL), OK);
+    uint64_t bytes = carve.used + carve_forward(p, &weights, f32, device);
+    weights_deinit(&weights);
+    return bytes;
+}
+
+static void test_every_rank_fits_in_its_ledger(void **state)
+{
+    (void) state;
+    static const char *const NAMES[] = {"tiny-fp8", "tiny-bf16"};
+    for (int k = 0; k < 16; k++) {
+        struct model_config c = load(NAMES[k % 2]);
+        struct checkpoint *checkpoint;
+        char path[256];
+        snprintf(path, sizeof path, FIXTURES "/%s", NAMES[k % 2]);
+        assert_int_equal(checkpoint_open(&checkpoint, path, NULL), OK);
+        bool f32 = k / 2 % 2 == 0;
+        struct device *device = open_device(f32, k / 4 % 2 == 0 ? 1 : 16);
+        for (int n = 0; n < 9; n++) {
+            struct plan_request r = request(&c, n % 3 + 1, 1 << n / 3, 1 * GIB);
+            r.f32 = f32;
+            if (k >= 8) {
+                r.max_rows = 16;
+                r.slots = 3;
+            }
+            struct plan p = make(&r);
+            assert_true(p.fits);
+            for (int stage = 0; stage < p.pp; stage++) {
+                for (int rank = 0; rank < p.tp; rank++) {
+                    uint64_t bytes = carve_rank(&c, checkpoint, &p, stage, rank, f32, device);
+                    if (bytes <= p.stages[stage].total) continue;
+                    fail_msg("%d: tp %d pp %d stage %d rank %d: %llu of %llu bytes", k, p.tp, p.pp,
+                             stage, rank, (unsigned long long) bytes,
+                             (unsigned long long) p.stages[stage].total);
+                }
+            }
+        }
+        backend_cpu()->close(&device);
+        checkpoint_close(&checkpoint);
+    }
+}
+
+// DeepSeek-V3 has no checkpoint here: its buffers alone.
+static void test_buffers_of_deepseek_v3_fit(void **state)
+{
+    (void) state;
+    struct model_config c = load("deepseek-v3");
+    struct plan_request r = request(&c, 4, 8, 24564ull * MIB);
+    struct plan p = make(&r);
+    struct device *device = open_device(false, 16);
+    for (int stage = 0; stage < p.pp; stage++) {
+        static struct layer layers[MODEL_LAYERS_MAX];
+        struct weights w = {.config = &c, .place = placement_of(&p, stage, 0),
+                            .n_heads = c.n_heads / p.tp, .layers = layers,
+                            .vocab = layout_part(c.vocab_size, 0, p.tp)};
+        for (int i = 0; i < p.layers[stage]; i++) {
+            bool dense = p.first[stage] + i < c.n_dense_layers;
+            layers[i].gate.n = (dense ? c.intermediate_size : c.moe_intermediate_size) / p.tp;
+        }
+        assert_true(carve_forward(&p, &w, false, device) <=
+                    p.stages[stage].total - p.stages[stage].weights);
+    }
+    backend_cpu()->close(&device);
+}
+
 // --- the search against trying everything
 
 struct best {
@@ -296,7 +401,7 @@ static void test_less_and_less_memory(void **state)
     (void) state;
     struct model_config c = load("tiny-fp8");
     int n_lowered = 0, n_short = 0, n_refused = 0, context = 4096, slots = 32;
-    for (uint64_t mib = 80; mib > 0; mib--) {
+    for (uint64_t mib = 200; mib > 0; mib--) {
         struct plan_request r = request(&c, 2, 1, mib * MIB);
         struct plan p = make(&r);
         if (!p.fits) {
@@ -394,6 +499,8 @@ int main(void)
         cmocka_unit_test(test_weights_of_deepseek_v3),
         cmocka_unit_test(test_weights_are_those_of_the_largest_rank),
         cmocka_unit_test(test_kv_and_sampler_have_the_room_they_need),
+        cmocka_unit_test(test_every_rank_fits_in_its_ledger),
+        cmocka_unit_test(test_buffers_of_deepseek_v3_fit),
         cmocka_unit_test(test_no_other_layers_are_better),
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_less_and_less_memory),

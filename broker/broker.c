@@ -1,0 +1,418 @@
+#include "broker/broker.h"
+
+#include "broker/claims.h"
+#include "broker/ingest.h"
+#include "broker/jobs.h"
+#include "broker/loop.h"
+#include "broker/queue.h"
+#include "common/clock.h"
+#include "common/log.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+enum {
+    TICK_MS = 50,
+    INGEST_MS = 100,
+    PROMOTE_MS = 250,
+    REAP_MS = 1000,
+    TENANTS_MS = 5000,
+    STOP_MS = 2000, // open calls get so long after a signal
+    LIMIT = 100,    // jobs of one promote or reap
+};
+
+struct broker {
+    struct broker_options options;
+    struct model model;
+    void *zmq, *socket;
+    zloop_t *loop;
+    int signals; // signalfd
+    struct queue *queue;
+    struct ingest *ingest;
+    struct claims *claims;
+    struct jobs *jobs;
+    struct groups *groups;
+    struct plan plan;
+    bool listening, led;
+    char endpoint[ENDPOINT_MAX + 1];
+    int64_t ingest_ms, promote_ms, reap_ms, tenants_ms;
+    bool asking_tenants, promoting, reaping;
+    int64_t stop_ms; // 0: not asked to
+    struct error why; // of the end
+};
+
+// --- the loopback
+
+static bool begins(const char *text, const char *with)
+{
+    return strncmp(text, with, strlen(with)) == 0;
+}
+
+enum status broker_check_listen(const char *endpoint, struct error *e)
+{
+    if (begins(endpoint, "ipc://")) return OK;
+    if (!begins(endpoint, "tcp://") || strchr(endpoint + 6, ':') == NULL) {
+        return error_set(e, ERR_INPUT, "bad_usage", "--listen wants tcp://ADDRESS:PORT, not \"%s\"",
+                         endpoint);
+    }
+    const char *host = endpoint + 6;
+    if (begins(host, "127.") || begins(host, "localhost:") || begins(host, "[::1]:")) return OK;
+    return error_set(e, ERR_UNSUPPORTED, "not_loopback",
+                     "%s is not on loopback: groups on other machines need an encrypted "
+                     "connection, which this version does not have yet. Listen on 127.0.0.1",
+                     endpoint);
+}
+
+static enum status listen_on(struct broker *b, struct error *e)
+{
+    char text[ENDPOINT_MAX + 1];
+    size_t n = sizeof b->endpoint;
+    snprintf(text, sizeof text, "%s", b->options.listen);
+    size_t length = strlen(text);
+    if (begins(text, "tcp://") && length > 2 && strcmp(text + length - 2, ":0") == 0) {
+        text[length - 1] = '*'; // as libzmq writes any port
+    }
+    if (zmq_bind(b->socket, text) != 0) {
+        if (errno == EADDRINUSE) {
+            return error_set(e, ERR_IO, "port_taken",
+                             "%s is taken: does another broker run? Choose another port with "
+                             "--listen", text);
+        }
+        return error_set(e, ERR_IO, "cannot_listen", "cannot listen on %s: %s", text,
+                         zmq_strerror(errno));
+    }
+    b->listening = true;
+    zmq_getsockopt(b->socket, ZMQ_LAST_ENDPOINT, b->endpoint, &n);
+    log_line(LOG_INFO, "listening", log_str("endpoint", b->endpoint));
+    return OK;
+}
+
+// --- Redis' side
+
+static void on_tenants(void *arg, const struct queue_reply *r)
+{
+    struct broker *b = arg;
+    static struct tenants tenants; // too large for the stack
+    b->asking_tenants = false;
+    if (r->error.status != OK) return;
+    memset(&tenants, 0, sizeof tenants);
+    if (r->n > TENANTS_MAX) {
+        log_line(LOG_ERROR, "too_many_tenants", log_int("tenants", r->n),
+                 log_int("served", TENANTS_MAX));
+    }
+    for (size_t i = 0; i < r->n && tenants.n < TENANTS_MAX; i++) {
+        snprintf(tenants.names[tenants.n++], sizeof *tenants.names, "%s", r->tenants[i]);
+    }
+    ingest_set_tenants(b->ingest, &tenants);
+    claims_set_tenants(b->claims, &tenants);
+}
+
+static void ask_tenants(struct broker *b)
+{
+    if (b->asking_tenants) return;
+    b->tenants_ms = clock_ms();
+    b->asking_tenants = queue_tenants(b->queue, on_tenants, b) == OK;
+}
+
+static void on_ready(void *arg, uint64_t term)
+{
+    struct broker *b = arg;
+    int64_t now_ms = clock_ms();
+    log_line(LOG_INFO, b->led ? "redis_back" : "ready", log_str("endpoint", b->endpoint),
+             log_str("queue", b->options.queue), log_str("model", b->model.name),
+             log_int("term", term));
+    if (!b->led) groups_start(b->groups, term, now_ms);
+    b->led = true;
+    if (b->stop_ms != 0) return;
+    ask_tenants(b);
+    jobs_ready(b->jobs, now_ms);
+    ingest_ready(b->ingest);
+    claims_ready(b->claims);
+}
+
+static void on_down(void *arg, const struct error *why)
+{
+    struct broker *b = arg;
+    log_line(LOG_WARN, "redis_down", log_str("code", why->code), log_str("error", why->text));
+    ingest_down(b->ingest);
+}
+
+static void on_refused(void *arg, const struct error *why)
+{
+    struct broker *b = arg;
+    b->why = *why;
+}
+
+static void on_inbox(void *arg, const char *tenant)
+{
+    struct broker *b = arg;
+    if (b->stop_ms == 0) ingest_pushed(b->ingest, tenant);
+}
+
+static void on_verdicts(struct broker *b, const struct queue_reply *r, const char *event)
+{
+    bool ready = false;
+    for (size_t i = 0; i < r->n; i++) {
+        const struct queue_verdict *v = &r->verdicts[i];
+        log_line(LOG_INFO, event, log_str("tenant", v->tenant), log_str("id", v->id),
+                 log_int("attempt", v->attempt), log_str("word", queue_word_name(v->word)));
+        ready = ready || v->word == QUEUE_READY;
+    }
+    if (ready) claims_wake(b->claims);
+}
+
+static void on_promoted(void *arg, const struct queue_reply *r)
+{
+    struct broker *b = arg;
+    b->promoting = false;
+    on_verdicts(b, r, "due");
+    for (size_t i = 0; i < r->n; i++) {
+        if (r->verdicts[i].word == QUEUE_CANCEL) jobs_cancel(b->jobs, r->verdicts[i].attempt);
+    }
+}
+
+static void on_reaped(void *arg, const struct queue_reply *r)
+{
+    struct broker *b = arg;
+    b->reaping = false;
+    on_verdicts(b, r, "lease_ended");
+    for (size_t i = 0; i < r->n; i++) jobs_forget(b->jobs, r->verdicts[i].attempt);
+}
+
+// --- the groups' side
+
+static bool on_send(void *arg, const struct peer *to, const struct wire_message *m)
+{
+    struct broker *b = arg;
+    return groups_send(b->groups, to, m);
+}
+
+static void on_freed(void *arg)
+{
+    struct broker *b = arg;
+    if (b->stop_ms == 0) claims_wake(b->claims);
+}
+
+static void on_admitted(void *arg) { on_freed(arg); }
+
+static void on_cancel(void *arg, const char *tenant, const char *id, uint64_t attempt)
+{
+    struct broker *b = arg;
+    (void) tenant, (void) id;
+    jobs_cancel(b->jobs, attempt);
+}
+
+static void on_planned(void *arg, const struct plan *plan)
+{
+    struct broker *b = arg;
+    int blocks = plan->max_blocks < plan->kv_blocks ? plan->max_blocks : plan->kv_blocks;
+    b->plan = *plan;
+    ingest_set_max_context(b->ingest, plan->max_context);
+    claims_set_limits(b->claims, plan->max_context, (uint64_t) blocks);
+}
+
+static void on_up(void *arg, const struct group *head, uint64_t pipeline, uint64_t epoch,
+                  bool adopted)
+{
+    struct broker *b = arg;
+    jobs_up(b->jobs, &head->peer, pipeline, epoch, b->plan.slots, b->plan.kv_blocks, adopted);
+    claims_set_owner(b->claims, head->name);
+}
+
+static void on_pipeline_down(void *arg)
+{
+    struct broker *b = arg;
+    claims_set_owner(b->claims, NULL);
+    jobs_down(b->jobs);
+}
+
+static void on_head_hello(void *arg, const struct peer *head, const struct wire_hello *h)
+{
+    struct broker *b = arg;
+    jobs_hello(b->jobs, head, h);
+}
+
+static void on_message(void *arg, const struct peer *from, const struct wire_message *m)
+{
+    struct broker *b = arg;
+    if (jobs_message(b->jobs, from, m)) return;
+    log_line(LOG_DEBUG, "unexpected_command", log_str("command", wire_command_name(m->command)));
+}
+
+static int on_socket(zloop_t *loop, zmq_pollitem_t *item, void *arg)
+{
+    struct broker *b = arg;
+    (void) loop, (void) item;
+    if (b->led) groups_receive(b->groups, clock_ms());
+    return 0;
+}
+
+// --- time
+
+static bool is_due(int64_t *last_ms, int64_t every_ms, int64_t now_ms)
+{
+    if (now_ms - *last_ms < every_ms) return false;
+    *last_ms = now_ms;
+    return true;
+}
+
+static void tend_queue(struct broker *b, int64_t now_ms)
+{
+    if (!queue_ready(b->queue)) return;
+    if (is_due(&b->tenants_ms, TENANTS_MS, now_ms)) ask_tenants(b);
+    if (is_due(&b->ingest_ms, INGEST_MS, now_ms)) ingest_tick(b->ingest, now_ms);
+    if (!b->promoting && is_due(&b->promote_ms, PROMOTE_MS, now_ms)) {
+        b->promoting = queue_promote(b->queue, LIMIT, on_promoted, b) == OK;
+    }
+    // Leases that an earlier broker kept are renewed first, once the groups said what they run.
+    if (!b->reaping && !groups_adopting(b->groups, now_ms) &&
+        is_due(&b->reap_ms, REAP_MS, now_ms)) {
+        b->reaping = queue_reap(b->queue, LIMIT, on_reaped, b) == OK;
+    }
+}
+
+static int on_tick(zloop_t *loop, int timer, void *arg)
+{
+    struct broker *b = arg;
+    int64_t now_ms = clock_ms();
+    (void) loop, (void) timer;
+    if (b->why.status != OK) return -1;
+    if (b->stop_ms != 0) {
+        bool settled = claims_idle(b->claims) && queue_open_calls(b->queue) == 0;
+        return settled || now_ms - b->stop_ms > STOP_MS ? -1 : 0;
+    }
+    groups_tick(b->groups, now_ms);
+    if (groups_draining(b->groups)) {
+        claims_set_owner(b->claims, NULL);
+        if (jobs_n_active(b->jobs) == 0 && jobs_n_owed(b->jobs) == 0 && claims_idle(b->claims)) {
+            groups_drained(b->groups);
+        }
+    }
+    jobs_tick(b->jobs, now_ms);
+    tend_queue(b, now_ms);
+    claims_tick(b->claims, now_ms);
+    return 0;
+}
+
+static int on_signal(zloop_t *loop, zmq_pollitem_t *item, void *arg)
+{
+    struct broker *b = arg;
+    struct signalfd_siginfo info;
+    (void) loop;
+    if (read(item->fd, &info, sizeof info) != sizeof info) return 0;
+    if (b->stop_ms != 0) return -1; // asked twice
+    log_line(LOG_INFO, "stopping", log_int("signal", info.ssi_signo),
+             log_int("running", jobs_n_active(b->jobs)));
+    b->stop_ms = clock_ms();
+    claims_set_owner(b->claims, NULL);
+    ingest_down(b->ingest);
+    jobs_release(b->jobs);
+    return 0;
+}
+
+// --- life
+
+static enum status open_sockets(struct broker *b, struct error *e)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    signal(SIGPIPE, SIG_IGN);
+    pthread_sigmask(SIG_BLOCK, &set, NULL); // before any thread, so that all of them have it
+    zsys_handler_set(NULL);
+    b->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    b->zmq = zmq_ctx_new();
+    b->socket = b->zmq != NULL ? zmq_socket(b->zmq, ZMQ_ROUTER) : NULL;
+    b->loop = zloop_new();
+    if (b->signals >= 0 && b->socket != NULL && b->loop != NULL) return OK;
+    return error_set(e, ERR_IO, NULL, "no sockets: %s", strerror(errno));
+}
+
+static enum status create_queue(struct broker *b, struct error *e)
+{
+    const struct queue_options o = {.url = b->options.redis,
+                                    .name = b->options.queue,
+                                    .accept_loss = b->options.accept_loss};
+    const struct queue_events events = {b, on_ready, on_down, on_refused, on_inbox};
+    return queue_create(&b->queue, b->loop, &o, &events, e);
+}
+
+static enum status create_parts(struct broker *b, struct error *e)
+{
+    const struct broker_options *o = &b->options;
+    struct prompt_limits limits = {.max_context = b->model.config.max_position_embeddings,
+                                   .default_max_tokens = o->default_max_tokens};
+    try(create_queue(b, e));
+    struct jobs_options jobs = {b->queue, b, on_send, on_freed};
+    try(jobs_create(&b->jobs, &jobs, e));
+    struct claims_options claims = {b->loop, b->queue, b->jobs, &b->model, limits, o->pool_threads};
+    try(claims_create(&b->claims, &claims, e));
+    struct ingest_options ingest = {b->loop, b->queue, &b->model, limits, o->pool_threads,
+                                    b,       on_admitted, on_cancel};
+    try(ingest_create(&b->ingest, &ingest, e));
+    struct groups_options groups = {.model = &b->model,
+                                    .socket = b->socket,
+                                    .precision = o->precision,
+                                    .pp = o->pp,
+                                    .slots = o->slots,
+                                    .max_context = o->max_context,
+                                    .max_rows = o->max_rows,
+                                    .chunk = o->chunk,
+                                    .kv_blocks = o->kv_blocks,
+                                    .arg = b,
+                                    .planned = on_planned,
+                                    .up = on_up,
+                                    .down = on_pipeline_down,
+                                    .head_hello = on_head_hello,
+                                    .message = on_message};
+    memcpy(groups.layers, o->layers, sizeof groups.layers);
+    return groups_create(&b->groups, &groups, e);
+}
+
+static enum status run_loop(struct broker *b, struct error *e)
+{
+    zmq_pollitem_t socket = {.socket = b->socket, .events = ZMQ_POLLIN};
+    zmq_pollitem_t signals = {.fd = b->signals, .events = ZMQ_POLLIN};
+    zloop_set_nonstop(b->loop, true); // signals are ours
+    check(zloop_poller(b->loop, &socket, on_socket, b) == 0);
+    check(zloop_poller(b->loop, &signals, on_signal, b) == 0);
+    check(zloop_timer(b->loop, TICK_MS, 0, on_tick, b) > 0);
+    zloop_start(b->loop);
+    if (b->why.status == OK) return OK;
+    *e = b->why;
+    return e->status;
+}
+
+static void close_all(struct broker *b)
+{
+    queue_destroy(&b->queue); // its open calls end in those who made them
+    ingest_destroy(&b->ingest);
+    claims_destroy(&b->claims);
+    jobs_destroy(&b->jobs);
+    groups_destroy(&b->groups);
+    if (b->loop != NULL) zloop_destroy(&b->loop);
+    if (b->socket != NULL) zmq_close(b->socket);
+    if (b->zmq != NULL) zmq_ctx_term(b->zmq);
+    if (b->signals >= 0) close(b->signals);
+    model_deinit(&b->model);
+}
+
+enum status broker_run(const struct broker_options *o, struct error *e)
+{
+    static struct broker broker;
+    struct broker *b = &broker;
+    *b = (struct broker){.options = *o, .signals = -1};
+    try(broker_check_listen(o->listen, e));
+    enum status status = open_sockets(b, e);
+    if (status == OK) status = model_load(&b->model, o->model, e);
+    if (status == OK) status = create_parts(b, e);
+    if (status == OK) status = listen_on(b, e);
+    if (status == OK) status = run_loop(b, e);
+    close_all(b);
+    return status;
+}

@@ -1,0 +1,33 @@
+// The broker: one loop that wires Redis (queue, ingest, claims), the running attempts (jobs) and
+// the groups together, and keeps time. Main thread.
+#ifndef PENSTOCK_BROKER_BROKER_H
+#define PENSTOCK_BROKER_BROKER_H
+
+#include "broker/groups.h"
+#include "common/status.h"
+
+#include <stdbool.h>
+
+struct broker_options {
+    const char *redis;  // URL
+    const char *queue;
+    const char *listen; // tcp://127.0.0.1:PORT (PORT 0: any free one), ipc://PATH
+    const char *model;  // DIR or NAME=DIR
+    enum groups_precision precision;
+    int pp;
+    int layers[PP_MAX]; // layers[0] == 0: chosen
+    int slots, max_context, max_rows, chunk, kv_blocks; // 0: chosen
+    int default_max_tokens;
+    int pool_threads;   // of each of the two pools
+    bool accept_loss;
+};
+
+// ERR_UNSUPPORTED not_loopback: encryption beyond loopback comes later. ERR_INPUT bad_usage.
+enum status broker_check_listen(const char *endpoint, struct error *e);
+
+// Runs until SIGTERM or SIGINT (OK), or until nothing but a person helps: port_taken, a model that
+// cannot be read, a Redis that is refused. Groups go on with what they run; the jobs stay theirs
+// under their leases, and the next broker takes both over.
+enum status broker_run(const struct broker_options *o, struct error *e);
+
+#endif

@@ -1,0 +1,415 @@
+#include "broker/claims.h"
+
+#include "broker/loop.h"
+#include "broker/pool.h"
+#include "common/clock.h"
+#include "common/log.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    ROUND_MOST = 256,   // jobs claimed at once
+    WINDOW_MOST = 1024, // headers looked at in a round
+    ITEMS_MAX = 1024,   // jobs whose bytes are being read
+    LOOK_MS = 1000,     // a look without a sign of anything there
+    OWNER_BYTES_MAX = GROUP_NAME_MAX,
+    REFUSAL_BYTES_MAX = 8192,
+};
+#define READ_BYTES_MAX (32 * MIB) // of messages and checkpoints being read
+
+enum state {
+    IDLE,
+    LOOKING,  // windows are open
+    CLAIMING, // the claim is
+    UNSURE,   // its reply was lost: it is said again, with the same number
+};
+
+struct ready {
+    char id[JOB_ID_MAX + 1];
+    uint64_t seq, need_blocks;
+    int tenant, class;
+    bool poison;
+    bool unfit; // can never run here
+};
+
+// A claimed job whose bytes the pool reads.
+struct item {
+    struct claims *claims;
+    struct job_key key;
+    struct prompt_limits limits;
+    struct prompt prompt;
+    struct error error;
+    uint32_t starts;
+    int64_t admitted_ms;
+    size_t n_message, n_resume;
+    uint8_t bytes[]; // the checkpoint (ids, aligned), then the message
+};
+
+struct claims {
+    struct claims_options options;
+    struct pool *pool;
+    struct tokenizer_scratch **scratch; // (n_threads) NULL without tokenizer
+    struct tenants tenants;
+    uint64_t max_blocks;                // of one job; 0: no limit known
+    char owner[OWNER_BYTES_MAX + 1];    // empty: nothing is claimed
+    enum state state;
+    bool wanted;                        // look again
+    int64_t looked_ms;
+    int n_windows;                      // open
+    int asked[JOB_CLASSES * TENANTS_MAX]; // class * TENANTS_MAX + tenant of each window, in order
+    int n_asked, n_told;
+    struct tenants round_tenants;       // as they were when the round began
+    struct ready ready[WINDOW_MOST];
+    int n_ready;
+    bool failed;                        // a window of this round did
+    // The claim:
+    struct ready chosen[ROUND_MOST];
+    int n_chosen;
+    uint64_t claim, epoch;              // its number; whose credit it took
+    int n_items;
+    size_t n_bytes;
+};
+
+static void step(struct claims *c);
+
+// --- reading what was claimed
+
+static void read_item(void *arg, void *work, int thread)
+{
+    struct claims *c = arg;
+    struct item *item = work;
+    struct tokenizer_scratch *scratch = c->scratch != NULL ? c->scratch[thread] : NULL;
+    prompt_read(&item->prompt, c->options.model, &item->limits, item->key.tenant,
+                item->bytes + item->n_resume, item->n_message, scratch, &item->error);
+}
+
+static void drop_item(void *work)
+{
+    struct item *item = work;
+    prompt_deinit(&item->prompt);
+    free(item);
+}
+
+static void refuse(struct claims *c, const struct item *item)
+{
+    struct buffer result;
+    struct error e;
+    buffer_init(&result, REFUSAL_BYTES_MAX);
+    if (prompt_refusal(item->key.id, item->prompt.job.custom_id, (int) item->starts, &item->error,
+                       &result, &e) != OK) {
+        buffer_clear(&result);
+    }
+    bool retryable = item->error.status == ERR_NOMEM;
+    jobs_refuse(c->options.jobs, item->key.attempt, &item->error, retryable, result.data, result.n);
+    buffer_deinit(&result);
+}
+
+static void start(struct claims *c, const struct item *item)
+{
+    const struct prompt *p = &item->prompt;
+    const struct job_body *body = &p->body;
+    int64_t queued_ms = clock_wall_ms() - item->admitted_ms;
+    struct wire_job job = {
+        .key = item->key,
+        .max_tokens = p->max_tokens,
+        .sampling = body->sampling,
+        .n_stop_ids = body->n_stop_ids,
+        .ignore_eos = body->ignore_eos,
+        .attempts = (int) item->starts,
+        .queued_ms = queued_ms > 0 ? (uint64_t) queued_ms : 0,
+        .ids = {p->ids.ids, (size_t) p->ids.n * sizeof *p->ids.ids},
+        .resume = {item->bytes, item->n_resume},
+        .n_stops = body->n_stops,
+    };
+    snprintf(job.custom_id, sizeof job.custom_id, "%s", p->job.custom_id);
+    memcpy(job.stop_ids, body->stop_ids, sizeof job.stop_ids);
+    for (int i = 0; i < body->n_stops; i++) {
+        job.stops[i] = (struct wire_bytes){body->stops[i], body->stop_bytes[i]};
+    }
+    // More than it may have: of another job's life, or damaged. It begins anew.
+    if (wire_ids_count(job.resume) > job.max_tokens) job.resume.n = 0;
+    jobs_start(c->options.jobs, &job, p->need_blocks);
+}
+
+static int on_read(zloop_t *loop, zmq_pollitem_t *poll, void *arg)
+{
+    struct claims *c = arg;
+    (void) loop, (void) poll;
+    for (struct item *item; (item = pool_done(c->pool)) != NULL;) {
+        if (item->error.status != OK) refuse(c, item);
+        else start(c, item);
+        c->n_items--;
+        c->n_bytes -= item->n_message + item->n_resume;
+        drop_item(item);
+    }
+    step(c);
+    return 0;
+}
+
+static bool read_later(struct claims *c, const struct queue_job *j, const struct job_key *key)
+{
+    size_t n_resume = j->n_checkpoint / sizeof(int32_t) * sizeof(int32_t);
+    struct item *item = malloc(sizeof *item + n_resume + j->n_bytes);
+    if (item == NULL) return false;
+    *item = (struct item){.claims = c,
+                          .key = *key,
+                          .limits = c->options.limits,
+                          .starts = j->starts,
+                          .admitted_ms = j->admitted_ms,
+                          .n_message = j->n_bytes,
+                          .n_resume = n_resume};
+    item->limits.max_tokens = j->max_tokens <= CONTEXT_MAX ? (int) j->max_tokens : CONTEXT_MAX;
+    memcpy(item->bytes, j->checkpoint, n_resume);
+    memcpy(item->bytes + n_resume, j->bytes, j->n_bytes);
+    if (!pool_submit(c->pool, item)) {
+        free(item);
+        return false;
+    }
+    c->n_items++;
+    c->n_bytes += n_resume + j->n_bytes;
+    return true;
+}
+
+// --- claiming
+
+static void give_credit_back(struct claims *c, const struct ready *r)
+{
+    if (r->unfit || c->epoch != jobs_epoch(c->options.jobs)) return;
+    credit_give_back(jobs_credit(c->options.jobs), r->need_blocks);
+}
+
+static void take(struct claims *c, const struct ready *r, const struct queue_job *j)
+{
+    struct jobs *jobs = c->options.jobs;
+    struct job_key key = {.attempt = j->attempt};
+    snprintf(key.tenant, sizeof key.tenant, "%s", j->tenant);
+    snprintf(key.id, sizeof key.id, "%s", j->id);
+    bool current = c->epoch == jobs_epoch(jobs);
+    uint64_t epoch = r->unfit || !current ? 0 : c->epoch;
+    enum status status = jobs_add(jobs, &key, r->need_blocks, r->poison, epoch);
+    if (status != OK) { // its lease ends by itself
+        give_credit_back(c, r);
+        log_line(LOG_ERROR, "no_room", log_str("id", key.id), log_str("why", status_name(status)));
+        return;
+    }
+    bool runs = current || r->unfit;
+    if (!runs || !read_later(c, j, &key)) jobs_give_back(jobs, key.attempt);
+}
+
+static void on_claimed(void *arg, const struct queue_reply *r)
+{
+    struct claims *c = arg;
+    if (r->error.status == ERR_UNAVAILABLE || r->error.status == ERR_ABORTED) {
+        c->state = UNSURE;
+        return;
+    }
+    if (r->error.status != OK) {
+        log_line(LOG_ERROR, "claim_failed", log_str("code", r->error.code),
+                 log_str("error", r->error.text));
+    }
+    for (int i = 0; i < c->n_chosen; i++) {
+        const struct queue_job *j = r->error.status == OK ? &r->jobs[i] : NULL;
+        if (j != NULL && j->word == QUEUE_OK) take(c, &c->chosen[i], j);
+        else give_credit_back(c, &c->chosen[i]);
+    }
+    c->state = IDLE;
+    c->wanted = r->error.status == OK;
+    step(c);
+}
+
+static void call_claim(struct claims *c)
+{
+    struct queue_key keys[ROUND_MOST];
+    for (int i = 0; i < c->n_chosen; i++) {
+        keys[i] = (struct queue_key){c->round_tenants.names[c->chosen[i].tenant], c->chosen[i].id};
+    }
+    size_t room = c->n_bytes < (size_t) READ_BYTES_MAX ? (size_t) READ_BYTES_MAX - c->n_bytes : 1;
+    enum status status = queue_claim(c->options.queue, c->claim, c->owner, LEASE_MS, room, keys,
+                                     (size_t) c->n_chosen, on_claimed, c);
+    c->state = status == OK ? CLAIMING : UNSURE;
+}
+
+// --- looking and choosing
+
+static int by_class_and_age(const void *a, const void *b)
+{
+    const struct ready *x = a, *y = b;
+    if (x->class != y->class) return x->class - y->class;
+    return (x->seq > y->seq) - (x->seq < y->seq);
+}
+
+static void choose(struct claims *c)
+{
+    struct jobs *jobs = c->options.jobs;
+    struct credit *credit = jobs_credit(jobs);
+    struct ready_job view[WINDOW_MOST];
+    qsort(c->ready, (size_t) c->n_ready, sizeof *c->ready, by_class_and_age);
+    for (int i = 0; i < c->n_ready; i++) {
+        struct ready *r = &c->ready[i];
+        r->unfit = c->max_blocks > 0 && r->need_blocks > c->max_blocks;
+        view[i] = (struct ready_job){.need_blocks = r->unfit ? 0 : r->need_blocks,
+                                     .poison = r->poison && !r->unfit};
+    }
+    int n = 0, room = ITEMS_MAX - c->n_items < ROUND_MOST ? ITEMS_MAX - c->n_items : ROUND_MOST;
+    if (jobs_may_start(jobs) && c->owner[0] != '\0') {
+        n = dispatch_choose(credit, view, c->n_ready, jobs_n_active(jobs), jobs_alone(jobs));
+    }
+    if (n > room) n = room;
+    c->state = IDLE;
+    if (n == 0) return;
+    c->n_chosen = n;
+    c->claim++;
+    c->epoch = jobs_epoch(jobs);
+    for (int i = 0; i < n; i++) {
+        c->chosen[i] = c->ready[i];
+        if (!c->ready[i].unfit) credit_take(credit, c->ready[i].need_blocks);
+    }
+    call_claim(c);
+}
+
+static void add_header(struct claims *c, int asked, const struct queue_header *h)
+{
+    if (c->n_ready == WINDOW_MOST) return;
+    struct ready *r = &c->ready[c->n_ready++];
+    *r = (struct ready){.seq = h->seq,
+                        .need_blocks = h->need_blocks,
+                        .class = asked / TENANTS_MAX,
+                        .tenant = asked % TENANTS_MAX,
+                        .poison = h->poison};
+    snprintf(r->id, sizeof r->id, "%s", h->id);
+}
+
+static void on_window(void *arg, const struct queue_reply *r)
+{
+    struct claims *c = arg;
+    int asked = c->asked[c->n_told++]; // replies come in the order of the calls
+    c->n_windows--;
+    if (r->error.status != OK) c->failed = true;
+    for (size_t i = 0; i < r->n; i++) add_header(c, asked, &r->headers[i]);
+    if (c->n_windows > 0) return;
+    if (c->failed) c->state = IDLE;
+    else choose(c);
+}
+
+static void look(struct claims *c)
+{
+    uint64_t slots = credit_slots(jobs_credit(c->options.jobs));
+    size_t limit = slots < ROUND_MOST ? (size_t) slots : ROUND_MOST;
+    c->wanted = c->failed = false;
+    c->n_ready = c->n_asked = c->n_told = 0;
+    c->round_tenants = c->tenants;
+    for (int class = 0; class < JOB_CLASSES; class++) {
+        for (int t = 0; t < c->tenants.n; t++) {
+            enum status status = queue_window(c->options.queue, class, c->tenants.names[t], 0,
+                                              limit, on_window, c);
+            if (status != OK) {
+                c->failed = true;
+                continue;
+            }
+            c->asked[c->n_asked++] = class * TENANTS_MAX + t;
+        }
+    }
+    c->n_windows = c->n_asked;
+    c->state = c->n_windows > 0 ? LOOKING : IDLE;
+}
+
+static void step(struct claims *c)
+{
+    if (!queue_ready(c->options.queue)) return;
+    if (c->state == UNSURE) {
+        call_claim(c);
+        return;
+    }
+    bool room = c->n_bytes < (size_t) READ_BYTES_MAX / 2 && c->n_items < ITEMS_MAX;
+    if (c->state != IDLE || !c->wanted || !room || c->owner[0] == '\0') return;
+    if (!jobs_may_start(c->options.jobs) || jobs_alone(c->options.jobs)) return;
+    if (credit_slots(jobs_credit(c->options.jobs)) > 0) look(c);
+}
+
+void claims_wake(struct claims *c)
+{
+    c->wanted = true;
+    step(c);
+}
+
+void claims_ready(struct claims *c)
+{
+    c->wanted = true;
+    step(c);
+}
+
+void claims_tick(struct claims *c, int64_t now_ms)
+{
+    if (now_ms - c->looked_ms >= LOOK_MS) {
+        c->looked_ms = now_ms;
+        c->wanted = true;
+    }
+    step(c);
+}
+
+bool claims_idle(const struct claims *c)
+{
+    return c->state == IDLE || c->state == LOOKING;
+}
+
+void claims_set_limits(struct claims *c, int max_context, uint64_t max_blocks)
+{
+    c->options.limits.max_context = max_context;
+    c->max_blocks = max_blocks;
+}
+
+void claims_set_tenants(struct claims *c, const struct tenants *tenants) { c->tenants = *tenants; }
+
+void claims_set_owner(struct claims *c, const char *owner)
+{
+    snprintf(c->owner, sizeof c->owner, "%s", owner != NULL ? owner : "");
+    if (owner != NULL) claims_wake(c);
+}
+
+// --- life
+
+static enum status create_scratch(struct claims *c, struct error *e)
+{
+    if (c->options.model->tokenizer == NULL) return OK;
+    c->scratch = calloc((size_t) c->options.n_threads, sizeof *c->scratch);
+    if (c->scratch == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for the pool");
+    for (int i = 0; i < c->options.n_threads; i++) {
+        try(tokenizer_scratch_create(&c->scratch[i], c->options.model->tokenizer, e));
+    }
+    return OK;
+}
+
+enum status claims_create(struct claims **claims, const struct claims_options *o, struct error *e)
+{
+    struct claims *c = calloc(1, sizeof *c);
+    *claims = c;
+    if (c == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for claims");
+    c->options = *o;
+    enum status status = create_scratch(c, e);
+    if (status == OK) status = pool_create(&c->pool, o->n_threads, ITEMS_MAX, read_item, c, e);
+    if (status != OK) {
+        claims_destroy(claims);
+        return status;
+    }
+    zmq_pollitem_t poll = {.fd = pool_fd(c->pool), .events = ZMQ_POLLIN};
+    check(zloop_poller(o->loop, &poll, on_read, c) == 0);
+    return OK;
+}
+
+void claims_destroy(struct claims **claims)
+{
+    struct claims *c = *claims;
+    if (c == NULL) return;
+    *claims = NULL;
+    if (c->pool != NULL) {
+        zmq_pollitem_t poll = {.fd = pool_fd(c->pool)};
+        zloop_poller_end(c->options.loop, &poll);
+        pool_destroy(&c->pool, drop_item);
+    }
+    for (int i = 0; c->scratch != NULL && i < c->options.n_threads; i++) {
+        if (c->scratch[i] != NULL) tokenizer_scratch_destroy(&c->scratch[i]);
+    }
+    free(c->scratch);
+    free(c);
+}

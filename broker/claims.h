@@ -1,0 +1,40 @@
+// From ready jobs to a head: looks at a bounded window of headers, lets dispatch choose against the
+// credit, claims what it chose by name, has the bytes read again in the pool and hands the ids over
+// to `jobs`. One round at a time; the backlog stays in Redis. The loop's thread.
+#ifndef PENSTOCK_BROKER_CLAIMS_H
+#define PENSTOCK_BROKER_CLAIMS_H
+
+#include "broker/jobs.h"
+#include "broker/model.h"
+#include "broker/prompt.h"
+#include "broker/queue.h"
+#include "broker/tenants.h"
+
+struct claims;
+
+struct claims_options {
+    zloop_t *loop;
+    struct queue *queue; // borrowed, as what follows
+    struct jobs *jobs;
+    const struct model *model;
+    struct prompt_limits limits;
+    int n_threads; // of the pool
+};
+
+enum status claims_create(struct claims **claims, const struct claims_options *o, struct error *e);
+void claims_destroy(struct claims **claims); // after the queue, before the jobs
+
+// The pipeline's limits. A job that is too large for them is claimed to be refused with the
+// numbers.
+void claims_set_limits(struct claims *c, int max_context, uint64_t max_blocks);
+void claims_set_tenants(struct claims *c, const struct tenants *tenants);
+
+// Whose jobs they will be, for the records; NULL: nothing is claimed.
+void claims_set_owner(struct claims *c, const char *owner);
+
+void claims_wake(struct claims *c); // there may be work, or room for it
+void claims_ready(struct claims *c); // the queue's event
+void claims_tick(struct claims *c, int64_t now_ms);
+bool claims_idle(const struct claims *c); // nothing is claimed that jobs does not know
+
+#endif

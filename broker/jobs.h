@@ -1,0 +1,93 @@
+// The attempts that run: from the claim, over the head, to an outcome that Redis has. It keeps
+// their leases, checkpoints their tokens, stores results and tells the head what is safe
+// (COMMITTED), and keeps account of the pipeline's credit. The loop's thread. Knows no ready jobs
+// and no groups but the head.
+//
+// A result is not kept here: the head keeps it until COMMITTED and sends it again. So whatever
+// happens to Redis or to this process, an attempt is at the head, or its outcome is in Redis, or
+// its lease ends.
+#ifndef PENSTOCK_BROKER_JOBS_H
+#define PENSTOCK_BROKER_JOBS_H
+
+#include "broker/dispatch.h"
+#include "broker/fleet.h"
+#include "broker/queue.h"
+#include "common/job_key.h"
+#include "common/wire.h"
+
+#include <stdbool.h>
+
+enum { JOBS_MAX = 2 * SLOTS_MAX };
+
+struct jobs;
+
+struct jobs_options {
+    struct queue *queue; // borrowed
+    void *arg;
+    // False: the peer is away.
+    bool (*send)(void *arg, const struct peer *to, const struct wire_message *m);
+    // Credit came back, or a job became ready: dispatch may have work.
+    void (*freed)(void *arg);
+};
+
+enum status jobs_create(struct jobs **jobs, const struct jobs_options *o, struct error *e);
+void jobs_destroy(struct jobs **jobs); // after the queue
+
+// --- the pipeline
+
+// It serves; its head can hold so many slots and blocks. adopted: an earlier broker filled it, so
+// nothing is sent before jobs_hello told what runs and a CREDIT what is free.
+void jobs_up(struct jobs *j, const struct peer *head, uint64_t pipeline, uint64_t epoch, int slots,
+             int blocks, bool adopted);
+
+// The epoch has ended: what was at the head goes back to the queue.
+void jobs_down(struct jobs *j);
+
+// The head said HELLO: on a new connection what never arrived goes back, what runs there and is not
+// known here is taken over, and the leases are renewed.
+void jobs_hello(struct jobs *j, const struct peer *head, const struct wire_hello *h);
+
+// --- attempts
+
+// A claimed job; its lease is kept from now on. epoch: whose credit was taken for it; 0: none, it
+// is to be refused or given back. ERR_LIMIT, ERR_NOMEM.
+enum status jobs_add(struct jobs *j, const struct job_key *key, uint64_t need_blocks, bool poison,
+                     uint64_t epoch);
+
+// Sends it to the head; `job` holds everything but pipeline and epoch. resume: checkpointed ids. An
+// attempt that is not waiting for this any more is left alone.
+void jobs_start(struct jobs *j, const struct wire_job *job, uint64_t need_blocks);
+
+// It cannot run. result NULL: made by the library.
+void jobs_refuse(struct jobs *j, uint64_t attempt, const struct error *why, bool retryable,
+                 const uint8_t *result, size_t n_result);
+
+// Back to the queue before it ran.
+void jobs_give_back(struct jobs *j, uint64_t attempt);
+
+// The job was cancelled, or its deadline has passed: the head drops it, Redis ends it.
+void jobs_cancel(struct jobs *j, uint64_t attempt);
+
+// Another attempt owns the job by now.
+void jobs_forget(struct jobs *j, uint64_t attempt);
+
+// --- what the head says. True if m was for here.
+bool jobs_message(struct jobs *j, const struct peer *from, const struct wire_message *m);
+
+// --- the queue's events and time
+
+void jobs_ready(struct jobs *j, int64_t now_ms); // renews all leases; call it before the first reap
+void jobs_tick(struct jobs *j, int64_t now_ms);  // a few times a second
+
+// --- for dispatch
+
+struct credit *jobs_credit(struct jobs *j);
+uint64_t jobs_epoch(const struct jobs *j); // 0: no pipeline serves
+int jobs_n_active(const struct jobs *j);   // claimed, or at the head
+bool jobs_alone(const struct jobs *j);     // one of them must run alone
+bool jobs_may_start(struct jobs *j);       // not while an adopted head is asked what it holds
+int jobs_n_owed(const struct jobs *j);     // at the head, or with an outcome that is not COMMITTED
+// Gives back whatever has not been sent to the head yet: the broker stops.
+void jobs_release(struct jobs *j);
+
+#endif

@@ -1,0 +1,2 @@
+#define PROBE probe_avx512
+#include "kernels/cpu/probe_body.h"

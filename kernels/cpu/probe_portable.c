@@ -1,0 +1,2 @@
+#define PROBE probe_portable
+#include "kernels/cpu/probe_body.h"
