@@ -41,6 +41,7 @@ struct groups {
     bool f32;
     struct wire_assign template; // of ASSIGN
     struct fleet fleet;          // once there is a plan
+    uint64_t next_epoch;         // of the next plan's fleet
     int64_t now_ms, pinged_ms;
     uint64_t pings;
 };
@@ -202,7 +203,7 @@ static void start_fleet(struct groups *g, const char *hash)
     bool held = false;
     struct fleet_actions actions = {g, do_assign, do_link, do_unassign, do_up, do_down, do_random};
     struct fleet_options o = {.n_stages = g->plan.pp,
-                              .first_epoch = (g->peers.term << EPOCH_BITS) + 1,
+                              .first_epoch = g->next_epoch,
                               .dead_ms = DEAD_AFTER_MS,
                               .retry_ms = RETRY_MS};
     memcpy(o.layers, g->plan.layers, sizeof o.layers);
@@ -338,10 +339,36 @@ static bool is_head(const struct groups *g, const struct peer *peer)
     return head != NULL && head == fleet_find(&g->fleet, peer);
 }
 
+// Nothing runs, and there are too few groups for the plan.
+static bool plan_is_stuck(const struct groups *g)
+{
+    int n = 0;
+    for (int i = 0; i < FLEET_GROUPS_MAX; i++) n += g->fleet.groups[i].used;
+    return n < g->plan.pp && g->fleet.state == PIPELINE_WAITING && !g->fleet.adopting;
+}
+
+// Another plan may fit those that are there.
+static void forget_plan(struct groups *g)
+{
+    log_line(LOG_WARN, "plan_forgotten", log_str("reason", "a group has too little memory for it"));
+    g->planned = false;
+    g->plan_ms = 0;
+    g->next_epoch = g->fleet.epoch + 1;
+    memset(g->candidates, 0, sizeof g->candidates);
+    for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
+        if (g->fleet.groups[i].used) ask_for_hello(g, &g->fleet.groups[i].peer);
+    }
+}
+
 static void on_hello(struct groups *g, const struct peer *from, const struct wire_message *m)
 {
     struct error e;
-    if (check_hello(g, &m->hello, &e) != OK) {
+    enum status status = check_hello(g, &m->hello, &e);
+    if (status != OK && strcmp(e.code, "too_small") == 0 && plan_is_stuck(g)) {
+        forget_plan(g);
+        status = check_hello(g, &m->hello, &e);
+    }
+    if (status != OK) {
         log_line(LOG_WARN, "group_refused", log_str("group", m->hello.name),
                  log_str("code", e.code), log_str("error", e.text));
         answer(g, from, e.code, e.text);
@@ -436,6 +463,7 @@ void groups_start(struct groups *g, uint64_t term, int64_t now_ms)
     g->started = true;
     g->started_ms = now_ms;
     g->peers.term = term;
+    g->next_epoch = (term << EPOCH_BITS) + 1;
 }
 
 bool groups_draining(const struct groups *g)

@@ -3,8 +3,9 @@
 // whatever a head says about them is handed on.
 //
 // The plan is made once enough groups are there, from the least memory any of them has; groups that
-// come later must do with it. From the same options and groups it comes out the same, so that a new
-// broker adopts what an earlier one has set up.
+// come later must do with it, unless nothing runs for want of groups: then it is made anew. From
+// the same options and groups it comes out the same, so that a new broker adopts what an earlier
+// one has set up.
 #ifndef PENSTOCK_BROKER_GROUPS_H
 #define PENSTOCK_BROKER_GROUPS_H
 

@@ -300,6 +300,22 @@ static void groups_that_do_not_fit_are_told_so(void **state)
     assert_false(g->assigned || second->assigned);
 }
 
+static void a_plan_is_made_anew_for_less_memory(void **state)
+{
+    (void) state;
+    struct fake_group *g = start_world(NULL);
+    int blocks = g->assign.kv_blocks;
+    fake_group_kill(g);
+    struct fake_group *less = start_group("g-0");
+    less->memory = 100 * (uint64_t) MIB;
+    until(less->linked);
+    assert_in_range(less->assign.kv_blocks, 1, blocks - 1);
+    assert_true(less->assign.epoch > g->assign.epoch);
+    push_job("a", 3, 2);
+    fake_group_finish(less, wait_job(less, "a"));
+    expect_result("a", RESULT_OK, "", 2);
+}
+
 // --- bad input
 
 static void bad_messages_become_dead_letters_that_say_why(void **state)
@@ -778,6 +794,7 @@ int main(int argc, char **argv)
         test(many_jobs_within_the_credit),
         test(two_stages_are_assigned_and_linked),
         test(groups_that_do_not_fit_are_told_so),
+        test(a_plan_is_made_anew_for_less_memory),
         test(bad_messages_become_dead_letters_that_say_why),
         test(the_same_id_again),
         test(a_job_that_cannot_fit_any_more_is_refused_with_the_numbers),

@@ -1,0 +1,114 @@
+#include "broker/attempts.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct attempt *attempts_find(const struct jobs *j, uint64_t attempt)
+{
+    struct attempt *a = j->buckets[attempt % ATTEMPT_BUCKETS];
+    while (a != NULL && a->key.attempt != attempt) a = a->next;
+    return a;
+}
+
+struct attempt *attempts_find_key(const struct jobs *j, const struct job_key *key)
+{
+    struct attempt *a = attempts_find(j, key->attempt);
+    bool same = a != NULL && strcmp(a->key.id, key->id) == 0 &&
+                strcmp(a->key.tenant, key->tenant) == 0;
+    return same ? a : NULL;
+}
+
+bool attempt_is_active(const struct attempt *a)
+{
+    return a->state == CLAIMED || a->state == AT_HEAD;
+}
+
+void attempt_set_state(struct attempt *a, enum attempt_state state)
+{
+    struct jobs *j = a->jobs;
+    int before = attempt_is_active(a);
+    a->state = state;
+    int change = attempt_is_active(a) - before;
+    j->n_active += change;
+    j->n_poison += a->poison ? change : 0;
+}
+
+enum status attempts_insert(struct jobs *j, const struct job_key *key, enum attempt_state state,
+                          bool poison, struct attempt **to)
+{
+    *to = NULL;
+    if (j->n >= JOBS_MAX) return ERR_LIMIT;
+    struct attempt *a = calloc(1, sizeof *a);
+    if (a == NULL) return ERR_NOMEM;
+    *a = (struct attempt){.jobs = j, .key = *key, .state = ENDING, .poison = poison};
+    a->next = j->buckets[key->attempt % ATTEMPT_BUCKETS];
+    j->buckets[key->attempt % ATTEMPT_BUCKETS] = a;
+    j->n++;
+    attempt_set_state(a, state);
+    *to = a;
+    return OK;
+}
+
+static void free_attempt(struct attempt *a)
+{
+    free(a->ids);
+    free(a->result);
+    free(a);
+}
+
+// Nothing may be open about it.
+static void drop(struct attempt *a)
+{
+    struct jobs *j = a->jobs;
+    struct attempt **at = &j->buckets[a->key.attempt % ATTEMPT_BUCKETS];
+    check(!a->open && !a->saving);
+    while (*at != a) at = &(*at)->next;
+    *at = a->next;
+    j->n--;
+    attempt_set_state(a, ENDING);
+    if (a->counted && !a->need_known) {
+        j->n_unknown--;
+        jobs_finish_adoption(j);
+    }
+    free_attempt(a);
+}
+
+void attempt_drop(struct attempt *a)
+{
+    attempt_set_state(a, GONE);
+    if (!a->open && !a->saving) drop(a);
+}
+
+void attempts_each(struct jobs *j, attempt_fn *fn)
+{
+    for (int b = 0; b < ATTEMPT_BUCKETS; b++) {
+        for (struct attempt *a = j->buckets[b], *next; a != NULL; a = next) {
+            next = a->next;
+            fn(a);
+        }
+    }
+}
+
+struct queue_attempt attempt_name(const struct attempt *a)
+{
+    return (struct queue_attempt){a->key.tenant, a->key.id, a->key.attempt};
+}
+
+void attempt_log(enum log_level level, const char *event, const struct attempt *a,
+                        const char *word, const char *code)
+{
+    log_line(level, event, log_str("tenant", a->key.tenant), log_str("id", a->key.id),
+             log_int("attempt", a->key.attempt), log_str("word", word), log_str("code", code));
+}
+
+int attempts_in(const struct jobs *j, enum attempt_state state)
+{
+    int n = 0;
+    for (int b = 0; b < ATTEMPT_BUCKETS; b++) {
+        const struct attempt *a = j->buckets[b];
+        for (; a != NULL; a = a->next) n += a->state == state;
+    }
+    return n;
+}
+
+void attempts_free(struct jobs *j) { attempts_each(j, free_attempt); }

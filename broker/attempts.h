@@ -1,0 +1,115 @@
+// The table of running attempts, and what `jobs` keeps with it. Inside of jobs.c and jobs_head.c
+// only.
+#ifndef PENSTOCK_BROKER_ATTEMPTS_H
+#define PENSTOCK_BROKER_ATTEMPTS_H
+
+#include "broker/jobs.h"
+#include "common/log.h"
+
+enum { ATTEMPT_BUCKETS = 1024 };
+
+enum attempt_state {
+    CLAIMED,  // its bytes are being read
+    AT_HEAD,
+    REPORTED, // the head's result is on its way to Redis
+    ENDING,   // so is an outcome of the broker's own
+    GONE,     // over: waits for the calls that are open
+};
+
+enum outcome { NACK, NACK_LOST, FAIL };
+
+// One attempt at a job. It is owned by the table, from jobs_add (or the head's HELLO, or a RESULT
+// that nobody asked for) until Redis has its outcome, or says that it is another's.
+struct attempt {
+    struct jobs *jobs;
+    struct attempt *next; // in its bucket
+    struct job_key key;
+    enum attempt_state state;
+    uint64_t epoch;       // of the head that has it, or will; 0: none
+    bool credited;        // credit of that epoch was taken for it
+    uint64_t need_blocks;
+    bool need_known;      // false until the first renewal of an attempt that was found at the head
+    bool poison;
+    bool counted;         // in an adopted head's account
+    bool seen;            // in the HELLO that is looked at
+    bool foreign;         // nothing is known of it but its RESULT
+    bool open;            // a call about its outcome is
+    bool saving;          // a checkpoint call is
+    bool stuck;           // tokens are missing between checkpoint and `ids`
+    int32_t *ids;         // (n_ids) generated tokens from `first_id` on
+    int first_id, n_ids, room;
+    int n_saved;          // of all generated, in Redis
+    enum outcome outcome;
+    struct error why;     // FAIL
+    bool retryable;
+    uint8_t *result;      // FAIL: owned; NULL: made by the library
+    size_t n_result;
+    struct peer from;     // REPORTED: who waits for COMMITTED
+};
+
+struct jobs {
+    struct jobs_options options;
+    struct attempt *buckets[ATTEMPT_BUCKETS];
+    int n, n_active, n_poison;
+    // The pipeline; epoch 0: none serves.
+    struct peer head;
+    uint64_t pipeline, epoch;
+    int slots, blocks;
+    struct credit credit;
+    int64_t now_ms, resume_ms, renewed_ms, saved_ms, retried_ms;
+    // While an adopted head's account is made up:
+    bool adopting, listed; // listed: HELLO told what runs
+    bool snapped;          // a CREDIT came after that, and marked who is counted
+    struct credit snap;
+    uint64_t used_slots, used_blocks, latest_slots, latest_blocks;
+    int n_unknown;         // counted ones whose need is not known yet
+};
+
+// --- the table (attempts.c)
+
+struct attempt *attempts_find(const struct jobs *j, uint64_t attempt);
+struct attempt *attempts_find_key(const struct jobs *j, const struct job_key *key);
+
+// ERR_LIMIT, ERR_NOMEM.
+enum status attempts_insert(struct jobs *j, const struct job_key *key, enum attempt_state state,
+                            bool poison, struct attempt **to);
+
+void attempt_set_state(struct attempt *a, enum attempt_state state);
+bool attempt_is_active(const struct attempt *a); // claimed, or at the head
+
+// It is over; dropped now, or by the last call that is open.
+void attempt_drop(struct attempt *a);
+
+// fn may drop the attempt it is given, and no other.
+typedef void attempt_fn(struct attempt *a);
+void attempts_each(struct jobs *j, attempt_fn *fn);
+int attempts_in(const struct jobs *j, enum attempt_state state);
+void attempts_free(struct jobs *j);
+
+struct queue_attempt attempt_name(const struct attempt *a);
+void attempt_log(enum log_level level, const char *event, const struct attempt *a, const char *word,
+                 const char *code);
+
+// --- what both halves use (jobs.c)
+
+// The head never got it, or refused it.
+void attempt_give_credit_back(struct attempt *a);
+
+// Begins an outcome of the broker's own, and repeats it until Redis has it.
+void attempt_end(struct attempt *a, enum outcome outcome);
+
+// It fails; result NULL: made by the library.
+void attempt_refuse(struct attempt *a, const struct error *why, bool retryable,
+                    const uint8_t *result, size_t n_result);
+
+// What Redis takes for a code.
+const char *attempt_code(const char *code);
+
+// --- what the head said (jobs_head.c)
+
+void attempt_save(struct attempt *a); // its tokens, if there are new ones
+
+// An adopted head's account: ends when all that is counted in it is known.
+void jobs_finish_adoption(struct jobs *j);
+
+#endif

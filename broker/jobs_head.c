@@ -1,0 +1,243 @@
+#include "broker/attempts.h"
+
+#include "common/result.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    PAUSE_MS = 1000, // after the head refused a job for want of credit
+    IDS_FIRST = 64,
+};
+
+// --- checkpoints
+
+static void on_saved(void *arg, const struct queue_reply *r)
+{
+    struct attempt *a = arg;
+    a->saving = false;
+    if (r->error.status == OK && (r->word == QUEUE_OK || r->word == QUEUE_GAP)) {
+        a->n_saved = (int) (r->number / sizeof *a->ids);
+        a->stuck = r->word == QUEUE_GAP && a->n_saved < a->first_id;
+    }
+    if (a->state == GONE) {
+        attempt_drop(a);
+    } else if (r->error.status == OK && r->word == QUEUE_STALE) {
+        jobs_forget(a->jobs, a->key.attempt);
+    }
+}
+
+void attempt_save(struct attempt *a)
+{
+    int end_id = a->first_id + a->n_ids;
+    if (a->state != AT_HEAD || a->saving || a->stuck || a->n_saved >= end_id) return;
+    int from = a->n_saved > a->first_id ? a->n_saved : a->first_id;
+    struct queue_attempt name = attempt_name(a);
+    a->saving = queue_checkpoint(a->jobs->options.queue, &name, (uint64_t) from * sizeof *a->ids,
+                                 (const uint8_t *) (a->ids + (from - a->first_id)),
+                                 (size_t) (end_id - from) * sizeof *a->ids, on_saved, a) == OK;
+}
+
+// Ids of a later offset than is known here were lost on the way, or told to another broker.
+static void on_tokens(struct jobs *j, const struct wire_tokens *t)
+{
+    struct attempt *a = attempts_find_key(j, &t->key);
+    int n = wire_ids_count(t->ids);
+    if (a == NULL || a->state != AT_HEAD) return;
+    if (a->n_ids == 0 && a->n_saved == 0) a->first_id = t->offset;
+    if (t->offset < a->first_id) { // all of it again
+        a->first_id = t->offset;
+        a->n_ids = 0;
+        a->stuck = false;
+    }
+    int known = a->first_id + a->n_ids - t->offset; // of these ids
+    if (known < 0 || known >= n) return;
+    int wanted = t->offset + n - a->first_id;
+    if (wanted > CONTEXT_MAX) return;
+    if (wanted > a->room) {
+        int room = wanted > 2 * a->room ? wanted : 2 * a->room;
+        if (room < IDS_FIRST) room = IDS_FIRST;
+        int32_t *ids = realloc(a->ids, (size_t) room * sizeof *ids);
+        if (ids == NULL) return; // no checkpoint, then
+        a->ids = ids;
+        a->room = room;
+    }
+    memcpy(a->ids + a->n_ids, (const char *) t->ids.at + (size_t) known * sizeof *a->ids,
+           (size_t) (n - known) * sizeof *a->ids);
+    a->n_ids = wanted;
+}
+
+// --- results
+
+static void say_committed(struct jobs *j, const struct peer *to, const struct job_key *key,
+                          enum wire_outcome outcome)
+{
+    struct wire_message m = {.command = WIRE_COMMITTED};
+    m.committed.key = *key;
+    m.committed.outcome = outcome;
+    j->options.send(j->options.arg, to, &m);
+}
+
+// Redis did not take the result: the head sends it again, if it still can.
+static void result_again(struct attempt *a)
+{
+    if (a->foreign) attempt_drop(a);
+    else if (a->epoch == 0 || a->epoch != a->jobs->epoch) attempt_end(a, NACK_LOST);
+    else attempt_set_state(a, AT_HEAD);
+}
+
+static void on_stored(void *arg, const struct queue_reply *r)
+{
+    struct attempt *a = arg;
+    struct jobs *j = a->jobs;
+    a->open = false;
+    if (r->error.status != OK) {
+        if (r->error.status != ERR_ABORTED && r->error.status != ERR_UNAVAILABLE) {
+            attempt_log(LOG_ERROR, "result_refused", a, r->error.text, r->error.code);
+        }
+        result_again(a);
+        return;
+    }
+    enum wire_outcome outcome = r->word == QUEUE_STALE     ? WIRE_OUTCOME_STALE
+                                : r->word == QUEUE_UNKNOWN ? WIRE_OUTCOME_UNKNOWN
+                                                           : WIRE_OUTCOME_OK;
+    attempt_log(LOG_INFO, "result", a, queue_word_name(r->word), a->why.code);
+    say_committed(j, &a->from, &a->key, outcome);
+    attempt_drop(a);
+    j->options.freed(j->options.arg);
+}
+
+static enum status read_result(struct result *r, const struct attempt *a,
+                               const struct wire_bytes *bytes, struct error *e)
+{
+    try(result_decode(r, bytes->at, bytes->n, e));
+    if (strcmp(r->id, a->key.id) == 0) return OK;
+    return error_set(e, ERR_INPUT, "bad_result", "the head sent the result of another job");
+}
+
+static enum status store(struct attempt *a, const struct wire_bytes *bytes)
+{
+    struct queue *q = a->jobs->options.queue;
+    struct queue_attempt name = attempt_name(a);
+    struct result result;
+    struct error e = {0};
+    enum queue_end how = QUEUE_END_DONE;
+    struct queue_failure f = {.retryable = true, .result = bytes->at, .n_result = bytes->n};
+    bool readable = read_result(&result, a, bytes, &e) == OK;
+    bool failed = !readable || result.status == RESULT_ERROR;
+    if (readable && failed) {
+        error_set(&e, ERR_STATE, result.error.code, "%s", result.error.message);
+        f.retryable = result.error.retryable;
+    }
+    if (!readable) f.n_result = 0;
+    if (readable && result.status == RESULT_CANCELLED) how = QUEUE_END_CANCELLED;
+    if (readable && result.status == RESULT_EXPIRED) how = QUEUE_END_EXPIRED;
+    result_deinit(&result);
+    if (!failed) return queue_done(q, &name, how, bytes->at, bytes->n, on_stored, a);
+    a->why = e;
+    f.code = attempt_code(a->why.code);
+    f.text = a->why.text;
+    return queue_fail(q, &name, &f, on_stored, a);
+}
+
+static void on_result(struct jobs *j, const struct peer *from, const struct wire_result *m)
+{
+    struct attempt *a = attempts_find_key(j, &m->key);
+    if (!queue_ready(j->options.queue)) return; // the head keeps it and sends it again
+    if (a == NULL) {
+        if (attempts_insert(j, &m->key, REPORTED, false, &a) != OK) return;
+        a->foreign = true;
+        a->need_known = true;
+    } else if (a->state != AT_HEAD) {
+        return; // under way, or cancelled: the next time tells
+    }
+    attempt_set_state(a, REPORTED);
+    a->from = *from;
+    a->open = store(a, &m->result) == OK;
+    if (!a->open) result_again(a);
+}
+
+static void on_reject(struct jobs *j, const struct wire_reject *m)
+{
+    // No fault of the job: it goes back to the queue.
+    static const char *const innocent[] = {"no_credit", "stale_epoch"};
+    static const char *const final[] = {"bad_job", "bad_token", "context_exceeded", "no_scores",
+                                        "bad_sampling"};
+    struct attempt *a = attempts_find_key(j, &m->key);
+    if (a == NULL || a->state != AT_HEAD) return;
+    attempt_give_credit_back(a);
+    attempt_log(LOG_WARN, "refused_by_head", a, m->message, m->code);
+    for (size_t i = 0; i < sizeof innocent / sizeof *innocent; i++) {
+        if (strcmp(m->code, innocent[i]) != 0) continue;
+        j->resume_ms = j->now_ms + PAUSE_MS;
+        attempt_end(a, NACK);
+        return;
+    }
+    struct error why;
+    bool retryable = true;
+    for (size_t i = 0; i < sizeof final / sizeof *final; i++) {
+        if (strcmp(m->code, final[i]) == 0) retryable = false;
+    }
+    error_set(&why, ERR_STATE, m->code, "the head refused the job: %s", m->message);
+    attempt_refuse(a, &why, retryable, NULL, 0);
+}
+
+// --- the account of an adopted head: what it has granted less what is free has been taken
+
+static void count_one(struct attempt *a)
+{
+    struct jobs *j = a->jobs;
+    if (a->state != AT_HEAD && a->state != REPORTED) return;
+    if (a->foreign) return;
+    a->counted = a->credited = true;
+    j->used_slots++;
+    if (a->need_known) j->used_blocks += a->need_blocks;
+    else j->n_unknown++;
+}
+
+void jobs_finish_adoption(struct jobs *j)
+{
+    if (!j->adopting || !j->snapped || j->n_unknown > 0) return;
+    j->adopting = false;
+    j->credit = j->snap;
+    credit_adopt(&j->credit, (uint64_t) j->slots, (uint64_t) j->blocks, j->used_slots,
+                 j->used_blocks);
+    credit_grant(&j->credit, j->latest_slots, j->latest_blocks);
+    log_line(LOG_INFO, "adopted", log_int("jobs", j->used_slots),
+             log_int("blocks", j->used_blocks));
+    j->options.freed(j->options.arg);
+}
+
+static void on_credit(struct jobs *j, const struct wire_credit *c)
+{
+    if (j->epoch == 0 || c->epoch != j->epoch || c->pipeline != j->pipeline) return;
+    if (!j->adopting) {
+        uint64_t before = credit_slots(&j->credit);
+        credit_grant(&j->credit, c->slots, c->blocks);
+        if (credit_slots(&j->credit) > before) j->options.freed(j->options.arg);
+        return;
+    }
+    if (!j->listed) return;
+    if (!j->snapped) {
+        j->snapped = true;
+        credit_reset(&j->snap);
+        credit_grant(&j->snap, c->slots, c->blocks);
+        attempts_each(j, count_one);
+    }
+    j->latest_slots = c->slots;
+    j->latest_blocks = c->blocks;
+    jobs_finish_adoption(j);
+}
+
+bool jobs_message(struct jobs *j, const struct peer *from, const struct wire_message *m)
+{
+    switch (m->command) {
+    case WIRE_CREDIT: on_credit(j, &m->credit); return true;
+    case WIRE_ACCEPT: return true; // silence would be a REJECT, or a lost connection
+    case WIRE_REJECT: on_reject(j, &m->reject); return true;
+    case WIRE_TOKENS: on_tokens(j, &m->tokens); return true;
+    case WIRE_RESULT: on_result(j, from, &m->result); return true;
+    default: return false;
+    }
+}
