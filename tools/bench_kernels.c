@@ -125,7 +125,7 @@ static struct rate multiply_rate(struct bench *b)
 
 // --- products
 
-// All bit patterns that are numbers, for every dtype: the exponents that bf16 has between 2^-15 and 2.
+// Any numbers of FP8; of bf16 those whose exponents lie near 1.
 static void fill_rows(struct bench *b, enum dtype dtype)
 {
     size_t n = (size_t) PACK_ROWS * K * dtype_size(dtype);
@@ -217,7 +217,8 @@ static enum status run_all(struct bench *b, int n_threads, uint64_t set_bytes, s
     try(cpu->open(&b->d, &options, e));
     struct scratch_shape shape = {.max_rows = ROWS_MAX, .hidden = K};
     uint64_t scratch = cpu->scratch_bytes(b->d, &shape);
-    uint64_t x = (uint64_t) ROWS_MAX * K * sizeof(float), out = (uint64_t) ROWS_MAX * N * sizeof(float);
+    uint64_t x = (uint64_t) ROWS_MAX * K * sizeof(float);
+    uint64_t out = (uint64_t) ROWS_MAX * N * sizeof(float);
     b->set_bytes = set_bytes;
     struct carve c = {.size = set_bytes + scratch + x + out + 4 * CARVE_ALIGN};
     void *base;

@@ -21,7 +21,7 @@ static int cores(void)
     return n > 0 ? (int) n : 1;
 }
 
-// The number that follows `word` at the beginning of a line of a file; `otherwise` where there is none.
+// The number behind `word` at the beginning of a line of a file; `otherwise` where there is none.
 static uint64_t number_in(const char *path, const char *word, uint64_t otherwise)
 {
     char line[128];

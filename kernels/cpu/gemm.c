@@ -178,7 +178,7 @@ struct room {
     float *input;
 };
 
-enum { ROOM_FLOATS = SCALE_BLOCK * PANEL + 2 * GEMM_ROWS * PANEL };
+enum { ROOM_FLOATS = TILE_FLOATS + 2 * GEMM_ROWS * PANEL };
 
 static struct room carve_room(const struct device *d, const struct scratch_shape *s,
                               struct carve *c)
@@ -206,7 +206,7 @@ static struct room room_of(const struct device *d)
 struct gemm_room gemm_room(const struct device *d, int thread)
 {
     float *base = room_of(d).threads + (size_t) thread * ROOM_FLOATS;
-    float *out = base + SCALE_BLOCK * PANEL;
+    float *out = base + TILE_FLOATS;
     return (struct gemm_room) {base, {out, out + GEMM_ROWS * PANEL}};
 }
 

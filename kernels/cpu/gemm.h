@@ -25,6 +25,7 @@ enum {
     PANEL = 64,
     GROUP_BYTES = PANEL * 4,
     GEMM_ROWS = 256, // at most, of one call of `panel`
+    TILE_FLOATS = SCALE_BLOCK * 32,
 };
 
 // Activations as the loops read them: (blocks, rows, SCALE_BLOCK) on the grid of k above, zeros
@@ -43,7 +44,7 @@ struct gemm_panel {
     struct gemm_input input;
     const int32_t *rows;    // (n_rows) of the input; NULL: 0, 1, ...
     int n_rows;             // <= GEMM_ROWS
-    float *tile;            // (SCALE_BLOCK, PANEL): widened weights
+    float *tile;            // (TILE_FLOATS): widened weights
     float *out;             // (n_rows, PANEL)
 };
 

@@ -2,9 +2,9 @@
 // the name of its table, and GEMM_PAIRS if one multiply-add takes two values of k in bf16
 // (vdpbf16ps); it is compiled for the instruction set of that name.
 //
-// Two regimes, the same sums: with few rows weights are widened in registers each time they are read
-// (`stream`); with more, a block of a panel is widened once into the tile and multiplied from there.
-// A unit is what one multiply-add takes of an activation row: a float, or a pair of bf16.
+// Two regimes, the same sums: with few rows weights are widened in registers each time they are
+// read (`stream`); with more, a part of a panel is widened once into the tile and multiplied from
+// there. A unit is what one multiply-add takes of an activation row: a float, or a pair of bf16.
 #include "kernels/cpu/bf16.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/vec.h"
@@ -42,6 +42,7 @@ enum {
     VECS = PANEL / VEC_WIDTH,
     TILE_WIDTH = TILE_VECS * VEC_WIDTH,
 };
+_Static_assert(UNITS * TILE_WIDTH <= TILE_FLOATS, "the tile has room");
 
 // How many units a group has.
 INLINE int group_units(enum dtype dtype)
@@ -105,8 +106,8 @@ INLINE vec unit(enum dtype dtype, vec_bits v, int u)
 
 INLINE vec multiply_add(vec w, vec x, vec sum) { return vec_fma(w, x, sum); }
 
-// Unit `u` of a vector of dwords. FP8: exponent and mantissa go to where f32 has them, the sign stays
-// above: 2^-120 of the value, subnormals included. GEMM_F8_FACTOR makes up for it.
+// Unit `u` of a vector of dwords. FP8: exponent and mantissa go to where f32 has them, the sign
+// stays above: 2^-120 of the value, subnormals included. GEMM_F8_FACTOR makes up for it.
 INLINE vec unit(enum dtype dtype, vec_bits v, int u)
 {
     if (dtype == DTYPE_F32) return (vec) v;
@@ -212,9 +213,10 @@ INLINE void stream_rows(const struct gemm_panel *p, const struct block *b, enum 
 
 // --- more rows
 
-// Widens the outputs [lane, lane + TILE_WIDTH) into the tile (units, TILE_WIDTH), which stays in the
-// first cache while all rows use it.
-INLINE void widen_tile(const struct gemm_panel *p, const struct block *b, enum dtype dtype, int lane)
+// Widens the outputs [lane, lane + TILE_WIDTH) into the tile (units, TILE_WIDTH), which stays in
+// the first cache while all rows use it.
+INLINE void widen_tile(const struct gemm_panel *p, const struct block *b, enum dtype dtype,
+                       int lane)
 {
     int units = group_units(dtype);
     const char *group = b->groups + (size_t) lane * 4;
@@ -348,7 +350,7 @@ static void prepare(const float *x, int begin, int end, enum precision precision
 {
     for (int at = 0; at < end; at += SCALE_BLOCK) {
         float *to = input.data + ((size_t) (at / SCALE_BLOCK) * input.rows + row) * UNITS;
-        int first = begin > at ? begin - at : 0; // the grid's first block may begin before the slice
+        int first = begin > at ? begin - at : 0; // the first block may begin before the slice
         int last = end - at < SCALE_BLOCK ? end - at : SCALE_BLOCK;
         if (last - first < SCALE_BLOCK) memset(to, 0, UNITS * sizeof *to);
         convert(x + (at + first - begin), last - first, precision, factor,
