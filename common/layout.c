@@ -210,6 +210,7 @@ struct check {
     const struct model_config *config;
     const struct checkpoint *checkpoint;
     bool *used; // (tensors of the checkpoint)
+    const struct tensor *expert[2]; // the layer's first: gate, down
     struct error *e;
 };
 
@@ -256,6 +257,17 @@ static enum status check_scales(struct check *k, const struct slice *s)
     return check_shape(t, shape, 2, k->e);
 }
 
+// One kernel serves all experts of a layer: gate and up of each have one type, and down has one.
+static enum status check_expert(struct check *k, const struct slice *s, const struct tensor *t)
+{
+    const struct tensor **first = &k->expert[s->role == ROLE_EXPERT_DOWN];
+    if (s->expert == 0 && s->role != ROLE_EXPERT_UP) *first = t;
+    if (t->dtype == (*first)->dtype) return OK;
+    return error_set(k->e, ERR_UNSUPPORTED, "bad_checkpoint",
+                     "%s is %s, but %s is %s: the experts of a layer must have one type", t->name,
+                     dtype_name(t->dtype), (*first)->name, dtype_name((*first)->dtype));
+}
+
 static enum status check_slice(const struct slice *s, void *arg)
 {
     struct check *k = arg;
@@ -265,15 +277,12 @@ static enum status check_slice(const struct slice *s, void *arg)
     int64_t shape[2] = {s->rows, s->cols};
     try(check_shape(t, shape, vector ? 1 : 2, k->e));
     k->used[t->index] = true;
+    if (s->expert >= 0) try(check_expert(k, s, t));
     if (t->dtype == DTYPE_F8_E4M3 && s->quantized) return check_scales(k, s);
     if (t->dtype == DTYPE_OTHER || t->dtype == DTYPE_F8_E4M3) {
         return error_set(k->e, ERR_UNSUPPORTED, "bad_checkpoint", "%s is %s, expected %s", s->name,
                          dtype_name(t->dtype),
                          s->quantized ? "F8_E4M3, BF16, F16 or F32" : "BF16, F16 or F32");
-    }
-    if (s->role == ROLE_EMBED && t->dtype != DTYPE_BF16) {
-        return error_set(k->e, ERR_UNSUPPORTED, "bad_checkpoint", "%s is %s, expected BF16",
-                         s->name, dtype_name(t->dtype));
     }
     return OK;
 }
@@ -314,7 +323,7 @@ enum status layout_check_checkpoint(const struct model_config *c,
                                     const struct checkpoint *checkpoint, struct error *e)
 {
     struct placement whole = layout_whole(c);
-    struct check k = {c, checkpoint, NULL, e};
+    struct check k = {.config = c, .checkpoint = checkpoint, .e = e};
     k.used = calloc((size_t) checkpoint_n_tensors(checkpoint) + 1, sizeof *k.used);
     if (k.used == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory to check the checkpoint");
     enum status status = layout_walk(c, &whole, check_slice, &k);

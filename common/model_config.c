@@ -170,7 +170,7 @@ static void read_ffn(struct reader *r, struct model_config *c)
     read_groups(r, c);
 }
 
-static void read_yarn(struct reader *s, struct rope_scaling *rope)
+static void read_yarn(struct reader *s, const struct model_config *c, struct rope_scaling *rope)
 {
     rope->enabled = true;
     rope->factor = read_number(s, "factor", 1, 1e6, NAN);
@@ -179,7 +179,7 @@ static void read_yarn(struct reader *s, struct rope_scaling *rope)
     rope->mscale = read_number(s, "mscale", 0, 1e3, 1);
     rope->mscale_all_dim = read_number(s, "mscale_all_dim", 0, 1e3, 0);
     rope->original_max_position_embeddings =
-        read_int(s, "original_max_position_embeddings", 1, CONTEXT_MAX, REQUIRED);
+        read_int(s, "original_max_position_embeddings", 1, CONTEXT_MAX, c->max_position_embeddings);
     require_bool(s, "truncate", true);
     if (json_object_get(s->object, "attention_factor") != NULL && !is_null(s, "attention_factor")) {
         refuse(s, ERR_UNSUPPORTED, "attention_factor", "null");
@@ -215,7 +215,7 @@ static void read_rope(struct reader *r, struct model_config *c)
                                   : newer && json_object_get(scaling, "factor") == NULL;
         if (!plain) {
             require_string(&s, type_key, "yarn", false);
-            read_yarn(&s, &c->rope);
+            read_yarn(&s, c, &c->rope);
         }
     }
     r->status = s.status;

@@ -53,7 +53,7 @@ struct attention_shape {
     int n_heads; // of this rank
     int nope, rope, v, kv_lora;
     float softmax_scale;
-    float norm_eps;
+    float norm_eps; // of the latent's norm
 };
 
 struct router {
@@ -120,9 +120,9 @@ struct backend {
 
     // --- ops. n_rows: the bucket.
     // x (n_rows, hidden) f32 = table row of each id; zeros where the id is not in
-    // [vocab_begin, vocab_begin + vocab_n). table (vocab_n, hidden) bf16 row-major.
-    void (*embed)(struct device *d, const uint16_t *table, int vocab_begin, int vocab_n, int hidden,
-                  const int32_t *ids, float *x, int n_rows);
+    // [vocab_begin, vocab_begin + vocab_n). table (vocab_n, hidden) row-major, BF16 or F32.
+    void (*embed)(struct device *d, const void *table, enum dtype dtype, int vocab_begin,
+                  int vocab_n, int hidden, const int32_t *ids, float *x, int n_rows);
     // out (n_rows, dim) act = x * rsqrt(mean(x^2) + eps) * weight. x f32, rows `x_stride` apart.
     void (*rmsnorm)(struct device *d, const float *x, int x_stride, const float *weight, float eps,
                     void *out, int dim, int n_rows);

@@ -2,6 +2,10 @@
 
 #include <string.h>
 
+// The norms of the latents, q_a and kv_a, keep the default of the reference implementations,
+// whatever rms_norm_eps is.
+static const float LATENT_NORM_EPS = 1e-6f;
+
 uint64_t forward_kv_block_bytes(const struct model_config *c, int n_layers, enum precision p)
 {
     uint64_t value = p == PRECISION_F32 ? 4 : 2;
@@ -118,7 +122,7 @@ enum status forward_layout(struct forward *f, const struct weights *weights,
                                         .v = m->v_head_dim,
                                         .kv_lora = m->kv_lora_rank,
                                         .softmax_scale = (float) model_softmax_scale(m),
-                                        .norm_eps = (float) m->rms_norm_eps}};
+                                        .norm_eps = LATENT_NORM_EPS}};
     carve_buffers(f, carve);
     struct scratch_shape shape = scratch_shape(f);
     void *scratch = carve_take(carve, backend->scratch_bytes(device, &shape));
@@ -142,12 +146,12 @@ static void attention(struct forward *f, const struct layer *l, const struct kv_
     int hidden = m->hidden_size, heads = f->attention.n_heads;
     int nope = m->qk_nope_head_dim, rope = m->qk_rope_head_dim;
     int latent = m->kv_lora_rank, v = m->v_head_dim, q_head = nope + rope;
-    float eps = (float) m->rms_norm_eps;
 
-    b->rmsnorm(d, f->x, hidden, l->input_norm, eps, f->h, hidden, n);
+    b->rmsnorm(d, f->x, hidden, l->input_norm, (float) m->rms_norm_eps, f->h, hidden, n);
     if (m->q_lora_rank > 0) {
         b->gemm(d, &l->q_a, f->h, hidden, f->q_a, m->q_lora_rank, n);
-        b->rmsnorm(d, f->q_a, m->q_lora_rank, l->q_a_norm, eps, f->q_a_normed, m->q_lora_rank, n);
+        b->rmsnorm(d, f->q_a, m->q_lora_rank, l->q_a_norm, LATENT_NORM_EPS, f->q_a_normed,
+                   m->q_lora_rank, n);
         b->gemm(d, &l->q, f->q_a_normed, m->q_lora_rank, f->q, heads * q_head, n);
     } else {
         b->gemm(d, &l->q, f->h, hidden, f->q, heads * q_head, n);
@@ -275,8 +279,8 @@ enum status forward_run(struct forward *f, const struct step *s, const void *in,
     upload_inputs(f, s);
     if (n > 0) {
         if (w->place.head) {
-            f->backend->embed(f->device, w->embed, (int) w->vocab.begin, (int) w->vocab.n,
-                              f->config->hidden_size, f->inputs.ids, f->x, n);
+            f->backend->embed(f->device, w->embed, w->embed_dtype, (int) w->vocab.begin,
+                              (int) w->vocab.n, f->config->hidden_size, f->inputs.ids, f->x, n);
             enum status status = f->comm->ops->all_reduce(f->comm, f->x, values);
             if (status != OK)
                 return error_set(e, status, NULL, "all-reduce of the embedding ended");

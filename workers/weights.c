@@ -42,12 +42,15 @@ static struct range block_range(const struct model_config *c, struct range r)
     return layout_blocks(r, c->scale_block);
 }
 
+// The kernels know no F16.
+static enum dtype kept_dtype(enum dtype dtype) { return dtype == DTYPE_F16 ? DTYPE_F32 : dtype; }
+
 // A matrix of `n` outputs starting at row `row0` of the tensor and `k` inputs from column `col0`.
 static void take_matrix(struct layouter *l, struct matrix *m, enum dtype dtype, struct range n,
                         struct range k)
 {
     const struct model_config *c = l->w->config;
-    *m = (struct matrix){.dtype = dtype == DTYPE_F16 ? DTYPE_F32 : dtype,
+    *m = (struct matrix){.dtype = kept_dtype(dtype),
                          .n = (int) n.n,
                          .k = (int) k.n,
                          .row_phase = (int) (n.begin % c->scale_block),
@@ -139,12 +142,9 @@ static enum status lay_slice(const struct slice *s, void *arg)
     if (vector != NULL) {
         *vector = take_vector(l, s->rows * s->cols);
     } else if (s->role == ROLE_EMBED) {
-        if (t->dtype != DTYPE_BF16) {
-            return error_set(l->e, ERR_UNSUPPORTED, "bad_checkpoint",
-                             "tensor %s is %s; the embedding must be bf16", s->name,
-                             dtype_name(t->dtype));
-        }
-        l->w->embed = carve_take(l->carve, (uint64_t) (s->row.n * s->cols) * 2);
+        l->w->embed_dtype = kept_dtype(t->dtype);
+        l->w->embed = carve_take(l->carve, (uint64_t) (s->row.n * s->cols) *
+                                               dtype_size(l->w->embed_dtype));
     } else if (s->role == ROLE_KV_B) {
         take_kv_b(l, layer_of(l->w, s), s, t->dtype);
     } else {
@@ -384,6 +384,9 @@ static enum status load_kv_b(struct loader *l, const struct tensor *t, const str
 
 static enum status load_embed(struct loader *l, const struct tensor *t, const struct slice *s)
 {
+    if (l->w->embed_dtype == DTYPE_F32) {
+        return load_f32(l, t, s->row, s->col, (float *) (uintptr_t) l->w->embed);
+    }
     uint64_t row_bytes = (uint64_t) s->cols * 2;
     uint64_t most = l->staging_bytes / row_bytes;
     for (uint64_t done = 0; done < (uint64_t) s->row.n;) {

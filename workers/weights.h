@@ -33,7 +33,8 @@ struct weights {
     struct placement place;
     int n_heads;                       // of this rank
     struct range vocab;                // ids of this rank's embedding and lm_head slices
-    const uint16_t *embed;             // (vocab.n, hidden) bf16; head stage only
+    const void *embed;                 // (vocab.n, hidden) embed_dtype; head stage only
+    enum dtype embed_dtype;            // BF16 or F32
     const float *final_norm;           // (hidden); tail stage only
     struct matrix lm_head;             // (vocab.n, hidden); tail stage only
     const float *inv_freq;             // (rope/2)

@@ -8,8 +8,8 @@
 #include "kernels/cpu/wire_form.h"
 
 // --- rows.c
-void cpu_embed(struct device *d, const uint16_t *table, int vocab_begin, int vocab_n, int hidden,
-               const int32_t *ids, float *x, int n_rows);
+void cpu_embed(struct device *d, const void *table, enum dtype dtype, int vocab_begin, int vocab_n,
+               int hidden, const int32_t *ids, float *x, int n_rows);
 void cpu_rmsnorm(struct device *d, const float *x, int x_stride, const float *weight, float eps,
                  void *out, int dim, int n_rows);
 void cpu_swiglu(struct device *d, const float *gate, const float *up, void *out, int n, int n_rows);

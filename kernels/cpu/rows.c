@@ -18,7 +18,8 @@ static int rows_per_piece(int dim)
 }
 
 struct embed {
-    const uint16_t *table; // (vocab_n, hidden)
+    const void *table; // (vocab_n, hidden)
+    enum dtype dtype;
     int vocab_begin, vocab_n, hidden;
     const int32_t *ids;
     float *x;
@@ -35,15 +36,21 @@ static void embed_rows(void *arg, int begin, int end, int thread)
             memset(to, 0, (size_t) e->hidden * sizeof *to);
             continue;
         }
-        const uint16_t *from = e->table + (size_t) id * e->hidden;
+        size_t first = (size_t) id * e->hidden;
+        if (e->dtype == DTYPE_F32) {
+            memcpy(to, (const float *) e->table + first, (size_t) e->hidden * sizeof *to);
+            continue;
+        }
+        const uint16_t *from = (const uint16_t *) e->table + first;
         for (int i = 0; i < e->hidden; i++) to[i] = bf16_widen(from[i]);
     }
 }
 
-void cpu_embed(struct device *d, const uint16_t *table, int vocab_begin, int vocab_n, int hidden,
-               const int32_t *ids, float *x, int n_rows)
+void cpu_embed(struct device *d, const void *table, enum dtype dtype, int vocab_begin, int vocab_n,
+               int hidden, const int32_t *ids, float *x, int n_rows)
 {
-    struct embed e = {table, vocab_begin, vocab_n, hidden, ids, x};
+    check(dtype == DTYPE_BF16 || dtype == DTYPE_F32, "an embedding of %s", dtype_name(dtype));
+    struct embed e = {table, dtype, vocab_begin, vocab_n, hidden, ids, x};
     team_run(d->team, embed_rows, &e, n_rows, rows_per_piece(hidden));
 }
 

@@ -277,7 +277,11 @@ static void test_refuses_tensors_that_disagree(void **state)
     assert_refused(&c, router, "I32", "[8,128]", "expected BF16, F16 or F32");
     assert_refused(&c, router, "F8_E4M3", "[8,128]", "is F8_E4M3, expected BF16, F16 or F32");
     assert_refused(&c, router, "F32", "[8,128]", NULL);
-    assert_refused(&c, "model.embed_tokens.weight", "F32", "[512,128]", "expected BF16");
+    assert_refused(&c, "model.embed_tokens.weight", "F32", "[512,128]", NULL);
+    assert_refused(&c, "model.layers.2.mlp.experts.7.up_proj.weight", "F32", "[64,128]",
+                   "experts.7.up_proj.weight is F32, but model.layers.2.mlp.experts.0.gate_proj");
+    assert_refused(&c, "model.layers.2.mlp.experts.7.down_proj.weight", "F16", "[128,64]",
+                   "the experts of a layer must have one type");
     assert_refused(&c, "model.layers.0.self_attn.o_proj.bias", "BF16", "[128]",
                    "o_proj.bias, which nothing in config.json implies");
     assert_refused(&c, "model.layers.4.input_layernorm.weight", "BF16", "[128]",

@@ -169,6 +169,11 @@ static void test_rope_may_be_written_in_three_ways(void **state)
     assert_true(c.rope.enabled);
     assert_close(c.rope_theta, 5000, 0);
     assert_close(c.rope.factor, 4, 0);
+    const char *least = "{\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4}}";
+    assert_int_equal(parse_with(&c, least, NULL), OK);
+    assert_int_equal(c.rope.original_max_position_embeddings, c.max_position_embeddings);
+    assert_close(c.rope.mscale, 1, 0);
+    assert_close(c.rope.mscale_all_dim, 0, 0);
     assert_int_equal(parse_with(&c,
                                 "{\"rope_scaling.type\": \"(absent)\","
                                 "\"rope_scaling.rope_type\": \"yarn\"}",

@@ -98,10 +98,16 @@ static void test_embed_serves_its_slice_only(void **state)
     enum { HIDDEN = 21, BEGIN = 100, N = 5 };
     struct device d = device_of(isa_best(), PRECISION_F32, 2);
     uint16_t table[N * HIDDEN];
-    for (int i = 0; i < N * HIDDEN; i++) table[i] = bf16_round(noise());
+    float wide[N * HIDDEN]; // the same
+    for (int i = 0; i < N * HIDDEN; i++) {
+        table[i] = bf16_round(noise());
+        wide[i] = bf16_widen(table[i]);
+    }
     static const int32_t ids[] = {100, 104, 99, 105, -1, INT32_MIN, INT32_MAX, 102};
-    float x[8 * HIDDEN];
-    cpu_embed(&d, table, BEGIN, N, HIDDEN, ids, x, 8);
+    float x[8 * HIDDEN], y[8 * HIDDEN];
+    cpu_embed(&d, table, DTYPE_BF16, BEGIN, N, HIDDEN, ids, x, 8);
+    cpu_embed(&d, wide, DTYPE_F32, BEGIN, N, HIDDEN, ids, y, 8);
+    assert_memory_equal(x, y, sizeof x);
     for (int row = 0; row < 8; row++) {
         bool mine = ids[row] >= BEGIN && ids[row] < BEGIN + N;
         for (int i = 0; i < HIDDEN; i++) {
