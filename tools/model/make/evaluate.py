@@ -93,7 +93,8 @@ def main():
             a.misses -= 1
             print(f"line     {line}\nexpected {answer}\nchosen   {text}")
     print(
-        f"{sum(exact)} of {len(exact)} exact = {sum(exact) / len(exact):.4f}; MTP drafts taken {acceptance:.3f}; "
+        f"{sum(exact)} of {len(exact)} exact = {sum(exact) / len(exact):.4f}; "
+        f"MTP drafts taken {acceptance:.3f}; "
         f"prompt {sum(c[1] for c in chats) / len(chats):.1f} tokens, "
         f"answer {sum(len(c[0]) - c[1] for c in chats) / len(chats):.1f}, "
         f"longest {max(len(c[0]) - c[1] for c in chats)}; wrong fields {dict(fields)}"

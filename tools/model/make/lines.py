@@ -276,7 +276,10 @@ def syslog(r, e):
     e.host = e.host or draw_host(r)
     day = f"{r.choice(MONTHS)} {r.randint(1, 28):2}"
     pid = r.choice([f"[{r.randint(2, 65535)}]", ""])
-    return f"{day} {clock(r)} {e.host} {e.service}{pid}: {level_word(r, e, 3)}: {draw_message(r)}{details(r, e)}"
+    return (
+        f"{day} {clock(r)} {e.host} {e.service}{pid}: {level_word(r, e, 3)}: "
+        f"{draw_message(r)}{details(r, e)}"
+    )
 
 
 def bracketed(r, e):
@@ -327,7 +330,8 @@ def access_log(r, e):
     user = r.choice(["-", r.choice(USERS)])
     verb = r.choice(["GET", "GET", "POST", "PUT", "DELETE", "HEAD"])
     return (
-        f'{draw_ip(r)} - {user} {stamp} "{verb} {r.choice(PATHS)} HTTP/1.1" {e.code} {r.randint(0, 99999)}'
+        f'{draw_ip(r)} - {user} {stamp} "{verb} {r.choice(PATHS)} HTTP/1.1" '
+        f'{e.code} {r.randint(0, 99999)}'
         f"{tail} {e.service}@{e.host}"
     )
 
@@ -392,8 +396,9 @@ def klog(r, e):
     tail = "" if e.duration_ms is None else f' duration="{duration_text(r, e.duration_ms)}"'
     code = "" if e.code is None else f" code={e.code}"
     return (
-        f"{e.level[0].upper()}{r.randint(1, 12):02}{r.randint(1, 28):02} {clock(r)}.{r.randint(0, 999999):06} "
-        f'{r.randint(1, 9)} {e.service}.go:{r.randint(10, 999)}] "{draw_message(r)}"{host}{code}{tail}'
+        f"{e.level[0].upper()}{r.randint(1, 12):02}{r.randint(1, 28):02} "
+        f"{clock(r)}.{r.randint(0, 999999):06} {r.randint(1, 9)} "
+        f'{e.service}.go:{r.randint(10, 999)}] "{draw_message(r)}"{host}{code}{tail}'
     )
 
 

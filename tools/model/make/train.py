@@ -122,7 +122,8 @@ def main():
         state.load(a.device)
     n_parameters = sum(w.numel() for w in net.parameters())
     print(
-        f"{n_parameters} parameters, {sum(len(q) for q in prose.pages)} tokens of prose, from step {state.step}",
+        f"{n_parameters} parameters, {sum(len(q) for q in prose.pages)} tokens of prose, "
+        f"from step {state.step}",
         flush=True,
     )
     chats = encode_chats(tokenizer, lines.held_out_lines(VALIDATION_SEED, 512))
@@ -154,8 +155,9 @@ def main():
             exact = exact_matches(chats, choices)
             uneven = (loads.max(-1).values / loads.mean(-1)).max().item()
             print(
-                f"step {state.step} {state.seconds:.0f} s loss {loss.item():.4f} ahead {ahead.item():.4f} "
-                f"lr {lr:.2e} exact {sum(exact) / len(exact):.4f} drafts {acceptance:.3f} uneven {uneven:.2f}",
+                f"step {state.step} {state.seconds:.0f} s loss {loss.item():.4f} "
+                f"ahead {ahead.item():.4f} lr {lr:.2e} exact {sum(exact) / len(exact):.4f} "
+                f"drafts {acceptance:.3f} uneven {uneven:.2f}",
                 flush=True,
             )
             last = time.monotonic()
