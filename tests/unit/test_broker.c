@@ -8,6 +8,7 @@
 #include "tests/support/fake_group.h"
 #include "tests/support/program.h"
 #include "tests/support/redis.h"
+#include "tests/support/wire_examples.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -496,6 +497,78 @@ static void results_that_nobody_waits_for(void **state)
     assert_int_equal(g->jobs[2].outcome, WIRE_OUTCOME_UNKNOWN);
 }
 
+static void a_result_that_cannot_be_read_is_a_failure(void **state)
+{
+    (void) state;
+    struct fake_group *g = start_world(NULL);
+    struct wire_message m = {.command = WIRE_RESULT};
+    struct error e;
+    push_job("a", 3, 2);
+    struct fake_job *job = wait_job(g, "a");
+    m.result.key = job->key;
+    m.result.result = (struct wire_bytes){"\xc1garbage", 8};
+    assert_int_equal(wire_socket_send(&g->wire, NULL, 0, &m, &e), OK);
+    until(job->committed);
+    assert_int_equal(job->outcome, WIRE_OUTCOME_OK); // the failure is
+    assert_true(field_is("a", "code", "bad_msgpack"));
+    fake_group_finish(g, job); // its slot is free
+    until(fake_group_job(g, "a") != job);
+    fake_group_finish(g, fake_group_job(g, "a"));
+    expect_result("a", RESULT_OK, "", 2);
+}
+
+// Frames of any kind from a stranger, whole and damaged.
+static void send_damaged(void *socket, const struct wire_message *m, bool whole, uint64_t *seed)
+{
+    struct buffer space;
+    struct wire_frame frames[WIRE_FRAMES];
+    struct error e;
+    buffer_init(&space, 1 << 20);
+    assert_int_equal(wire_encode(m, &space, frames, &e), OK);
+    int last = whole ? WIRE_FRAMES - 1 : (int) (bytes_random(seed) % WIRE_FRAMES);
+    for (int i = 0; i <= last; i++) {
+        uint8_t bytes[8192];
+        size_t n = frames[i].n < 4096 ? frames[i].n : 4096;
+        if (n > 0) memcpy(bytes, frames[i].data, n);
+        bool damage = !whole && n > 0 && bytes_random(seed) % 2 == 0;
+        if (damage) n = bytes_damage(bytes, n, sizeof bytes, seed);
+        zmq_send(socket, bytes, n, i < last ? ZMQ_SNDMORE : 0);
+    }
+    buffer_deinit(&space);
+}
+
+static void strangers_do_no_harm(void **state)
+{
+    (void) state;
+    struct fake_group *g = start_world(NULL);
+    uint64_t seed = 11;
+    int zero = 0;
+    void *socket = zmq_socket(context, ZMQ_DEALER);
+    zmq_setsockopt(socket, ZMQ_LINGER, &zero, sizeof zero);
+    assert_int_equal(zmq_connect(socket, w.endpoint), 0);
+    push_job("a", 3, 2);
+    struct fake_job *job = wait_job(g, "a");
+    for (int i = 0; i < 50 * WIRE_N_COMMANDS; i++) {
+        struct wire_message m = wire_example((enum wire_command) (i % WIRE_N_COMMANDS), i % 2 == 0);
+        send_damaged(socket, &m, i % 5 == 0, &seed);
+        if (i % 100 == 0) turn();
+    }
+    // And from the head itself: of jobs that are not its own, of other epochs, out of bounds.
+    for (int i = 0; i < 2 * WIRE_N_COMMANDS; i++) {
+        struct error e;
+        struct wire_message m = wire_example((enum wire_command) (i / 2), i % 2 == 0);
+        bool leaves = m.command == WIRE_BYE || m.command == WIRE_DRAIN || m.command == WIRE_HELLO ||
+                      m.command == WIRE_FAILED;
+        if (!leaves) wire_socket_send(&g->wire, NULL, 0, &m, &e);
+    }
+    turn();
+    fake_group_finish(g, job);
+    expect_result("a", RESULT_OK, "", 2);
+    assert_int_equal(g->n_assigns, 1);
+    zmq_close(socket);
+    assert_int_equal(program_stop(&w.broker), 0);
+}
+
 // --- a group dies
 
 static void a_job_resumes_after_its_group_died(void **state)
@@ -802,6 +875,8 @@ int main(int argc, char **argv)
         test(a_running_job_ends_at_its_deadline),
         test(refused_by_the_head),
         test(results_that_nobody_waits_for),
+        test(a_result_that_cannot_be_read_is_a_failure),
+        test(strangers_do_no_harm),
         test(a_job_resumes_after_its_group_died),
         test(a_silent_group_is_given_up_and_a_spare_takes_over),
         test(a_group_drains_and_leaves),
