@@ -90,6 +90,9 @@ static int on_silence(zloop_t *loop, int timer, void *arg)
 {
     struct queue_connection *c = arg;
     (void) loop, (void) timer;
+    size_t n_unsent = redis_link_unsent(&c->link);
+    if (n_unsent != c->n_unsent) c->heard_ms = clock_ms(); // a large command is on its way
+    c->n_unsent = n_unsent;
     bool waits = c->state == CONNECTION_CONNECTING || c->n_open > 0;
     if (!waits || clock_ms() - c->heard_ms < c->timeout_ms) return 0;
     char where[REDIS_HOST_MAX + 32];

@@ -34,6 +34,7 @@ struct queue_connection {
     int step;          // of the checks
     uint64_t term;     // 0: not taken yet
     size_t n_open;     // commands without a reply
+    size_t n_unsent;   // bytes of them, when it was last looked
     int64_t heard_ms;  // last sign of life while something is open
     int64_t backoff_ms;
     int retry_timer, silence_timer; // 0: none

@@ -3,6 +3,7 @@
 #include <czmq.h>
 #include <hiredis/async.h>
 #include <hiredis/hiredis.h>
+#include <hiredis/sds.h>
 
 // --- the loop's side
 
@@ -115,4 +116,9 @@ enum status redis_link_connect(struct redis_link *link, zloop_t *loop, const str
 void redis_link_cut(struct redis_link *link)
 {
     if (link->ac != NULL) redisAsyncFree(link->ac);
+}
+
+size_t redis_link_unsent(const struct redis_link *link)
+{
+    return link->ac != NULL ? sdslen(link->ac->c.obuf) : 0;
 }

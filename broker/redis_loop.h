@@ -35,4 +35,7 @@ enum status redis_link_connect(struct redis_link *link, zloop_t *loop, const str
 // replies.
 void redis_link_cut(struct redis_link *link);
 
+// Bytes of commands that have not left yet.
+size_t redis_link_unsent(const struct redis_link *link);
+
 #endif
