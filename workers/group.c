@@ -86,6 +86,7 @@ static void send_hello(struct group *g, int64_t now_ms)
         h->n_running = head_list_running(g->head, g->running, SLOTS_MAX);
         h->finished = g->kept;
         h->n_finished = head_list_kept(g->head, g->kept, SLOTS_MAX);
+        head_report_again(g->head);
     }
     g->hello_ms = now_ms;
     control_send(&g->control, &m);

@@ -356,6 +356,16 @@ void head_report(struct head *h, int64_t now_ms, int64_t again_ms)
     }
 }
 
+void head_report_again(struct head *h)
+{
+    for (int i = 0; i < h->options.limits.slots; i++) {
+        struct seq *q = &h->seqs[i];
+        q->n_reported = q->n_resumed;
+        q->text_reported = q->text_resumed;
+    }
+    for (struct kept_result *r = h->kept; r != NULL; r = r->next) r->sent_ms = 0;
+}
+
 void head_committed(struct head *h, const struct job_key *key)
 {
     struct kept_result **at = find_kept(h, key), *r = *at;

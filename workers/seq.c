@@ -88,7 +88,7 @@ enum status seq_begin(struct seq *q, const struct wire_job *job, const struct mo
         return status;
     }
     q->n_reported = q->n_known - q->n_prompt;
-    q->text_reported = q->text.ready;
+    q->text_reported = q->text_resumed = q->text.ready;
     return OK;
 }
 

@@ -30,6 +30,7 @@ struct seq {
     struct text_stream text;
     int n_reported;  // tokens told to the broker
     size_t text_reported;
+    size_t text_resumed; // bytes of the resumed tokens' text
     int64_t reported_ms;
     struct result_token *logprobs; // (max_tokens, 1 + n_logprobs); NULL unless asked for
     int *n_top;                    // (max_tokens)

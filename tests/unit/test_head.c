@@ -276,6 +276,34 @@ static void test_results_wait_for_commit(void **state)
     pipe_close(&p);
 }
 
+// A new broker knows nothing of what the last one was told.
+static void test_report_again(void **state)
+{
+    (void) state;
+    struct pipe p;
+    struct error e;
+    int32_t prompt[] = {7, 8}, want[60];
+    pipe_open(&p, false);
+    struct wire_job job = job_of(1, prompt, 2, 60);
+    job.ignore_eos = true;
+    int n = expected(prompt, 2, 60, want) < 3 ? 0 : 2;
+    job.resume = (struct wire_bytes){want, (size_t) n * 4};
+    assert_int_equal(head_accept(p.head, &job, 0, &e), OK);
+    for (int i = 0; i < 6; i++) {
+        pipe_plan(&p);
+        pipe_return(&p, 1);
+    }
+    head_report(p.head, 100, 1000);
+    int told = p.said.n_tokens;
+    assert_true(told > 0);
+    head_report(p.head, 200, 1000);
+    assert_int_equal(p.said.n_tokens, told);
+    head_report_again(p.head);
+    head_report(p.head, 300, 1000);
+    assert_int_equal(p.said.n_tokens, 2 * told);
+    pipe_close(&p);
+}
+
 static void test_score(void **state)
 {
     (void) state;
@@ -355,6 +383,7 @@ int main(void)
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_resume),
         cmocka_unit_test(test_results_wait_for_commit),
+        cmocka_unit_test(test_report_again),
         cmocka_unit_test(test_score),
         cmocka_unit_test(test_random_lives),
     };
