@@ -70,7 +70,7 @@ def read_safetensors(path):
 
 
 def write_safetensors(path, tensors):
-    header, at = {}, 0
+    header, at = {"__metadata__": {"format": "pt"}}, 0
     for name, (dtype, shape, raw) in tensors.items():
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + len(raw)]}
         at += len(raw)
