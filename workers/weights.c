@@ -127,16 +127,6 @@ static const float **vector_of(struct weights *w, const struct slice *s)
     }
 }
 
-// The experts of a layer are computed by one op: their matrices have one type.
-static enum status check_expert(struct layouter *l, const struct slice *s, const struct matrix *m)
-{
-    const struct matrix *first = &layer_of(l->w, s)->experts[0].gate;
-    if (m->dtype == first->dtype) return OK;
-    return error_set(l->e, ERR_UNSUPPORTED, "bad_checkpoint",
-                     "tensor %s is %s, but other experts of its layer are %s: all must be of one "
-                     "type", s->name, dtype_name(m->dtype), dtype_name(first->dtype));
-}
-
 static enum status lay_slice(const struct slice *s, void *arg)
 {
     struct layouter *l = arg;
@@ -160,7 +150,6 @@ static enum status lay_slice(const struct slice *s, void *arg)
     } else {
         check(matrix != NULL, "role %d has no place", (int) s->role);
         take_matrix(l, matrix, t->dtype, s->row, s->col);
-        if (s->expert >= 0) try(check_expert(l, s, matrix));
     }
     return OK;
 }
