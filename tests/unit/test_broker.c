@@ -618,7 +618,7 @@ static void a_group_drains_and_leaves(void **state)
     until(program_said(&w.broker, "id=b") != NULL);
     assert_true(g->n_unassigns == 0 && job->running);
     fake_group_finish(g, job);
-    until(g->n_unassigns == 1);
+    until(g->n_unassigns >= 1); // told again while it says DRAIN
     assert_true(job->committed);
     fake_group_finish(spare, wait_job(spare, "b"));
     expect_result("b", RESULT_OK, "", 4);
