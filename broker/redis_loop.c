@@ -7,21 +7,24 @@
 
 // --- the loop's side
 
+// hiredis may end the connection inside its handlers: link->ac is NULL then, until a later turn.
+static void flush(struct redis_link *link)
+{
+    link->flushing = true;
+    redisAsyncHandleWrite(link->ac);
+    link->flushing = false;
+}
+
 static int on_ready(zloop_t *loop, zmq_pollitem_t *item, void *arg)
 {
     struct redis_link *link = arg;
-    bool ended = false;
     (void) loop;
     // An event of a connection that another handler ended in this turn.
     if (link->ac == NULL || item->fd != link->fd) return 0;
-    link->ended = &ended;
-    if ((item->revents & ZMQ_POLLOUT) != 0) {
-        link->flushing = true;
-        redisAsyncHandleWrite(link->ac);
-        if (!ended) link->flushing = false;
+    if ((item->revents & ZMQ_POLLOUT) != 0) flush(link);
+    if (link->ac != NULL && (item->revents & (ZMQ_POLLIN | ZMQ_POLLERR)) != 0) {
+        redisAsyncHandleRead(link->ac);
     }
-    if (!ended && (item->revents & (ZMQ_POLLIN | ZMQ_POLLERR)) != 0) redisAsyncHandleRead(link->ac);
-    if (!ended) link->ended = NULL;
     return 0;
 }
 
@@ -39,17 +42,9 @@ static void poll_for(struct redis_link *link, bool out)
 static int on_flush(zloop_t *loop, int timer, void *arg)
 {
     struct redis_link *link = arg;
-    bool ended = false;
     (void) loop, (void) timer;
     link->flush_timer = 0;
-    if (link->ac == NULL) return 0;
-    link->ended = &ended;
-    link->flushing = true;
-    redisAsyncHandleWrite(link->ac);
-    if (!ended) {
-        link->flushing = false;
-        link->ended = NULL;
-    }
+    if (link->ac != NULL) flush(link);
     return 0;
 }
 
@@ -85,7 +80,6 @@ static void cleanup(void *data)
     zmq_pollitem_t item = {.fd = link->fd};
     zloop_poller_end(link->loop, &item);
     if (link->flush_timer != 0) zloop_timer_end(link->loop, link->flush_timer);
-    if (link->ended != NULL) *link->ended = true;
     *link = (struct redis_link){.loop = link->loop, .fd = -1};
 }
 

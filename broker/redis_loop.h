@@ -22,7 +22,6 @@ struct redis_link {
     int flush_timer; // 0: none
     bool flushing;   // inside a flush
     bool polls_out;  // POLLOUT is armed
-    bool *ended;     // set when the connection is freed inside a handler
 };
 
 // Begins to connect; the callbacks set on link->ac say how that went. A link that has ended is
