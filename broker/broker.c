@@ -20,7 +20,7 @@ enum {
     INGEST_MS = 100,
     PROMOTE_MS = 250,
     REAP_MS = 1000,
-    TENANTS_MS = 5000,
+    TENANTS_MS = 1000,
     STOP_MS = 2000, // open calls get so long after a signal
     LIMIT = 100,    // jobs of one promote or reap
 };
@@ -37,6 +37,7 @@ struct broker {
     struct jobs *jobs;
     struct groups *groups;
     struct plan plan;
+    struct tenants tenants;
     bool listening, led;
     char endpoint[ENDPOINT_MAX + 1];
     int64_t ingest_ms, promote_ms, reap_ms, tenants_ms;
@@ -93,22 +94,39 @@ static enum status listen_on(struct broker *b, struct error *e)
 
 // --- Redis' side
 
+static void set_tenants(struct broker *b, const struct tenants *now, size_t n)
+{
+    static struct tenants before;
+    before = b->tenants;
+    if (!tenants_merge(&b->tenants, now) || n > TENANTS_MAX) {
+        log_line(LOG_ERROR, "too_many_tenants", log_int("tenants", n),
+                 log_int("served", TENANTS_MAX));
+    }
+    if (memcmp(&before, &b->tenants, sizeof before) == 0) return;
+    log_line(LOG_INFO, "tenants", log_int("tenants", n), log_int("paused", b->tenants.paused));
+    ingest_set_tenants(b->ingest, &b->tenants);
+    claims_set_tenants(b->claims, &b->tenants);
+}
+
 static void on_tenants(void *arg, const struct queue_reply *r)
 {
     struct broker *b = arg;
-    static struct tenants tenants; // too large for the stack
+    static struct tenants now; // too large for the stack
     b->asking_tenants = false;
     if (r->error.status != OK) return;
-    memset(&tenants, 0, sizeof tenants);
-    if (r->n > TENANTS_MAX) {
-        log_line(LOG_ERROR, "too_many_tenants", log_int("tenants", r->n),
-                 log_int("served", TENANTS_MAX));
+    memset(&now, 0, sizeof now);
+    now.paused = r->number == 1;
+    for (size_t i = 0; i < r->n && now.n < TENANTS_MAX; i++) {
+        const struct queue_tenant *t = &r->tenants[i];
+        struct tenant *to = &now.at[now.n++];
+        *to = (struct tenant){.weight = t->weight,
+                              .max_bytes = t->max_bytes,
+                              .max_jobs = t->max_jobs,
+                              .max_tokens = t->max_tokens,
+                              .paused = t->paused};
+        snprintf(to->name, sizeof to->name, "%s", t->name);
     }
-    for (size_t i = 0; i < r->n && tenants.n < TENANTS_MAX; i++) {
-        snprintf(tenants.names[tenants.n++], sizeof *tenants.names, "%s", r->tenants[i]);
-    }
-    ingest_set_tenants(b->ingest, &tenants);
-    claims_set_tenants(b->claims, &tenants);
+    set_tenants(b, &now, r->n);
 }
 
 static void ask_tenants(struct broker *b)
@@ -155,14 +173,12 @@ static void on_inbox(void *arg, const char *tenant)
 
 static void on_verdicts(struct broker *b, const struct queue_reply *r, const char *event)
 {
-    bool ready = false;
     for (size_t i = 0; i < r->n; i++) {
         const struct queue_verdict *v = &r->verdicts[i];
         log_line(LOG_INFO, event, log_str("tenant", v->tenant), log_str("id", v->id),
                  log_int("attempt", v->attempt), log_str("word", queue_word_name(v->word)));
-        ready = ready || v->word == QUEUE_READY;
+        if (v->word == QUEUE_READY) claims_changed(b->claims, v->tenant, -1);
     }
-    if (ready) claims_wake(b->claims);
 }
 
 static void on_promoted(void *arg, const struct queue_reply *r)
@@ -197,7 +213,17 @@ static void on_freed(void *arg)
     if (b->stop_ms == 0) claims_wake(b->claims);
 }
 
-static void on_admitted(void *arg) { on_freed(arg); }
+static void on_returned(void *arg, const char *tenant)
+{
+    struct broker *b = arg;
+    if (b->stop_ms == 0) claims_changed(b->claims, tenant, -1);
+}
+
+static void on_admitted(void *arg, const char *tenant, int class)
+{
+    struct broker *b = arg;
+    if (b->stop_ms == 0) claims_changed(b->claims, tenant, class);
+}
 
 static void on_cancel(void *arg, const char *tenant, const char *id, uint64_t attempt)
 {
@@ -248,6 +274,7 @@ static int on_socket(zloop_t *loop, zmq_pollitem_t *item, void *arg)
     struct broker *b = arg;
     (void) loop, (void) item;
     if (b->led) groups_receive(b->groups, clock_ms());
+    if (groups_draining(b->groups)) claims_set_owner(b->claims, NULL); // at once, not at the next tick
     return 0;
 }
 
@@ -348,12 +375,16 @@ static enum status create_parts(struct broker *b, struct error *e)
     struct prompt_limits limits = {.max_context = b->model.config.max_position_embeddings,
                                    .default_max_tokens = o->default_max_tokens};
     try(create_queue(b, e));
-    struct jobs_options jobs = {b->queue, b, on_send, on_freed};
+    struct jobs_options jobs = {b->queue, b, on_send, on_freed, on_returned};
     try(jobs_create(&b->jobs, &jobs, e));
-    struct claims_options claims = {b->loop, b->queue, b->jobs, &b->model, limits, o->pool_threads};
+    struct claims_options claims = {.loop = b->loop, .queue = b->queue, .jobs = b->jobs,
+                                    .model = &b->model, .limits = limits,
+                                    .n_threads = o->pool_threads, .age_ms = o->age_ms};
     try(claims_create(&b->claims, &claims, e));
-    struct ingest_options ingest = {b->loop, b->queue, &b->model, limits, o->pool_threads,
-                                    b,       on_admitted, on_cancel};
+    struct ingest_options ingest = {.loop = b->loop, .queue = b->queue, .model = &b->model,
+                                    .limits = limits, .n_threads = o->pool_threads, .arg = b,
+                                    .admitted = on_admitted, .cancel = on_cancel,
+                                    .max_queued_bytes = (uint64_t) o->max_queued_bytes};
     try(ingest_create(&b->ingest, &ingest, e));
     struct groups_options groups = {.model = &b->model,
                                     .socket = b->socket,

@@ -10,9 +10,10 @@
 
 enum {
     ROUND_MOST = 256,   // jobs claimed at once
-    WINDOW_MOST = 1024, // headers looked at in a round
+    WINDOW_MOST = 64,   // headers of a tenant and class that are kept
+    WINDOW_LOW = 16,    // fewer, and more there: they are read again
     ITEMS_MAX = 1024,   // jobs whose bytes are being read
-    LOOK_MS = 1000,     // a look without a sign of anything there
+    LOOK_MS = 1000,     // all windows are read again, without a sign of anything there
     OWNER_BYTES_MAX = GROUP_NAME_MAX,
     REFUSAL_BYTES_MAX = 8192,
 };
@@ -27,9 +28,22 @@ enum state {
 
 struct ready {
     char id[JOB_ID_MAX + 1];
-    uint64_t seq, need_blocks;
-    int tenant, class;
+    uint64_t need_blocks;
     bool poison;
+};
+
+// The first ready jobs of a tenant and class, as Redis had them.
+struct window {
+    int n;
+    bool stale; // to be read again
+    bool more;  // are there
+    struct ready ready[WINDOW_MOST];
+    struct ready_job jobs[WINDOW_MOST]; // the same for dispatch
+};
+
+struct chosen {
+    struct ready ready;
+    struct dispatch_pick pick;
     bool unfit; // can never run here
 };
 
@@ -50,21 +64,24 @@ struct claims {
     struct claims_options options;
     struct pool *pool;
     struct tokenizer_scratch **scratch; // (n_threads) NULL without tokenizer
-    struct tenants tenants;
+    struct tenants tenants, tenants_next; // during a round they stay
+    bool tenants_changed;
     uint64_t max_blocks;                // of one job; 0: no limit known
     char owner[OWNER_BYTES_MAX + 1];    // empty: nothing is claimed
     enum state state;
     bool wanted;                        // look again
     int64_t looked_ms;
-    int n_windows;                      // open
-    int asked[JOB_CLASSES * TENANTS_MAX]; // class * TENANTS_MAX + tenant of each window, in order
+    int n_open;                         // windows being read
+    int asked[JOB_CLASSES * TENANTS_MAX]; // tenant * JOB_CLASSES + class of each, in order
     int n_asked, n_told;
-    struct tenants round_tenants;       // as they were when the round began
-    struct ready ready[WINDOW_MOST];
-    int n_ready;
     bool failed;                        // a window of this round did
+    struct window windows[TENANTS_MAX][JOB_CLASSES];
+    struct dispatch dispatch;
+    // For dispatch:
+    struct dispatch_tenant budgets[TENANTS_MAX];
+    struct ready_queue queues[TENANTS_MAX][JOB_CLASSES];
     // The claim:
-    struct ready chosen[ROUND_MOST];
+    struct chosen chosen[ROUND_MOST];
     int n_chosen;
     uint64_t claim, epoch;              // its number; whose credit it took
     int n_items;
@@ -173,13 +190,14 @@ static bool read_later(struct claims *c, const struct queue_job *j, const struct
 
 // --- claiming
 
-static void give_credit_back(struct claims *c, const struct ready *r)
+static void give_credit_back(struct claims *c, const struct chosen *r)
 {
+    dispatch_give_back(&c->dispatch, &r->pick);
     if (r->unfit || c->epoch != jobs_epoch(c->options.jobs)) return;
-    credit_give_back(jobs_credit(c->options.jobs), r->need_blocks);
+    credit_give_back(jobs_credit(c->options.jobs), r->ready.need_blocks);
 }
 
-static void take(struct claims *c, const struct ready *r, const struct queue_job *j)
+static void take(struct claims *c, const struct chosen *r, const struct queue_job *j)
 {
     struct jobs *jobs = c->options.jobs;
     struct job_key key = {.attempt = j->attempt};
@@ -187,7 +205,7 @@ static void take(struct claims *c, const struct ready *r, const struct queue_job
     snprintf(key.id, sizeof key.id, "%s", j->id);
     bool current = c->epoch == jobs_epoch(jobs);
     uint64_t epoch = r->unfit || !current ? 0 : c->epoch;
-    enum status status = jobs_add(jobs, &key, r->need_blocks, r->poison, epoch);
+    enum status status = jobs_add(jobs, &key, r->ready.need_blocks, r->ready.poison, epoch);
     if (status != OK) { // its lease ends by itself
         give_credit_back(c, r);
         log_line(LOG_ERROR, "no_room", log_str("id", key.id), log_str("why", status_name(status)));
@@ -210,6 +228,9 @@ static void on_claimed(void *arg, const struct queue_reply *r)
     }
     for (int i = 0; i < c->n_chosen; i++) {
         const struct queue_job *j = r->error.status == OK ? &r->jobs[i] : NULL;
+        const struct dispatch_pick *p = &c->chosen[i].pick;
+        bool there = j == NULL || j->word == QUEUE_LATER; // still
+        if (there) c->windows[p->tenant][p->class].stale = true;
         if (j != NULL && j->word == QUEUE_OK) take(c, &c->chosen[i], j);
         else give_credit_back(c, &c->chosen[i]);
     }
@@ -222,7 +243,8 @@ static void call_claim(struct claims *c)
 {
     struct queue_key keys[ROUND_MOST];
     for (int i = 0; i < c->n_chosen; i++) {
-        keys[i] = (struct queue_key){c->round_tenants.names[c->chosen[i].tenant], c->chosen[i].id};
+        const struct chosen *r = &c->chosen[i];
+        keys[i] = (struct queue_key){c->tenants.at[r->pick.tenant].name, r->ready.id};
     }
     size_t room = c->n_bytes < (size_t) READ_BYTES_MAX ? (size_t) READ_BYTES_MAX - c->n_bytes : 1;
     enum status status = queue_claim(c->options.queue, c->claim, c->owner, LEASE_MS, room, keys,
@@ -230,88 +252,168 @@ static void call_claim(struct claims *c)
     c->state = status == OK ? CLAIMING : UNSURE;
 }
 
-// --- looking and choosing
+// --- choosing
 
-static int by_class_and_age(const void *a, const void *b)
+static bool is_unfit(const struct claims *c, const struct ready *r)
 {
-    const struct ready *x = a, *y = b;
-    if (x->class != y->class) return x->class - y->class;
-    return (x->seq > y->seq) - (x->seq < y->seq);
+    return c->max_blocks > 0 && r->need_blocks > c->max_blocks;
+}
+
+static void count_active(void *arg, const char *tenant, uint64_t need_blocks)
+{
+    struct claims *c = arg;
+    int t = tenants_find(&c->tenants, tenant);
+    if (t < 0) return;
+    struct dispatch_tenant *b = &c->budgets[t];
+    b->idle = false;
+    if (b->jobs != UINT64_MAX && b->jobs > 0) b->jobs--;
+    if (b->blocks != UINT64_MAX) b->blocks = b->blocks > need_blocks ? b->blocks - need_blocks : 0;
+}
+
+static void make_budgets(struct claims *c)
+{
+    bool any = false;
+    for (int i = 0; i < c->tenants.n; i++) {
+        const struct tenant *t = &c->tenants.at[i];
+        bool paused = t->paused || c->tenants.paused || t->name[0] == '\0';
+        uint64_t blocks = (t->max_tokens + KV_BLOCK_ROWS - 1) / KV_BLOCK_ROWS;
+        c->budgets[i] = (struct dispatch_tenant){.weight = paused ? 0 : t->weight,
+                                                 .jobs = t->max_jobs > 0 ? t->max_jobs : UINT64_MAX,
+                                                 .blocks = blocks > 0 ? blocks : UINT64_MAX,
+                                                 .idle = true};
+        any = any || t->max_jobs > 0 || t->max_tokens > 0;
+    }
+    if (any) jobs_each_active(c->options.jobs, count_active, c);
+}
+
+static void make_queues(struct claims *c)
+{
+    for (int t = 0; t < c->tenants.n; t++) {
+        for (int class = 0; class < JOB_CLASSES; class++) {
+            struct window *w = &c->windows[t][class];
+            c->queues[t][class] = (struct ready_queue){w->jobs, w->n};
+            for (int i = 0; i < w->n; i++) {
+                bool unfit = is_unfit(c, &w->ready[i]);
+                w->jobs[i].need_blocks = unfit ? 0 : w->ready[i].need_blocks;
+                w->jobs[i].poison = w->ready[i].poison && !unfit;
+            }
+        }
+    }
+}
+
+// What was chosen leaves its window; it was at the front.
+static void pull(struct claims *c, const struct dispatch_pick *p, struct ready *to)
+{
+    struct window *w = &c->windows[p->tenant][p->class];
+    *to = w->ready[0];
+    w->n--;
+    memmove(w->ready, w->ready + 1, (size_t) w->n * sizeof *w->ready);
+    memmove(w->jobs, w->jobs + 1, (size_t) w->n * sizeof *w->jobs);
 }
 
 static void choose(struct claims *c)
 {
     struct jobs *jobs = c->options.jobs;
     struct credit *credit = jobs_credit(jobs);
-    struct ready_job view[WINDOW_MOST];
-    qsort(c->ready, (size_t) c->n_ready, sizeof *c->ready, by_class_and_age);
-    for (int i = 0; i < c->n_ready; i++) {
-        struct ready *r = &c->ready[i];
-        r->unfit = c->max_blocks > 0 && r->need_blocks > c->max_blocks;
-        view[i] = (struct ready_job){.need_blocks = r->unfit ? 0 : r->need_blocks,
-                                     .poison = r->poison && !r->unfit};
-    }
+    struct dispatch_pick picks[ROUND_MOST];
     int n = 0, room = ITEMS_MAX - c->n_items < ROUND_MOST ? ITEMS_MAX - c->n_items : ROUND_MOST;
-    if (jobs_may_start(jobs) && c->owner[0] != '\0') {
-        n = dispatch_choose(credit, view, c->n_ready, jobs_n_active(jobs), jobs_alone(jobs));
-    }
-    if (n > room) n = room;
     c->state = IDLE;
+    if (!jobs_may_start(jobs) || c->owner[0] == '\0') return;
+    make_budgets(c);
+    make_queues(c);
+    const struct dispatch_view view = {.n_tenants = c->tenants.n,
+                                       .tenants = c->budgets,
+                                       .queues = (const void *) c->queues,
+                                       .n_running = jobs_n_active(jobs),
+                                       .alone = jobs_alone(jobs),
+                                       .now_ms = clock_ms()};
+    n = dispatch_choose(&c->dispatch, credit, &view, picks, room);
     if (n == 0) return;
     c->n_chosen = n;
     c->claim++;
     c->epoch = jobs_epoch(jobs);
     for (int i = 0; i < n; i++) {
-        c->chosen[i] = c->ready[i];
-        if (!c->ready[i].unfit) credit_take(credit, c->ready[i].need_blocks);
+        struct chosen *r = &c->chosen[i];
+        r->pick = picks[i];
+        pull(c, &picks[i], &r->ready);
+        r->unfit = is_unfit(c, &r->ready);
+        if (!r->unfit) credit_take(credit, r->ready.need_blocks);
     }
     call_claim(c);
 }
 
-static void add_header(struct claims *c, int asked, const struct queue_header *h)
+// --- looking
+
+static void read_window(struct window *w, const struct queue_reply *r)
 {
-    if (c->n_ready == WINDOW_MOST) return;
-    struct ready *r = &c->ready[c->n_ready++];
-    *r = (struct ready){.seq = h->seq,
-                        .need_blocks = h->need_blocks,
-                        .class = asked / TENANTS_MAX,
-                        .tenant = asked % TENANTS_MAX,
-                        .poison = h->poison};
-    snprintf(r->id, sizeof r->id, "%s", h->id);
+    int64_t now_ms = clock_ms();
+    w->n = 0;
+    for (size_t i = 0; i < r->n && i < WINDOW_MOST; i++) {
+        const struct queue_header *h = &r->headers[i];
+        struct ready *to = &w->ready[w->n];
+        *to = (struct ready){.need_blocks = h->need_blocks, .poison = h->poison};
+        snprintf(to->id, sizeof to->id, "%s", h->id);
+        w->jobs[w->n++] = (struct ready_job){.cost = h->n_prompt + h->max_tokens,
+                                             .since_ms = now_ms - h->waited_ms};
+    }
+    w->more = w->n == WINDOW_MOST;
 }
 
 static void on_window(void *arg, const struct queue_reply *r)
 {
     struct claims *c = arg;
     int asked = c->asked[c->n_told++]; // replies come in the order of the calls
-    c->n_windows--;
-    if (r->error.status != OK) c->failed = true;
-    for (size_t i = 0; i < r->n; i++) add_header(c, asked, &r->headers[i]);
-    if (c->n_windows > 0) return;
+    struct window *w = &c->windows[asked / JOB_CLASSES][asked % JOB_CLASSES];
+    c->n_open--;
+    if (r->error.status == OK) read_window(w, r);
+    else w->stale = c->failed = true;
+    if (c->n_open > 0) return;
     if (c->failed) c->state = IDLE;
     else choose(c);
 }
 
 static void look(struct claims *c)
 {
-    uint64_t slots = credit_slots(jobs_credit(c->options.jobs));
-    size_t limit = slots < ROUND_MOST ? (size_t) slots : ROUND_MOST;
     c->wanted = c->failed = false;
-    c->n_ready = c->n_asked = c->n_told = 0;
-    c->round_tenants = c->tenants;
-    for (int class = 0; class < JOB_CLASSES; class++) {
-        for (int t = 0; t < c->tenants.n; t++) {
-            enum status status = queue_window(c->options.queue, class, c->tenants.names[t], 0,
-                                              limit, on_window, c);
-            if (status != OK) {
-                c->failed = true;
-                continue;
-            }
-            c->asked[c->n_asked++] = class * TENANTS_MAX + t;
+    c->n_asked = c->n_told = 0;
+    c->state = LOOKING;
+    for (int t = 0; t < c->tenants.n; t++) {
+        for (int class = 0; class < JOB_CLASSES && c->tenants.at[t].name[0] != '\0'; class++) {
+            struct window *w = &c->windows[t][class];
+            if (!w->stale && !(w->more && w->n < WINDOW_LOW)) continue;
+            enum status status = queue_window(c->options.queue, class, c->tenants.at[t].name, 0,
+                                              WINDOW_MOST, on_window, c);
+            w->stale = status != OK;
+            if (status != OK) c->failed = true;
+            else c->asked[c->n_asked++] = t * JOB_CLASSES + class;
         }
     }
-    c->n_windows = c->n_asked;
-    c->state = c->n_windows > 0 ? LOOKING : IDLE;
+    c->n_open = c->n_asked;
+    if (c->n_open > 0) return;
+    if (c->failed) c->state = IDLE;
+    else choose(c);
+}
+
+static void all_stale(struct claims *c)
+{
+    for (int t = 0; t < c->tenants.n; t++) {
+        for (int class = 0; class < JOB_CLASSES; class++) c->windows[t][class].stale = true;
+    }
+}
+
+// A place that another tenant has now begins anew.
+static void change_tenants(struct claims *c)
+{
+    c->tenants_changed = false;
+    for (int t = 0; t < c->tenants_next.n; t++) {
+        if (strcmp(c->tenants.at[t].name, c->tenants_next.at[t].name) == 0) continue;
+        dispatch_forget(&c->dispatch, t);
+        for (int class = 0; class < JOB_CLASSES; class++) {
+            c->windows[t][class].n = 0;
+            c->windows[t][class].stale = true;
+        }
+    }
+    c->tenants = c->tenants_next;
 }
 
 static void step(struct claims *c)
@@ -321,8 +423,10 @@ static void step(struct claims *c)
         call_claim(c);
         return;
     }
+    if (c->state != IDLE) return;
+    if (c->tenants_changed) change_tenants(c);
     bool room = c->n_bytes < (size_t) READ_BYTES_MAX / 2 && c->n_items < ITEMS_MAX;
-    if (c->state != IDLE || !c->wanted || !room || c->owner[0] == '\0') return;
+    if (!c->wanted || !room || c->owner[0] == '\0') return;
     if (!jobs_may_start(c->options.jobs) || jobs_alone(c->options.jobs)) return;
     if (credit_slots(jobs_credit(c->options.jobs)) > 0) look(c);
 }
@@ -333,16 +437,26 @@ void claims_wake(struct claims *c)
     step(c);
 }
 
+void claims_changed(struct claims *c, const char *tenant, int class)
+{
+    int t = tenants_find(&c->tenants, tenant);
+    for (int k = 0; t >= 0 && k < JOB_CLASSES; k++) {
+        if (class < 0 || class == k) c->windows[t][k].stale = true;
+    }
+    claims_wake(c);
+}
+
 void claims_ready(struct claims *c)
 {
-    c->wanted = true;
-    step(c);
+    all_stale(c);
+    claims_wake(c);
 }
 
 void claims_tick(struct claims *c, int64_t now_ms)
 {
     if (now_ms - c->looked_ms >= LOOK_MS) {
         c->looked_ms = now_ms;
+        all_stale(c);
         c->wanted = true;
     }
     step(c);
@@ -359,7 +473,12 @@ void claims_set_limits(struct claims *c, int max_context, uint64_t max_blocks)
     c->max_blocks = max_blocks;
 }
 
-void claims_set_tenants(struct claims *c, const struct tenants *tenants) { c->tenants = *tenants; }
+void claims_set_tenants(struct claims *c, const struct tenants *tenants)
+{
+    c->tenants_next = *tenants;
+    c->tenants_changed = true;
+    claims_wake(c);
+}
 
 void claims_set_owner(struct claims *c, const char *owner)
 {
@@ -386,6 +505,7 @@ enum status claims_create(struct claims **claims, const struct claims_options *o
     *claims = c;
     if (c == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for claims");
     c->options = *o;
+    c->dispatch.age_ms = o->age_ms;
     enum status status = create_scratch(c, e);
     if (status == OK) status = pool_create(&c->pool, o->n_threads, ITEMS_MAX, read_item, c, e);
     if (status != OK) {

@@ -1,6 +1,7 @@
-// From ready jobs to a head: looks at a bounded window of headers, lets dispatch choose against the
-// credit, claims what it chose by name, has the bytes read again in the pool and hands the ids over
-// to `jobs`. One round at a time; the backlog stays in Redis. The loop's thread.
+// From ready jobs to a head: keeps a bounded window of headers of each tenant and class, lets
+// dispatch choose against the credit, claims what it chose by name, has the bytes read again in the
+// pool and hands the ids over to `jobs`. One round at a time; the backlog stays in Redis. The loop's
+// thread.
 #ifndef PENSTOCK_BROKER_CLAIMS_H
 #define PENSTOCK_BROKER_CLAIMS_H
 
@@ -19,6 +20,7 @@ struct claims_options {
     const struct model *model;
     struct prompt_limits limits;
     int n_threads; // of the pool
+    int64_t age_ms; // of dispatch
 };
 
 enum status claims_create(struct claims **claims, const struct claims_options *o, struct error *e);
@@ -32,7 +34,9 @@ void claims_set_tenants(struct claims *c, const struct tenants *tenants);
 // Whose jobs they will be, for the records; NULL: nothing is claimed.
 void claims_set_owner(struct claims *c, const char *owner);
 
-void claims_wake(struct claims *c); // there may be work, or room for it
+void claims_wake(struct claims *c); // there may be room for work
+// Jobs of this tenant may be ready; class < 0: any.
+void claims_changed(struct claims *c, const char *tenant, int class);
 void claims_ready(struct claims *c); // the queue's event
 void claims_tick(struct claims *c, int64_t now_ms);
 bool claims_idle(const struct claims *c); // nothing is claimed that jobs does not know

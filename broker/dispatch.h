@@ -1,8 +1,20 @@
 // Dispatch: which ready jobs a pipeline takes now, given what its head can hold. Pure: no clock,
-// heap, sockets or Redis. Jobs go in order of arrival; the first that does not fit waits, and what
-// is behind it waits too, so that a large job is never starved by small ones.
+// heap, sockets or Redis.
+//
+// Classes are strict: a job of class 0 goes before one of class 1, and so on. Aging: a job counts as
+// a class higher for each age_ms that it has been ready. One that has come up to class 0 that way
+// goes behind the jobs that are of class 0, but for one token in DISPATCH_AGED_PART while both wait:
+// so class 0 is never held up by age, and nothing waits for ever.
+//
+// Within a class tenants share by deficit round robin over tokens (prompt + max_tokens): on its turn
+// a tenant may run jobs of weight * DISPATCH_QUANTUM tokens, and keeps what it could not use. Jobs of
+// a tenant and class go in order of arrival. The next job, once chosen, waits until it fits, and all
+// behind it wait too, so that a large job is never starved by small ones.
 #ifndef PENSTOCK_BROKER_DISPATCH_H
 #define PENSTOCK_BROKER_DISPATCH_H
+
+#include "broker/tenants.h"
+#include "common/limits.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -32,14 +44,67 @@ void credit_give_back(struct credit *c, uint64_t blocks);
 uint64_t credit_slots(const struct credit *c);  // free now
 uint64_t credit_blocks(const struct credit *c);
 
-struct ready_job {
-    uint64_t need_blocks;
-    bool poison; // runs alone
+// --- who is next
+
+enum {
+    DISPATCH_LEVELS = JOB_CLASSES + 1, // class 0, what age lifted there, classes 1 to 3
+    DISPATCH_QUANTUM = 1024,           // tokens of a turn, for each of the weight
+    DISPATCH_AGED_PART = 16,
 };
 
-// How many of the first `n` ready jobs to take now. n_running: jobs that are at the head or on the
-// way; alone: one of them is poison.
-int dispatch_choose(const struct credit *c, const struct ready_job *jobs, int n, int n_running,
-                    bool alone);
+// A ready job.
+struct ready_job {
+    uint64_t need_blocks; // 0: takes nothing, it is only to be refused
+    uint64_t cost;        // tokens of prompt and output
+    int64_t since_ms;     // ready since
+    bool poison;          // runs alone
+};
+
+// Those of a tenant and class, in order of arrival: the first of them, if there are many.
+struct ready_queue {
+    const struct ready_job *jobs;
+    int n;
+};
+
+struct dispatch_tenant {
+    uint32_t weight;       // 0: none of its jobs starts
+    uint64_t jobs, blocks; // that it may have in flight beyond those that are; UINT64_MAX: no limit
+    bool idle;             // none is: then one may start, however large
+};
+
+struct dispatch_view {
+    int n_tenants;
+    const struct dispatch_tenant *tenants;             // (n_tenants)
+    const struct ready_queue (*queues)[JOB_CLASSES];   // (n_tenants)
+    int n_running; // jobs that are at the head or on the way
+    bool alone;    // one of them is poison
+    int64_t now_ms;
+};
+
+// What lasts from one choice to the next. Begins as zeros.
+struct dispatch {
+    int64_t age_ms; // 0: jobs don't age
+    int turn[DISPATCH_LEVELS];
+    uint64_t deficit[DISPATCH_LEVELS][TENANTS_MAX]; // tokens that a tenant may still run
+    uint64_t strict, aged; // tokens of class 0 and of what age lifted there, while both waited
+};
+
+struct dispatch_pick {
+    int tenant, class, level;
+    uint64_t cost;
+};
+
+// Chooses at most `most` jobs to take now; returns how many. Those of a queue are its first ones.
+int dispatch_choose(struct dispatch *d, const struct credit *c, const struct dispatch_view *v,
+                    struct dispatch_pick *picks, int most);
+
+// The job did not start after all: its tenant gets the tokens back.
+void dispatch_give_back(struct dispatch *d, const struct dispatch_pick *pick);
+
+// Another tenant has this place now.
+void dispatch_forget(struct dispatch *d, int tenant);
+
+// Where a job of that class is, given how long it has been ready: 0, 1 (lifted to class 0), 2...
+int dispatch_level(const struct dispatch *d, int class, int64_t ready_ms);
 
 #endif

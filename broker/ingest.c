@@ -30,6 +30,7 @@ struct item {
     struct prompt prompt;
     struct error error;
     enum job_op op;
+    int class;
     char id[JOB_ID_MAX + 1]; // empty: it cannot be read
     char tenant[TENANT_MAX + 1];
     uint8_t bytes[];
@@ -127,7 +128,9 @@ static void on_admitted(void *arg, const struct queue_reply *r)
         log_line(r->word == QUEUE_OK ? LOG_DEBUG : LOG_INFO, "admitted",
                  log_str("tenant", item->tenant), log_str("id", item->id),
                  log_str("word", queue_word_name(r->word)));
-        if (r->word == QUEUE_OK) in->options.admitted(in->options.arg);
+        if (r->word == QUEUE_OK) {
+            in->options.admitted(in->options.arg, item->tenant, item->class);
+        }
     }
     item_gone(item);
     step(in);
@@ -165,6 +168,7 @@ static enum status admit(struct item *item)
 {
     const struct prompt *p = &item->prompt;
     const struct job *job = &p->job;
+    item->class = job->class;
     const struct queue_admit a = {
         .tenant = item->tenant,
         .id = item->id,
@@ -303,7 +307,8 @@ static void on_recovered(void *arg, const struct queue_reply *r)
 static void on_taken(void *arg, const struct queue_reply *r)
 {
     struct ingest *in = arg;
-    if (add_all(in, r)) in->hot[in->asking_tenant] = r->number > 0;
+    // Over a budget in bytes nothing comes: the next poll asks again.
+    if (add_all(in, r)) in->hot[in->asking_tenant] = r->number > 0 && r->n > 0;
     step(in);
 }
 
@@ -312,7 +317,7 @@ static int next_hot(struct ingest *in)
 {
     for (int i = 0; i < in->tenants.n; i++) {
         int t = (in->next + i) % in->tenants.n;
-        if (!in->hot[t]) continue;
+        if (!in->hot[t] || in->tenants.at[t].name[0] == '\0') continue;
         in->next = (t + 1) % in->tenants.n;
         return t;
     }
@@ -335,7 +340,8 @@ static void step(struct ingest *in)
         if (t < 0) return;
         in->hot[t] = false;
         in->asking_tenant = t;
-        status = queue_take(in->options.queue, in->tenants.names[t], room, bytes, on_taken, in);
+        status = queue_take(in->options.queue, in->tenants.at[t].name, room, bytes,
+                            in->options.max_queued_bytes, on_taken, in);
         if (status != OK) in->hot[t] = true;
     }
     in->asking = status == OK;
@@ -368,22 +374,18 @@ void ingest_down(struct ingest *in)
 
 void ingest_pushed(struct ingest *in, const char *tenant)
 {
-    for (int i = 0; i < in->tenants.n; i++) {
-        if (strcmp(in->tenants.names[i], tenant) == 0) in->hot[i] = true;
-    }
+    int t = tenants_find(&in->tenants, tenant);
+    if (t >= 0) in->hot[t] = true;
     step(in);
 }
 
 void ingest_set_tenants(struct ingest *in, const struct tenants *tenants)
 {
-    bool same = in->tenants.n == tenants->n &&
-                memcmp(in->tenants.names, tenants->names, sizeof tenants->names) == 0;
-    if (same) return;
+    for (int i = 0; i < tenants->n; i++) {
+        bool same = strcmp(in->tenants.at[i].name, tenants->at[i].name) == 0;
+        if (!same) in->hot[i] = true;
+    }
     in->tenants = *tenants;
-    in->next = in->next_poll = 0;
-    for (int i = 0; i < tenants->n; i++) in->hot[i] = true;
-    // An open take names its tenant by index: its word on what is left is not for the new list.
-    in->asking_tenant = TENANTS_MAX - 1;
     step(in);
 }
 

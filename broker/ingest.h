@@ -22,9 +22,11 @@ struct ingest_options {
     struct prompt_limits limits;
     int n_threads;             // of the pool
     void *arg;
-    void (*admitted)(void *arg); // there may be work for dispatch
+    // A job that may be ready.
+    void (*admitted)(void *arg, const char *tenant, int class);
     // A cancel met a running job: its attempt is to be dropped.
     void (*cancel)(void *arg, const char *tenant, const char *id, uint64_t attempt);
+    uint64_t max_queued_bytes; // of all messages that wait or run; beyond: nothing is taken; 0: any
 };
 
 enum status ingest_create(struct ingest **ingest, const struct ingest_options *o, struct error *e);

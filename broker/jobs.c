@@ -46,7 +46,10 @@ static void on_outcome(void *arg, const struct queue_reply *r)
         attempt_log(LOG_INFO, fails ? "failed" : "given_back", a, queue_word_name(r->word),
                     a->why.code);
     }
+    bool ready = r->error.status == OK && r->word == QUEUE_READY;
+    struct job_key key = a->key;
     attempt_drop(a);
+    if (ready) j->options.returned(j->options.arg, key.tenant);
     j->options.freed(j->options.arg);
 }
 
@@ -358,6 +361,16 @@ struct credit *jobs_credit(struct jobs *j) { return &j->credit; }
 uint64_t jobs_epoch(const struct jobs *j) { return j->epoch; }
 
 int jobs_n_active(const struct jobs *j) { return j->n_active; }
+
+void jobs_each_active(const struct jobs *j,
+                      void (*fn)(void *arg, const char *tenant, uint64_t need_blocks), void *arg)
+{
+    for (int b = 0; b < ATTEMPT_BUCKETS; b++) {
+        for (const struct attempt *a = j->buckets[b]; a != NULL; a = a->next) {
+            if (attempt_is_active(a)) fn(arg, a->key.tenant, a->need_blocks);
+        }
+    }
+}
 
 bool jobs_alone(const struct jobs *j) { return j->n_poison > 0; }
 

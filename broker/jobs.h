@@ -26,8 +26,10 @@ struct jobs_options {
     void *arg;
     // False: the peer is away.
     bool (*send)(void *arg, const struct peer *to, const struct wire_message *m);
-    // Credit came back, or a job became ready: dispatch may have work.
+    // Credit came back: dispatch may have room.
     void (*freed)(void *arg);
+    // A job of this tenant is ready again.
+    void (*returned)(void *arg, const char *tenant);
 };
 
 enum status jobs_create(struct jobs **jobs, const struct jobs_options *o, struct error *e);
@@ -84,6 +86,9 @@ void jobs_tick(struct jobs *j, int64_t now_ms);  // a few times a second
 struct credit *jobs_credit(struct jobs *j);
 uint64_t jobs_epoch(const struct jobs *j); // 0: no pipeline serves
 int jobs_n_active(const struct jobs *j);   // claimed, or at the head
+// Calls fn with tenant and blocks of each of them.
+void jobs_each_active(const struct jobs *j,
+                      void (*fn)(void *arg, const char *tenant, uint64_t need_blocks), void *arg);
 bool jobs_alone(const struct jobs *j);     // one of them must run alone
 bool jobs_may_start(struct jobs *j);       // not while an adopted head is asked what it holds
 int jobs_n_owed(const struct jobs *j);     // at the head, or with an outcome that is not COMMITTED

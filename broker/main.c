@@ -13,7 +13,8 @@ enum { EXIT_USAGE = 2, POOL_THREADS_MOST = 64 };
 struct settings {
     struct broker_options broker;
     const char *layers, *precision, *log_level;
-    int64_t pp, slots, max_context, max_rows, chunk, kv_blocks, default_max_tokens, pool_threads;
+    int64_t pp, slots, max_context, max_rows, chunk, kv_blocks, default_max_tokens, pool_threads,
+        age;
     bool log_json;
 };
 
@@ -57,6 +58,12 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
         {.name = "pool-threads", .kind = OPTION_INT, .value = &s->pool_threads, .argument = "N",
          .help = "Threads that tokenize, for each of intake and dispatch.", .least = 1,
          .most = POOL_THREADS_MOST},
+        {.name = "age", .kind = OPTION_INT, .value = &s->age, .argument = "S",
+         .help = "Seconds after which a ready job counts as a class higher; 0: never.", .least = 0,
+         .most = 30 * 24 * 3600},
+        {.name = "max-queued-bytes", .kind = OPTION_BYTES, .value = &b->max_queued_bytes,
+         .argument = "BYTES",
+         .help = "Of all messages that wait or run; beyond, nothing is taken in; 0: no limit."},
         {.name = "accept-loss", .kind = OPTION_FLAG, .value = &b->accept_loss,
          .help = "Go on with settings of Redis that can lose acknowledged jobs."},
         {.name = "log-json", .kind = OPTION_FLAG, .value = &s->log_json,
@@ -108,6 +115,7 @@ static enum status settle(struct settings *s, enum log_level *level, struct erro
     b->kv_blocks = (int) s->kv_blocks;
     b->default_max_tokens = (int) s->default_max_tokens;
     b->pool_threads = (int) s->pool_threads;
+    b->age_ms = s->age * 1000;
     return OK;
 }
 
@@ -125,6 +133,7 @@ int main(int argc, char **argv)
                          .precision = "auto",
                          .log_level = "info",
                          .pp = 1,
+                         .age = 600,
                          .default_max_tokens = DEFAULT_MAX_TOKENS,
                          .pool_threads = default_threads()};
     struct error e = {0};

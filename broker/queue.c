@@ -163,29 +163,30 @@ static enum status end(struct queue *q, struct args *a, enum queue_form form, si
 // --- ingest
 
 static enum status take_from(struct queue *q, const char *function, const char *tenant,
-                             uint64_t after, size_t max_n, size_t max_bytes, queue_fn *fn,
-                             void *arg)
+                             uint64_t after, size_t max_n, size_t max_bytes, uint64_t max_total,
+                             queue_fn *fn, void *arg)
 {
     struct args a;
-    try(begin(q, &a, function, 5));
+    try(begin(q, &a, function, tenant != NULL ? 6 : 5));
     if (tenant != NULL) put(&a, tenant);
     else put_number(&a, after);
     put_number(&a, max_n);
     put_number(&a, max_bytes);
     put_number(&a, JOB_MESSAGE_MAX);
+    if (tenant != NULL) put_number(&a, max_total);
     return end(q, &a, QUEUE_FORM_MESSAGES, 0, fn, arg);
 }
 
 enum status queue_take(struct queue *q, const char *tenant, size_t max_n, size_t max_bytes,
-                       queue_fn *fn, void *arg)
+                       uint64_t max_total, queue_fn *fn, void *arg)
 {
-    return take_from(q, "take", tenant, 0, max_n, max_bytes, fn, arg);
+    return take_from(q, "take", tenant, 0, max_n, max_bytes, max_total, fn, arg);
 }
 
 enum status queue_recover(struct queue *q, uint64_t after, size_t max_n, size_t max_bytes,
                           queue_fn *fn, void *arg)
 {
-    return take_from(q, "recover", NULL, after, max_n, max_bytes, fn, arg);
+    return take_from(q, "recover", NULL, after, max_n, max_bytes, 0, fn, arg);
 }
 
 enum status queue_admit(struct queue *q, const struct queue_admit *job, queue_fn *fn, void *arg)
@@ -371,18 +372,10 @@ enum status queue_stats(struct queue *q, queue_fn *fn, void *arg)
     return end(q, &a, QUEUE_FORM_STATS, 0, fn, arg);
 }
 
-// A plain command, since nothing changes.
 enum status queue_tenants(struct queue *q, queue_fn *fn, void *arg)
 {
-    char key[QUEUE_KEY_SIZE + 16];
-    size_t n = strlen(q->connection.key) - strlen("term");
-    snprintf(key, sizeof key, "%.*stenants", (int) n, q->connection.key);
-    if (!queue_ready(q)) return ERR_UNAVAILABLE;
     struct args a;
-    if (!args_room(&a, 0)) return ERR_NOMEM;
-    a.room = 2;
-    put(&a, "HKEYS");
-    put(&a, key);
+    try(begin(q, &a, "tenants", 0));
     return end(q, &a, QUEUE_FORM_TENANTS, 0, fn, arg);
 }
 

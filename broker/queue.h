@@ -99,6 +99,7 @@ struct queue_header {
     int64_t deadline_ms; // 0: none
     uint32_t starts;     // attempts so far
     bool poison;         // its group was lost three times: run it alone
+    int64_t waited_ms;   // since it was ready first
 };
 
 // What claim says about one of the jobs that it was asked for.
@@ -128,18 +129,27 @@ struct queue_verdict {
     uint64_t need_blocks; // renew: of the job, whoever runs it; 0: its record is gone
 };
 
+// What Redis says of a tenant; budgets: 0 for none.
+struct queue_tenant {
+    const char *name;
+    uint32_t weight;
+    uint64_t max_bytes, max_jobs, max_tokens;
+    bool paused;
+    uint64_t bytes; // of its messages that wait or run
+};
+
 // Pointers are valid during the callback.
 struct queue_reply {
     struct error error; // error.status OK: the call was executed
     enum queue_word word;
-    uint64_t number;   // take: entries left in the inbox
+    uint64_t number;   // take: entries left in the inbox; tenants: 1 if the queue is paused
     const char *owner; // cancel
     size_t n;          // entries of the array that the call fills
     const struct queue_message *messages; // take, recover
     const struct queue_header *headers;   // window
     const struct queue_job *jobs;         // claim
     const struct queue_verdict *verdicts; // renew, reap, promote
-    const char *const *tenants;           // tenants
+    const struct queue_tenant *tenants;   // tenants
     struct queue_stats stats;
 };
 
@@ -147,9 +157,10 @@ typedef void queue_fn(void *arg, const struct queue_reply *reply);
 
 // --- ingest
 
-// Moves up to max_n entries of a tenant's inbox, at least one and at most max_bytes, to `raw`.
+// Moves up to max_n entries of a tenant's inbox, at least one and at most max_bytes, to `raw`; none
+// while the tenant is over its budget in bytes, or all are over max_total (0: no limit).
 enum status queue_take(struct queue *q, const char *tenant, size_t max_n, size_t max_bytes,
-                       queue_fn *fn, void *arg);
+                       uint64_t max_total, queue_fn *fn, void *arg);
 
 // Entries that were taken and never admitted (an earlier broker died), seq > after, in their order.
 enum status queue_recover(struct queue *q, uint64_t after, size_t max_n, size_t max_bytes,
@@ -257,7 +268,7 @@ enum status queue_promote(struct queue *q, size_t limit, queue_fn *fn, void *arg
 
 enum status queue_stats(struct queue *q, queue_fn *fn, void *arg);
 
-// Names of the tenants whose inboxes are served.
+// The tenants whose inboxes are served, and what is paused.
 enum status queue_tenants(struct queue *q, queue_fn *fn, void *arg);
 
 // The word's name, for logs.

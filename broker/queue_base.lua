@@ -1,7 +1,7 @@
 #!lua name=penstock_v1
 -- The state machine of Penstock's queue: every transition of a job is one of these functions, so
 -- that it happens wholly and in one order. README.md in this folder lists keys, arguments, replies.
--- The library is one program in four files, in this order: base, ingest, run, time.
+-- The library is one program in five files, in this order: base, ingest, run, admin, time.
 --
 -- A function is atomic but not transactional: an error in the middle keeps what was written. So
 -- every argument is validated before the first write, what is moved is copied first and removed
@@ -16,6 +16,7 @@ local MANY = 10000                      -- most jobs or messages in one call
 local EXACT = 9007199254740992          -- integers up to here are exact
 local BYTES_MAX = 512 * 1024 * 1024
 local TEXT_MAX = 4096
+local WEIGHT_MAX = 1000
 
 -- While the library loads, redis.call is not there yet.
 local function call(...) return redis.call(...) end
@@ -103,6 +104,30 @@ local function split(member) return string.match(member, '^([^:]+):(.+)$') end
 
 local function ended(job) return job.state ~= 'queued' and job.state ~= 'running' end
 
+-- --- tenants
+
+-- Weight and budgets (0: none) as `tenants` has them; a number alone is a weight.
+local function tenant_of(value)
+    local function field(what) return tonumber(string.match(value, what .. '=(%d+)') or 0) end
+    local weight = string.match(value, '^%d+$') or field('weight')
+    return {weight = math.min(math.max(tonumber(weight), 1), WEIGHT_MAX), bytes = field('bytes'),
+            jobs = field('jobs'), tokens = field('tokens')}
+end
+
+-- Bytes of messages that wait or run, of a tenant and of all.
+local function weigh(p, tenant, n)
+    if n == 0 then return end
+    call('HINCRBY', p .. 'bytes', tenant, n)
+    call('HINCRBY', p .. 'bytes', '*', n)
+end
+
+local function lighten(p, tenant, seq) weigh(p, tenant, -call('HSTRLEN', p .. 'raw', seq)) end
+
+local function is_paused(p, tenant)
+    local h = call('HMGET', p .. 'paused', '*', tenant)
+    return h[1] or h[2]
+end
+
 local function count(p, what) call('HINCRBY', p .. 'n', what, 1) end
 
 local function count_batch(p, tenant, batch, what)
@@ -152,6 +177,7 @@ local function finish(p, tenant, id, job, state, result, now, more)
     call('ZREM', p .. 'exp', member)
     call('ZREM', ready_key(p, job.class, tenant), id)
     call('DEL', p .. 'c:' .. member)
+    lighten(p, tenant, job.seq)
     if state ~= 'failed' then call('HDEL', p .. 'raw', job.seq) end
 end
 

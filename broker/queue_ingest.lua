@@ -9,19 +9,35 @@ end
 
 local function drop_message(p, seq, tenant)
     if not is_taken(p, seq, tenant) then return end
+    lighten(p, tenant, seq)
     call('HDEL', p .. 'raw', seq)
     call('ZREM', p .. 'taken', taken_member(seq, tenant))
 end
 
--- term, tenant, max_n, max_bytes, max_message -> {left, {tenant, seq, size, bytes or nil}...}
+-- Bytes that may still be taken in, within the tenant's budget and that of all (0: none).
+local function room_for(p, tenant, budget, all)
+    local h = call('HMGET', p .. 'bytes', tenant, '*')
+    local room = BYTES_MAX
+    if budget > 0 then room = math.min(room, budget - tonumber(h[1] or 0)) end
+    if all > 0 then room = math.min(room, all - tonumber(h[2] or 0)) end
+    return room
+end
+
+-- term, tenant, max_n, max_bytes, max_message, most of all
+-- -> {left, {tenant, seq, size, bytes or nil}...}; nothing is taken over a budget in bytes
 local function take(keys, args)
-    local p = prefix(keys, args, 5)
+    local p = prefix(keys, args, 5, 6)
     local term, tenant = term_of(args), name(args[2], 'tenant', 64)
     local max_n = uint(args[3], 'max_n', 1, MANY)
     local max_bytes = uint(args[4], 'max_bytes', 1, BYTES_MAX)
     local max_message = uint(args[5], 'max_message', 1, BYTES_MAX)
-    if call('HEXISTS', p .. 'tenants', tenant) == 0 then refuse('BADARG', 'unknown tenant') end
+    local all = uint(args[6] or '0', 'most of all', 0, EXACT)
+    local known = call('HGET', p .. 'tenants', tenant)
+    if not known then refuse('BADARG', 'unknown tenant') end
     fence(p, term)
+    local room = room_for(p, tenant, tenant_of(known).bytes, all)
+    if room <= 0 then return {call('LLEN', p .. 'in:' .. tenant)} end
+    max_bytes = math.min(max_bytes, room)
     local inbox = p .. 'in:' .. tenant
     local messages, total = {}, 0
     for i = 0, max_n - 1 do
@@ -40,6 +56,7 @@ local function take(keys, args)
         call('ZADD', p .. 'taken', s, taken_member(s, tenant))
         reply[i + 1] = {tenant, s, #m, #m <= max_message and m}
     end
+    weigh(p, tenant, total)
     call('LTRIM', inbox, n, -1)
     reply[1] = call('LLEN', inbox)
     return reply
@@ -79,6 +96,7 @@ local function dead_letter(p, tenant, seq, id, custom, code, text, result, now)
     call('ZADD', p .. 'dead', now, member)
     count(p, 'rejected')
     event(p, tenant, id, 'failed')
+    lighten(p, tenant, seq)
     call('ZREM', p .. 'taken', taken_member(seq, tenant))
 end
 
@@ -166,6 +184,7 @@ local function admit(keys, args)
     local member = tenant .. ':' .. id
     if job.deadline then call('ZADD', p .. 'exp', job.deadline, member) end
     if at > now then
+        call('HSET', job_key(p, tenant, id), 'since', str(at))
         call('ZADD', p .. 'dly', at, member)
     else
         call('ZADD', ready_key(p, job.class, tenant), job.seq, id)

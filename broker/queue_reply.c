@@ -25,7 +25,8 @@ static const char *const words[] = {
 };
 enum { N_WORDS = sizeof words / sizeof *words };
 
-enum { OWNER_BYTES_MAX = 256, HEADER_FIELDS = 8, JOB_FIELDS = 21, VERDICT_FIELDS = 5 };
+enum { OWNER_BYTES_MAX = 256, HEADER_FIELDS = 9, JOB_FIELDS = 21, VERDICT_FIELDS = 5,
+       TENANT_FIELDS = 7 };
 
 const char *queue_word_name(enum queue_word word)
 {
@@ -134,7 +135,8 @@ static bool take_header(const redisReply *r, void *entry)
     return take_text(e[0], 1, JOB_ID_MAX, &h->id) && take_number(e[1], &h->seq) &&
            take_number(e[2], &h->need_blocks) && take_number(e[3], &h->n_prompt) &&
            take_number(e[4], &h->max_tokens) && take_ms(e[5], &h->deadline_ms) &&
-           take_small(e[6], UINT32_MAX, &h->starts) && take_bool(e[7], &h->poison);
+           take_small(e[6], UINT32_MAX, &h->starts) && take_bool(e[7], &h->poison) &&
+           take_ms(e[8], &h->waited_ms);
 }
 
 static bool take_claimed(redisReply *const *e, struct queue_job *j)
@@ -186,7 +188,15 @@ static bool take_renewed(const redisReply *r, void *entry)
 
 static bool take_tenant(const redisReply *r, void *entry)
 {
-    return take_text(r, 1, TENANT_MAX, entry);
+    struct queue_tenant *t = entry;
+    if (!is_tuple(r, TENANT_FIELDS)) return false;
+    redisReply *const *e = r->element;
+    uint64_t bytes;
+    t->bytes = take_number(e[6], &bytes) ? bytes : 0; // below 0 once somebody dropped keys
+    return take_text(e[0], 1, TENANT_MAX, &t->name) &&
+           take_small(e[1], TENANT_WEIGHT_MAX, &t->weight) && take_number(e[2], &t->max_bytes) &&
+           take_number(e[3], &t->max_jobs) && take_number(e[4], &t->max_tokens) &&
+           take_bool(e[5], &t->paused);
 }
 
 // --- whole replies
@@ -247,7 +257,8 @@ static bool decode(enum queue_form form, const redisReply *r, struct queue_reply
         return good;
     case QUEUE_FORM_STATS: return queue_stats_decode(r, &to->stats, &to->error) == OK;
     case QUEUE_FORM_TENANTS:
-        good = take_array(r, 0, sizeof *to->tenants, take_tenant, &to->n, storage);
+        good = take_array(r, 1, sizeof *to->tenants, take_tenant, &to->n, storage) &&
+               take_number(r->element[0], &to->number);
         to->tenants = *storage;
         return good;
     }

@@ -18,7 +18,7 @@ enum queue_form {
     QUEUE_FORM_RENEWED,  // renew: [word, tenant, id, attempt, need]
     QUEUE_FORM_VERDICTS, // reap, promote: [word, tenant, id, attempt, owner]
     QUEUE_FORM_STATS,
-    QUEUE_FORM_TENANTS,  // HKEYS
+    QUEUE_FORM_TENANTS,
 };
 
 // Fills `to`, which points into the reply and into *storage (released with free, also after an

@@ -2,7 +2,7 @@
 -- Dispatch and attempts: who runs a job, and how that ends.
 
 -- term, class, tenant, after, limit
--- -> {{id, seq, need, n_prompt, max_tokens, deadline, starts, poison}...}
+-- -> {{id, seq, need, n_prompt, max_tokens, deadline, starts, poison, ms that it has waited}...}
 local function window(keys, args)
     local p = prefix(keys, args, 5)
     local term, class = term_of(args), str(uint(args[2], 'class', 0, 3))
@@ -11,12 +11,13 @@ local function window(keys, args)
     fence(p, term, true)
     local ids = call('ZRANGE', ready_key(p, class, tenant), '(' .. str(after), '+inf', 'BYSCORE',
                      'LIMIT', 0, limit)
-    local reply = {}
+    local now, reply = now_ms(), {}
     for i, id in ipairs(ids) do
         local h = call('HMGET', job_key(p, tenant, id), 'seq', 'need', 'prompt', 'most', 'deadline',
-                       'starts', 'poison')
+                       'starts', 'poison', 'since', 'admitted')
         reply[i] = {id}
         for j = 1, 7 do reply[i][j + 1] = h[j] or '0' end
+        reply[i][9] = str(math.max(0, now - tonumber(h[8] or h[9] or now)))
     end
     return reply
 end
@@ -75,7 +76,7 @@ local function claim(keys, args)
         local yes, size, again = claimable(p, tenant, id, job, claim_id, term, now)
         if not yes then
             reply[i] = {'gone', tenant, id}
-        elseif total > 0 and total + size > max_bytes then
+        elseif not again and (is_paused(p, tenant) or total > 0 and total + size > max_bytes) then
             reply[i] = {'later', tenant, id}
         else
             total = total + size

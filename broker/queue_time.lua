@@ -88,6 +88,13 @@ local function stats(keys, args)
         'ready', ready, 'delayed', call('ZCARD', p .. 'dly'), 'running', call('ZCARD', p .. 'ls'),
         'dead', call('ZCARD', p .. 'dead'), 'oldest_ms', oldest, 'raw', call('HLEN', p .. 'raw'),
     }
+    local bytes = tonumber(call('HGET', p .. 'bytes', '*') or 0)
+    reply[#reply + 1] = 'bytes'
+    reply[#reply + 1] = math.max(0, bytes)
+    reply[#reply + 1] = 'paused'
+    reply[#reply + 1] = call('HEXISTS', p .. 'paused', '*')
+    reply[#reply + 1] = 'paused_tenants'
+    reply[#reply + 1] = call('HLEN', p .. 'paused') - reply[#reply - 1]
     for _, s in ipairs(call('HGETALL', p .. 'n')) do reply[#reply + 1] = s end
     return reply
 end
@@ -115,7 +122,8 @@ local function selftest(keys, args)
         {'ZADD', k, '1', 'a'}, {'ZSCORE', k, 'a'}, {'ZCARD', k},
         {'ZRANGE', k, '-inf', '1', 'BYSCORE', 'LIMIT', '0', '1'}, {'ZREM', k, 'a'},
         {'XADD', k, 'MAXLEN', '~', '10', '*', 'a', '1'}, {'DEL', k},
-        {'LINDEX', k, '0'}, {'LLEN', k}, {'LTRIM', k, '0', '-1'},
+        {'RPUSH', k, 'a'}, {'LINDEX', k, '0'}, {'LLEN', k}, {'LTRIM', k, '0', '-1'}, {'DEL', k},
+        {'ZADD', k, '1', 'a'}, {'ZRANK', k, 'a'}, {'DEL', k},
     }
     for _, t in ipairs(tries) do
         local reply = redis.pcall(unpack(t))
@@ -159,5 +167,12 @@ register('nack', nack, DRAINS)
 register('reap', reap, DRAINS)
 register('promote', promote, DRAINS)
 register('stats', stats, READS)
+register('tenants', tenants, READS)
+register('tenant_set', tenant_set, DRAINS)
+register('pause', pause, DRAINS)
+register('dead', dead, READS)
+register('retry', retry)
+register('purge', purge, DRAINS)
+register('show', show, READS)
 register('term_next', term_next, DRAINS)
 register('selftest', selftest, DRAINS)

@@ -52,6 +52,8 @@ struct queue_stats {
     uint64_t inbox, taken, ready, delayed, running, dead; // now
     uint64_t oldest_ms;                                   // age of the oldest ready job
     uint64_t raw; // messages whose bytes are kept
+    uint64_t bytes;                  // of messages that wait or run
+    uint64_t paused, paused_tenants; // the queue (0, 1); how many tenants
     // Since the queue was made:
     uint64_t admitted, done, failed, cancelled, expired, rejected, duplicates, conflicts, retried,
         lost, stale;

@@ -52,6 +52,7 @@
 #define JOB_ATTEMPTS_DEFAULT 5
 #define JOB_MODEL_MAX 256
 #define JOB_CLASSES 4
+#define TENANT_WEIGHT_MAX 1000
 #define MSGPACK_DEPTH_MAX 16
 #define MSGPACK_MAP_MAX 1024 // pairs of one map
 #define JOB_BODY_VALUES_MAX 262144 // strings, arrays and objects of a body

@@ -4,40 +4,303 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
 #include <cmocka.h>
+
+// --- a queue to choose from
+
+enum { TENANTS = 3, DEEP = 600 };
+
+static struct world {
+    struct dispatch d;
+    struct credit credit;
+    struct dispatch_tenant tenants[TENANTS];
+    struct ready_job jobs[TENANTS][JOB_CLASSES][DEEP];
+    struct ready_queue queues[TENANTS][JOB_CLASSES];
+    int64_t now_ms;
+    int n_running;
+    bool alone;
+} w;
+
+static void world(void)
+{
+    w = (struct world){.now_ms = 1000000};
+    for (int t = 0; t < TENANTS; t++) {
+        w.tenants[t] = (struct dispatch_tenant){1, UINT64_MAX, UINT64_MAX, false};
+        for (int c = 0; c < JOB_CLASSES; c++) w.queues[t][c].jobs = w.jobs[t][c];
+    }
+    credit_grant(&w.credit, 1 << 30, 1 << 30);
+}
+
+static void put(int tenant, int class, uint64_t blocks, uint64_t cost)
+{
+    struct ready_queue *q = &w.queues[tenant][class];
+    assert_true(q->n < DEEP);
+    w.jobs[tenant][class][q->n++] = (struct ready_job){blocks, cost, w.now_ms, false};
+}
+
+static int choose(struct dispatch_pick *picks, int most)
+{
+    const struct dispatch_view v = {TENANTS, w.tenants, (const void *) w.queues, w.n_running,
+                                    w.alone, w.now_ms};
+    return dispatch_choose(&w.d, &w.credit, &v, picks, most);
+}
+
+// What a pick took leaves its queue.
+static struct ready_job pull(const struct dispatch_pick *p)
+{
+    struct ready_queue *q = &w.queues[p->tenant][p->class];
+    struct ready_job *jobs = w.jobs[p->tenant][p->class], first = jobs[0];
+    memmove(jobs, jobs + 1, (size_t) --q->n * sizeof *jobs);
+    return first;
+}
+
+static struct dispatch_pick next(void)
+{
+    struct dispatch_pick p;
+    if (choose(&p, 1) == 0) return (struct dispatch_pick){.tenant = -1};
+    pull(&p);
+    return p;
+}
+
+static uint64_t some_cost(void) { return 1 + (uint64_t) rand() % 3000; }
 
 static void takes_jobs_in_order_while_credit_lasts(void **state)
 {
     (void) state;
-    struct credit c = {0};
-    struct ready_job jobs[] = {{3, false}, {4, false}, {9, false}, {1, false}};
-    assert_int_equal(dispatch_choose(&c, jobs, 4, 0, false), 0);
-    credit_grant(&c, 8, 10);
-    assert_int_equal(dispatch_choose(&c, jobs, 4, 0, false),
-                     2); // the third waits, so does the last
-    credit_take(&c, 3);
-    credit_take(&c, 4);
-    assert_int_equal(credit_slots(&c), 6);
-    assert_int_equal(credit_blocks(&c), 3);
-    credit_grant(&c, 7, 6); // late: ignored
-    assert_int_equal(credit_blocks(&c), 3);
-    credit_grant(&c, 9, 13); // one ended
-    assert_int_equal(credit_blocks(&c), 6);
-    credit_give_back(&c, 4);
-    assert_int_equal(credit_blocks(&c), 10);
+    struct dispatch_pick picks[8];
+    world();
+    w.credit = (struct credit){0};
+    put(0, 0, 3, 150);
+    put(0, 0, 4, 200);
+    put(0, 0, 9, 500);
+    put(0, 0, 1, 10);
+    assert_int_equal(choose(picks, 8), 0);
+    credit_grant(&w.credit, 8, 10);
+    assert_int_equal(choose(picks, 8), 2); // the third waits, so does the last
+    credit_take(&w.credit, 3);
+    credit_take(&w.credit, 4);
+    assert_int_equal(credit_slots(&w.credit), 6);
+    assert_int_equal(credit_blocks(&w.credit), 3);
+    credit_grant(&w.credit, 7, 6); // late: ignored
+    assert_int_equal(credit_blocks(&w.credit), 3);
+    credit_grant(&w.credit, 9, 13); // one ended
+    assert_int_equal(credit_blocks(&w.credit), 6);
+    credit_give_back(&w.credit, 4);
+    assert_int_equal(credit_blocks(&w.credit), 10);
 }
 
 static void poison_runs_alone(void **state)
 {
     (void) state;
-    struct credit c = {0};
-    struct ready_job first[] = {{1, true}, {1, false}}, second[] = {{1, false}, {1, true}};
-    credit_grant(&c, 8, 10);
-    assert_int_equal(dispatch_choose(&c, first, 2, 0, false), 1);
-    assert_int_equal(dispatch_choose(&c, first, 2, 1, false), 0);
-    assert_int_equal(dispatch_choose(&c, second, 2, 0, false), 1);
-    assert_int_equal(dispatch_choose(&c, second, 2, 0, true), 0);
+    struct dispatch_pick picks[8];
+    world();
+    put(0, 0, 1, 10);
+    put(0, 0, 1, 10);
+    w.jobs[0][0][0].poison = true;
+    assert_int_equal(choose(picks, 8), 1);
+    w.n_running = 1;
+    assert_int_equal(choose(picks, 8), 0);
+    w.n_running = 0;
+    w.jobs[0][0][0].poison = false;
+    w.jobs[0][0][1].poison = true;
+    assert_int_equal(choose(picks, 8), 1);
+    w.alone = true;
+    assert_int_equal(choose(picks, 8), 0);
 }
+
+// --- classes, age, shares
+
+static void the_levels_of_classes_and_ages(void **state)
+{
+    (void) state;
+    static const struct {
+        int class, level;
+        int64_t ready_ms;
+    } cases[] = {{0, 0, 0},    {0, 0, 5000}, {1, 2, 0},    {1, 2, 999},  {1, 1, 1000}, {2, 3, 0},
+                 {2, 2, 1500}, {2, 1, 2000}, {3, 4, 999},  {3, 3, 1000}, {3, 2, 2999}, {3, 1, 3000},
+                 {3, 1, 9999}, {3, 4, -5}};
+    struct dispatch d = {.age_ms = 1000};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        assert_int_equal(dispatch_level(&d, cases[i].class, cases[i].ready_ms), cases[i].level);
+    }
+    d.age_ms = 0;
+    assert_int_equal(dispatch_level(&d, 3, 1 << 30), 4);
+}
+
+// Jobs of all classes come and go at random; whoever is taken, nobody of a better class waited.
+static void class_0_never_waits_behind_class_3(void **state)
+{
+    (void) state;
+    srand(2);
+    world();
+    w.d.age_ms = 1000000000;
+    for (int i = 0; i < 20000; i++) {
+        int t = rand() % TENANTS, c = rand() % JOB_CLASSES;
+        if (w.queues[t][c].n < 20) put(t, c, 1, some_cost());
+        if (rand() % 3 == 0) continue;
+        struct dispatch_pick p = next();
+        if (p.tenant < 0) continue;
+        for (int k = 0; k < TENANTS; k++) {
+            for (int c0 = 0; c0 < p.class; c0++) assert_int_equal(w.queues[k][c0].n, 0);
+        }
+    }
+}
+
+// Class 0 never ends and class 3 has grown old: it gets its part of the tokens, and no more.
+static void age_bounds_how_long_a_job_waits(void **state)
+{
+    (void) state;
+    uint64_t tokens[JOB_CLASSES] = {0};
+    srand(3);
+    world();
+    w.d.age_ms = 1000;
+    put(0, 3, 1, 3000);
+    for (int i = 0; i < 100; i++) put(1, 0, 1, some_cost());
+    w.now_ms += 2999; // counts as class 1 so far
+    for (int i = 0; i < 100; i++) assert_int_equal(next().class, 0);
+    for (int i = 0; i < 50; i++) put(0, 3, 1, some_cost());
+    w.now_ms += 3000;
+    for (int i = 0; i < 4000; i++) {
+        for (int c = 0; c < 4; c += 3) {
+            if (w.queues[1][c].n < 50) put(1, c, 1, some_cost());
+        }
+        w.now_ms += 3000;
+        struct dispatch_pick p = next();
+        tokens[p.class] += p.cost;
+        // At no time more than its part.
+        assert_true(tokens[3] * (DISPATCH_AGED_PART - 1) <= tokens[0]);
+    }
+    double part = (double) tokens[3] / (double) (tokens[0] + tokens[3]);
+    assert_true(part > 0.95 / DISPATCH_AGED_PART);
+}
+
+static void tenants_share_by_weight(void **state)
+{
+    (void) state;
+    uint64_t tokens[TENANTS] = {0}, all = 0;
+    static const uint64_t sizes[TENANTS] = {8000, 300, 3000}; // whatever the jobs' size
+    srand(4);
+    world();
+    for (int t = 0; t < TENANTS; t++) w.tenants[t].weight = 1u << t;
+    for (int i = 0; i < 20000; i++) {
+        for (int t = 0; t < TENANTS; t++) {
+            if (w.queues[t][2].n < 20) put(t, 2, 1, 1 + (uint64_t) rand() % sizes[t]);
+        }
+        struct dispatch_pick p = next();
+        tokens[p.tenant] += p.cost;
+        all += p.cost;
+    }
+    for (int t = 0; t < TENANTS; t++) {
+        double share = (double) tokens[t] / (double) all, due = (1 << t) / 7.0;
+        bool fair = share > 0.95 * due && share < 1.05 * due;
+        if (!fair) fail_msg("tenant %d: %f of %f", t, share, due);
+    }
+}
+
+// Whoever was idle has saved nothing up, and others have lost nothing by it.
+static void an_idle_tenant_saves_nothing_up(void **state)
+{
+    (void) state;
+    uint64_t tokens[TENANTS] = {0};
+    world();
+    for (int i = 0; i < 500; i++) put(0, 1, 1, 1000);
+    for (int i = 0; i < 300; i++) assert_int_equal(next().tenant, 0);
+    for (int i = 0; i < 200; i++) put(1, 1, 1, 1000);
+    for (int i = 0; i < 200; i++) tokens[next().tenant] += 1000;
+    assert_in_range(tokens[1], 95000, 105000);
+}
+
+static void a_large_job_is_not_starved_by_small_ones(void **state)
+{
+    (void) state;
+    uint64_t before = 0;
+    world();
+    put(0, 1, 1, 1000000);
+    for (int i = 0; i < 100000; i++) {
+        if (w.queues[1][1].n == 0) put(1, 1, 1, 100);
+        struct dispatch_pick p = next();
+        if (p.tenant == 0) break;
+        before += p.cost;
+    }
+    assert_in_range(before, 900000, 1000000 + 2 * DISPATCH_QUANTUM);
+    // One that does not fit yet keeps its turn: nothing slips past it.
+    world();
+    w.credit = (struct credit){0};
+    credit_grant(&w.credit, 10, 5);
+    put(0, 1, 8, 500);
+    put(1, 1, 1, 50);
+    int first = next().tenant;
+    assert_int_equal(first, 1);
+    credit_take(&w.credit, 1);
+    put(1, 1, 1, 1100);
+    assert_int_equal(next().tenant, -1);
+    put(1, 1, 1, 50);
+    put(2, 2, 1, 50);
+    assert_int_equal(next().tenant, -1);
+    credit_grant(&w.credit, 11, 20);
+    assert_int_equal(next().tenant, 0);
+}
+
+// --- budgets
+
+static void budgets_of_tenants(void **state)
+{
+    (void) state;
+    struct dispatch_pick picks[16];
+    world();
+    for (int t = 0; t < TENANTS; t++) {
+        for (int i = 0; i < 4; i++) put(t, 1, 3, 100);
+    }
+    w.tenants[0].weight = 0; // paused
+    w.tenants[1].jobs = 2;
+    w.tenants[2].blocks = 10;
+    int of[TENANTS] = {0}, n = choose(picks, 16);
+    for (int i = 0; i < n; i++) of[picks[i].tenant]++;
+    assert_int_equal(of[0], 0);
+    assert_int_equal(of[1], 2);
+    assert_int_equal(of[2], 3);
+    // A job that is larger than the budget runs alone.
+    world();
+    put(0, 1, 30, 100);
+    put(0, 1, 1, 100);
+    w.tenants[0] = (struct dispatch_tenant){1, 5, 20, true};
+    assert_int_equal(choose(picks, 16), 1);
+    w.tenants[0].idle = false;
+    assert_int_equal(choose(picks, 16), 0);
+}
+
+static void what_did_not_start_is_given_back(void **state)
+{
+    (void) state;
+    world();
+    for (int i = 0; i < 8; i++) put(i % 2, 1, 1, DISPATCH_QUANTUM);
+    struct dispatch_pick p = next();
+    uint64_t left = w.d.deficit[p.level][p.tenant];
+    dispatch_give_back(&w.d, &p);
+    assert_int_equal(w.d.deficit[p.level][p.tenant], left + DISPATCH_QUANTUM);
+    assert_int_equal(next().tenant, p.tenant);
+    dispatch_give_back(&w.d, &p);
+    dispatch_forget(&w.d, p.tenant);
+    assert_int_equal(next().tenant, 1 - p.tenant);
+}
+
+static void places_of_tenants_stay(void **state)
+{
+    (void) state;
+    static struct tenants t, now;
+    now = (struct tenants){2, false, {{"a", 1, 0, 0, 0, false}, {"b", 1, 0, 0, 0, false}}};
+    assert_true(tenants_merge(&t, &now));
+    now = (struct tenants){2, true, {{"b", 3, 9, 0, 0, true}, {"c", 1, 0, 0, 0, false}}};
+    assert_true(tenants_merge(&t, &now));
+    assert_int_equal(tenants_find(&t, "a"), -1);
+    assert_int_equal(tenants_find(&t, "b"), 1);
+    assert_int_equal(tenants_find(&t, "c"), 0);
+    assert_int_equal(t.at[1].weight, 3);
+    assert_true(t.paused && t.at[1].paused);
+}
+
+// --- credit
 
 static void an_adopted_head_keeps_its_books(void **state)
 {
@@ -62,12 +325,16 @@ static void never_over_the_limit(void **state)
     uint64_t head_slots = SLOTS, head_blocks = BLOCKS, granted_slots = SLOTS,
              granted_blocks = BLOCKS, running[SLOTS];
     int n_running = 0;
-    for (int i = 0; i < 100000; i++) {
+    for (int i = 0; i < 20000; i++) {
         if (rand() % 3 == 0) credit_grant(&c, granted_slots, granted_blocks); // else lost
         if (rand() % 9 == 0 && granted_slots > SLOTS)
             credit_grant(&c, granted_slots - 1, 0); // late
-        struct ready_job job = {1 + (uint64_t) rand() % 20, false};
-        if (dispatch_choose(&c, &job, 1, n_running, false) == 1) {
+        world();
+        w.credit = c;
+        put(0, rand() % JOB_CLASSES, 1 + (uint64_t) rand() % 20, 1);
+        struct dispatch_pick pick;
+        if (choose(&pick, 1) == 1) {
+            struct ready_job job = pull(&pick);
             credit_take(&c, job.need_blocks);
             assert_true(head_slots >= 1 && head_blocks >= job.need_blocks);
             head_slots--;
@@ -87,6 +354,15 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(takes_jobs_in_order_while_credit_lasts),
         cmocka_unit_test(poison_runs_alone),
+        cmocka_unit_test(the_levels_of_classes_and_ages),
+        cmocka_unit_test(class_0_never_waits_behind_class_3),
+        cmocka_unit_test(age_bounds_how_long_a_job_waits),
+        cmocka_unit_test(tenants_share_by_weight),
+        cmocka_unit_test(an_idle_tenant_saves_nothing_up),
+        cmocka_unit_test(a_large_job_is_not_starved_by_small_ones),
+        cmocka_unit_test(budgets_of_tenants),
+        cmocka_unit_test(what_did_not_start_is_given_back),
+        cmocka_unit_test(places_of_tenants_stay),
         cmocka_unit_test(an_adopted_head_keeps_its_books),
         cmocka_unit_test(never_over_the_limit),
     };

@@ -169,7 +169,7 @@ static void on_reply(void *arg, const struct queue_reply *r)
             print(b, "[%s %s %s %llu]", queue_word_name(v->word), v->tenant, v->id,
                   (unsigned long long) v->attempt);
         } else {
-            print(b, "[%s]", r->tenants[i]);
+            print(b, "[%s %u]", r->tenants[i].name, r->tenants[i].weight);
         }
     }
     if (r->owner != NULL) print(b, "owner %s", r->owner);
@@ -221,7 +221,7 @@ static void make_job(struct bench *b, const char *queue, const char *id, uint64_
 {
     struct queue_admit job = admit_of(id, seq);
     redis("RPUSH ps:{%s}:in:default %s", queue, id);
-    run(b, queue_take(b->queue, "default", 1, 1000, on_reply, b));
+    run(b, queue_take(b->queue, "default", 1, 1000, 0, on_reply, b));
     expect_word(b, QUEUE_OK, queue_admit(b->queue, &job, on_reply, b));
 }
 
@@ -244,7 +244,7 @@ static void the_life_of_a_job(void **state)
     assert_int_equal(queue_term(b.queue), 1);
     redis("RPUSH ps:{life}:in:default message");
     expect_text(&b, "[default 1 message]",
-                queue_take(b.queue, "default", 10, 1000, on_reply, &b));
+                queue_take(b.queue, "default", 10, 1000, 0, on_reply, &b));
     struct queue_admit job = admit_of("a", 1);
     job.custom_id = "custom";
     expect_word(&b, QUEUE_OK, queue_admit(b.queue, &job, on_reply, &b));
@@ -270,16 +270,16 @@ static void every_other_call(void **state)
     (void) state;
     struct bench b;
     open_ready(&b, "calls");
-    expect_text(&b, "[default]", queue_tenants(b.queue, on_reply, &b));
+    expect_text(&b, "[default 1]", queue_tenants(b.queue, on_reply, &b));
     redis("RPUSH ps:{calls}:in:default one two three");
-    run(&b, queue_take(b.queue, "default", 2, 1000, on_reply, &b));
+    run(&b, queue_take(b.queue, "default", 2, 1000, 0, on_reply, &b));
     assert_int_equal(b.number, 1); // left in the inbox
     expect_text(&b, "[default 2 two]", queue_recover(b.queue, 1, 10, 1000, on_reply, &b));
     struct queue_reject r = {.tenant = "default", .seq = 1, .code = "bad_job", .text = "no good"};
     expect_word(&b, QUEUE_DEAD, queue_reject(b.queue, &r, on_reply, &b));
     expect_word(&b, QUEUE_DEAD, queue_reject(b.queue, &r, on_reply, &b));
     expect_word(&b, QUEUE_UNKNOWN, queue_cancel(b.queue, "default", 2, "nobody", on_reply, &b));
-    run(&b, queue_take(b.queue, "default", 2, 1000, on_reply, &b));
+    run(&b, queue_take(b.queue, "default", 2, 1000, 0, on_reply, &b));
     struct queue_admit job = admit_of("a", 3);
     expect_word(&b, QUEUE_OK, queue_admit(b.queue, &job, on_reply, &b));
     struct queue_key key = {"default", "a"};
@@ -643,8 +643,8 @@ static const char *const honest[] = {
     [QUEUE_FORM_CANCEL] = "*3\r\n$7\r\nrunning\r\n$1\r\n4\r\n$4\r\nhead\r\n",
     [QUEUE_FORM_MESSAGES] = "*2\r\n:3\r\n*4\r\n$1\r\nt\r\n$1\r\n1\r\n:2\r\n$2\r\nxy\r\n",
     [QUEUE_FORM_HEADERS] =
-        "*1\r\n*8\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\n3\r\n$1\r\n4\r\n$1\r\n0\r\n"
-        "$1\r\n0\r\n$1\r\n0\r\n",
+        "*1\r\n*9\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\n3\r\n$1\r\n4\r\n$1\r\n0\r\n"
+        "$1\r\n0\r\n$1\r\n0\r\n$1\r\n5\r\n",
     [QUEUE_FORM_JOBS] =
         "*2\r\n*3\r\n$4\r\ngone\r\n$1\r\nt\r\n$1\r\na\r\n*21\r\n$2\r\nok\r\n$1\r\nt\r\n"
         "$1\r\nb\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\nm\r\n$0\r\n\r\n$1\r\n1\r\n$1\r\n0\r\n"
@@ -654,7 +654,8 @@ static const char *const honest[] = {
     [QUEUE_FORM_VERDICTS] =
         "*1\r\n*5\r\n$5\r\nready\r\n$1\r\nt\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\ng\r\n",
     [QUEUE_FORM_STATS] = "*4\r\n$4\r\nterm\r\n$1\r\n1\r\n$5\r\ninbox\r\n:4\r\n",
-    [QUEUE_FORM_TENANTS] = "*2\r\n$7\r\ndefault\r\n$1\r\nt\r\n",
+    [QUEUE_FORM_TENANTS] =
+        "*2\r\n:0\r\n*7\r\n$1\r\nt\r\n$1\r\n1\r\n$1\r\n0\r\n$1\r\n0\r\n$1\r\n0\r\n:1\r\n$1\r\n9\r\n",
 };
 enum { N_FORMS = sizeof honest / sizeof *honest };
 
@@ -693,11 +694,11 @@ static void replies_of_another_form_are_refused(void **state)
         assert_int_equal(decode(form, honest[form], strlen(honest[form])), OK);
         for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) {
             enum status status = decode(form, odd[i], strlen(odd[i]));
-            bool lenient = form == QUEUE_FORM_STATS || form == QUEUE_FORM_TENANTS; // any words
+            bool lenient = form == QUEUE_FORM_STATS; // any words
             if (!lenient) assert_int_not_equal(status, OK);
         }
         for (int other = 0; other < N_FORMS; other++) {
-            bool alike = form == QUEUE_FORM_STATS || form == QUEUE_FORM_TENANTS || other == form ||
+            bool alike = form == QUEUE_FORM_STATS || other == form ||
                          (form == QUEUE_FORM_VERDICTS && other == QUEUE_FORM_RENEWED);
             enum status status = decode(form, honest[other], strlen(honest[other]));
             if (!alike && status == OK) fail_msg("form %d took a reply of form %d", form, other);

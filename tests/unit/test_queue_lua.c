@@ -92,9 +92,27 @@ static const char *fcall(const char *name, ...)
     return ask(n, args, NULL);
 }
 
+// The headers without how long they have waited.
+static const char *without_last(const char *reply)
+{
+    static char got[TEXT_SIZE];
+    char *to = got;
+    for (const char *at = reply; *at != '\0'; at++) {
+        if (*at == ']' && at > reply && at[-1] != ']' && at[-1] != '[') {
+            while (to > got && to[-1] != ' ') to--;
+            to--;
+        }
+        *to++ = *at;
+    }
+    *to = '\0';
+    return got;
+}
+
 #define cmd(...) command(__VA_ARGS__, NULL)
 #define call(...) fcall(__VA_ARGS__, NULL)
 #define expect(wanted, ...) assert_string_equal(call(__VA_ARGS__), wanted)
+#define window(...) without_last(call(__VA_ARGS__))
+#define expect_window(wanted, ...) assert_string_equal(window(__VA_ARGS__), wanted)
 #define expect_cmd(wanted, ...) assert_string_equal(cmd(__VA_ARGS__), wanted)
 
 static const char *admit(const char *seq, const char *id, const char *hash)
@@ -205,15 +223,15 @@ static void test_the_life_of_a_job(void **state)
     expect("ok", "admit", "1", "default", "1", "one", "0", "hash", "3", "100", "20", "0", "0",
            "60000", "3", "0", "custom", "batch");
     assert_string_equal(admit("2", "two", "hash"), "ok");
-    expect("[[one 1 3 100 20 0 0 0] [two 2 3 100 20 0 0 0]]", "window", "1", "0", "default", "0",
+    expect_window("[[one 1 3 100 20 0 0 0] [two 2 3 100 20 0 0 0]]", "window", "1", "0", "default", "0",
            "10");
-    expect("[[two 2 3 100 20 0 0 0]]", "window", "1", "0", "default", "1", "10");
+    expect_window("[[two 2 3 100 20 0 0 0]]", "window", "1", "0", "default", "1", "10");
 
     const char *got = call("claim", "1", "group", "30000", "1000", "7", "default", "one");
     const char *wanted = "[[ok default one 1 1 message one  1 0 0 0 3 100 20 ";
     assert_memory_equal(got, wanted, strlen(wanted));
     assert_non_null(strstr(got, " 0 60000 0 0 custom batch]]"));
-    expect("[[two 2 3 100 20 0 0 0]]", "window", "1", "0", "default", "0", "10");
+    expect_window("[[two 2 3 100 20 0 0 0]]", "window", "1", "0", "default", "0", "10");
 
     expect("[[ok default one 1 3]]", "renew", "1", "30000", "default", "one", "1");
     expect("[ok 4]", "checkpoint", "1", "default", "one", "1", "0", "ABCD");
@@ -277,7 +295,8 @@ static void test_bad_arguments_change_nothing(void **state)
         {"take", "1", "default", "1e3", "1", "1"},
         {"take", "1", "default", "1", "99999999999999999999", "1"},
         {"take", "1", "default", "1", "1"},
-        {"take", "1", "default", "1", "1", "1", "1"},
+        {"take", "1", "default", "1", "1", "1", "x"},
+        {"take", "1", "default", "1", "1", "1", "1", "1"},
         {"take"},
         {"cancel", "1", "default", "0", "a b"},
         {"cancel", "1", "default", "0", "a\n"},
@@ -548,7 +567,7 @@ static void test_a_ready_entry_without_its_job_is_dropped(void **state)
     make_job("1", "a");
     expect_cmd("1", "DEL", "%Tj:default:a");
     expect("[[gone default a]]", "claim", "1", "g", "30000", "100", "7", "default", "a");
-    expect("[]", "window", "1", "0", "default", "0", "10");
+    expect_window("[]", "window", "1", "0", "default", "0", "10");
 }
 
 static void test_only_the_running_attempt_may_finish(void **state)
@@ -594,7 +613,7 @@ static void test_retries_back_off_and_end_in_a_dead_letter(void **state)
     make_running("1", "a", "1");
     expect("[retry 1000]", "fail", "1", "default", "a", "1", "c", "t", "1", "1000", "5000",
            "999999", "");
-    expect("[]", "window", "1", "0", "default", "0", "10");
+    expect_window("[]", "window", "1", "0", "default", "0", "10");
     expect("[]", "promote", "1", "10");
     make_due("dly", "default:a");
     expect("[[ready default a 1 ]]", "promote", "1", "10");
@@ -645,7 +664,7 @@ static void test_a_job_that_loses_three_groups_is_poison(void **state)
     for (int i = 1; i <= 3; i++) {
         snprintf(attempt, sizeof attempt, "%d", i);
         expect("ready", "nack", "1", "default", "a", attempt, "1");
-        assert_string_equal(call("window", "1", "0", "default", "0", "10"),
+        assert_string_equal(window("window", "1", "0", "default", "0", "10"),
                             i == 1   ? "[[a 1 3 100 20 0 1 0]]"
                             : i == 2 ? "[[a 1 3 100 20 0 2 0]]"
                                      : "[[a 1 3 100 20 0 3 1]]");
@@ -675,7 +694,7 @@ static void test_reap_gives_back_what_has_no_lease(void **state)
     expect("[[ready default a 1 group]]", "reap", "1", "1");
     expect("[[ok default b 2 3]]", "renew", "1", "30000", "default", "b", "2"); // just in time
     expect("[]", "reap", "1", "10");
-    expect("[[a 1 3 100 20 0 1 0]]", "window", "1", "0", "default", "0", "10");
+    expect_window("[[a 1 3 100 20 0 1 0]]", "window", "1", "0", "default", "0", "10");
 }
 
 static void test_a_schedule_holds_a_job_back(void **state)
@@ -685,11 +704,11 @@ static void test_a_schedule_holds_a_job_back(void **state)
     call("take", "1", "default", "1", "1000", "1000");
     expect("ok", "admit", "1", "default", "1", "a", "2", "h", "3", "100", "20", "9000000000000",
            "0", "60000", "3", "0", "", "");
-    expect("[]", "window", "1", "2", "default", "0", "10");
+    expect_window("[]", "window", "1", "2", "default", "0", "10");
     expect("[[gone default a]]", "claim", "1", "g", "1", "1", "1", "default", "a");
     make_due("dly", "default:a");
     expect("[[ready default a 0 ]]", "promote", "1", "10");
-    expect("[[a 1 3 100 20 0 0 0]]", "window", "1", "2", "default", "0", "10");
+    expect_window("[[a 1 3 100 20 0 0 0]]", "window", "1", "2", "default", "0", "10");
 }
 
 static void test_deadlines(void **state)
@@ -713,6 +732,132 @@ static void test_deadlines(void **state)
     expect("[]", "promote", "1", "10");
     expect("expired", "nack", "1", "default", "b", "1", "0");
     expect_clean();
+}
+
+// --- what people ask
+
+static void test_tenants_and_their_budgets(void **state)
+{
+    (void) state;
+    expect("[0 [default 1 0 0 0 0 0]]", "tenants");
+    expect("ok", "tenant_set", "add", "big", "4", "1000", "8", "50000");
+    expect("exists", "tenant_set", "add", "big", "", "", "", "");
+    expect("unknown", "tenant_set", "set", "other", "2", "", "", "");
+    expect("ok", "tenant_set", "set", "big", "", "10", "", "");
+    expect_cmd("weight=4 bytes=10 jobs=8 tokens=50000", "HGET", "%Ttenants", "big");
+    assert_non_null(strstr(call("tenants"), "[big 4 10 8 50000 0 0]"));
+    expect("!BADARG", "tenant_set", "set", "big", "0", "", "", "");
+    expect("!BADARG", "tenant_set", "set", "big", "1001", "", "", "");
+    // What somebody wrote by hand is read as well as it can be.
+    cmd("HSET", "%Ttenants", "big", "7");
+    assert_non_null(strstr(call("tenants"), "[big 7 0 0 0 0 0]"));
+    cmd("HSET", "%Ttenants", "big", "junk");
+    assert_non_null(strstr(call("tenants"), "[big 1 0 0 0 0 0]"));
+}
+
+static void test_take_keeps_to_the_budgets_in_bytes(void **state)
+{
+    (void) state;
+    expect("ok", "tenant_set", "set", "default", "", "12", "", "");
+    cmd("RPUSH", "%Tin:default", "aaaaa", "bbbbb", "ccccc", "ddddd");
+    expect("[2 [default 1 5 aaaaa] [default 2 5 bbbbb]]", "take", "1", "default", "10", "1000",
+           "100", "0");
+    expect("[1 [default 3 5 ccccc]]", "take", "1", "default", "10", "1000", "100", "0");
+    expect("[1]", "take", "1", "default", "10", "1000", "100", "0"); // 15 of 12
+    // Whatever way they leave makes room: a rejected one, one that has ended, a cancel.
+    expect("dead", "reject", "1", "default", "1", "a", "", "bad", "text", "");
+    expect("[0 [default 4 5 ddddd]]", "take", "1", "default", "10", "1000", "100", "0");
+    assert_string_equal(admit("2", "b", "h"), "ok");
+    assert_string_equal(admit("3", "c", "h"), "ok");
+    expect_cmd("[15 15]", "HMGET", "%Tbytes", "default", "*");
+    call("claim", "1", "g", "30000", "1000", "1", "default", "b");
+    expect("ok", "done", "1", "default", "b", "1", "done", "R");
+    expect("[cancelled]", "cancel", "1", "default", "4", "c");
+    expect_cmd("[0 0]", "HMGET", "%Tbytes", "default", "*");
+    // And that of all together.
+    expect("ok", "tenant_set", "add", "t", "1", "0", "0", "0");
+    expect("ok", "tenant_set", "set", "default", "", "0", "", "");
+    cmd("RPUSH", "%Tin:default", "aaaaa");
+    cmd("RPUSH", "%Tin:t", "bbbbb");
+    expect("[0 [default 5 5 aaaaa]]", "take", "1", "default", "10", "1000", "100", "5");
+    expect("[1]", "take", "1", "t", "10", "1000", "100", "5");
+    expect("[0 [t 6 5 bbbbb]]", "take", "1", "t", "10", "1000", "100", "6");
+}
+
+static void test_a_paused_queue_or_tenant_starts_nothing(void **state)
+{
+    (void) state;
+    make_job("1", "a");
+    expect("unknown", "pause", "nobody", "1");
+    expect("ok", "pause", "default", "1");
+    expect("[0 [default 1 0 0 0 1 1]]", "tenants");
+    expect("[[later default a]]", "claim", "1", "g", "30000", "100", "1", "default", "a");
+    expect("ok", "pause", "*", "1");
+    expect("ok", "pause", "default", "0");
+    expect("[1 [default 1 0 0 0 0 1]]", "tenants");
+    expect("[[later default a]]", "claim", "1", "g", "30000", "100", "2", "default", "a");
+    assert_non_null(strstr(call("stats"), "paused 1 paused_tenants 0"));
+    expect("ok", "pause", "*", "0");
+    const char *got = call("claim", "1", "g", "30000", "100", "3", "default", "a");
+    assert_non_null(strstr(got, "[ok default a 1"));
+    // What runs goes on, and a claim whose reply was lost is read back.
+    expect("ok", "pause", "*", "1");
+    got = call("claim", "1", "g", "30000", "100", "3", "default", "a");
+    assert_non_null(strstr(got, "[ok default a 1"));
+    expect("ok", "done", "1", "default", "a", "1", "done", "R");
+}
+
+static void test_dead_letters_are_listed_retried_and_purged(void **state)
+{
+    (void) state;
+    cmd("RPUSH", "%Tin:default", "junk");
+    call("take", "1", "default", "10", "1000", "1000");
+    expect("dead", "reject", "1", "default", "1", "", "", "bad_msgpack", "a sentence", "");
+    make_running("2", "b", "1");
+    expect("[dead 0]", "fail", "1", "default", "b", "1", "code", "why", "0", "1", "1", "0", "");
+    expect_cmd("[junk b]", "HVALS", "%Traw");
+    const char *got = call("dead", "default", "0", "10");
+    assert_non_null(strstr(got, "[0 [")); // all of them, newest first (or the same millisecond)
+    assert_non_null(strstr(got, " code why 1 0]"));
+    assert_non_null(strstr(got, " bad_msgpack a sentence 0 0]"));
+    got = call("dead", "default", "0", "1");
+    assert_memory_equal(got, "[1 [", 4);
+    expect("[0]", "dead", "other", "0", "10");
+    expect("unknown", "retry", "default", "nobody");
+    expect("ok", "retry", "default", "b");
+    expect("unknown", "retry", "default", "b");
+    expect_cmd("[b]", "LRANGE", "%Tin:default", "0", "-1");
+    expect_cmd("0", "EXISTS", "%Tj:default:b", "%Tr:default:b");
+    expect("ok", "purge", "default", "raw-1");
+    expect("unknown", "purge", "default", "raw-1");
+    expect_clean();
+    // It is a job like any other again.
+    make_running("3", "b", "2");
+    expect("unknown", "retry", "default", "b");
+    expect("unknown", "purge", "default", "b");
+    expect("ok", "done", "1", "default", "b", "2", "done", "R");
+}
+
+static void test_show_tells_where_a_job_is(void **state)
+{
+    (void) state;
+    expect("[]", "show", "default", "a");
+    make_job("1", "a");
+    make_job("2", "b");
+    const char *got = call("show", "default", "b");
+    assert_non_null(strstr(got, "state queued"));
+    assert_non_null(strstr(got, " ahead 1 waiting 2]"));
+    expect("ok", "pause", "*", "1");
+    assert_non_null(strstr(call("show", "default", "b"), " paused 1 ahead 1 waiting 2]"));
+    expect("ok", "pause", "*", "0");
+    call("claim", "1", "group", "30000", "100", "1", "default", "b");
+    call("checkpoint", "1", "default", "b", "1", "0", "ABCD");
+    got = call("show", "default", "b");
+    assert_non_null(strstr(got, "state running"));
+    assert_non_null(strstr(got, "owner group"));
+    assert_non_null(strstr(got, " checkpoint 4 lease "));
+    call("fail", "1", "default", "b", "1", "code", "why", "0", "1", "1", "0", "");
+    assert_non_null(strstr(call("show", "default", "b"), " dead "));
 }
 
 // --- the server's limits
@@ -830,6 +975,11 @@ int main(void)
         test(test_reap_gives_back_what_has_no_lease),
         test(test_a_schedule_holds_a_job_back),
         test(test_deadlines),
+        test(test_tenants_and_their_budgets),
+        test(test_take_keeps_to_the_budgets_in_bytes),
+        test(test_a_paused_queue_or_tenant_starts_nothing),
+        test(test_dead_letters_are_listed_retried_and_purged),
+        test(test_show_tells_where_a_job_is),
         test(test_a_full_redis_takes_nothing_in_but_drains),
         test(test_selftest_names_a_right_that_is_missing),
         test(test_an_error_in_the_middle_loses_nothing),
