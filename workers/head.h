@@ -91,7 +91,8 @@ void head_tokens(struct head *h, uint64_t step, const struct step_token *tokens,
 // Offers what is due: TOKENS, and RESULTs never sent or sent more than `again_ms` ago.
 void head_report(struct head *h, int64_t now_ms, int64_t again_ms);
 
-// Another broker listens, or the connection is new: tokens of this attempt are told from its beginning.
+// Another broker listens, or the connection is new: this attempt's tokens are told from its
+// beginning.
 void head_report_again(struct head *h);
 
 // The broker has the result (or nobody wants it).
