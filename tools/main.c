@@ -20,6 +20,7 @@ static const struct {
     {"generate", cmd_generate, "continues one prompt, in this process"},
     {"score", cmd_score, "logits of every position of one sequence"},
     {"up", cmd_up, "runs Redis, broker and groups on this machine"},
+    {"keygen", cmd_keygen, "makes a key pair for a broker or a group"},
     {"tokenize", cmd_tokenize, "text to token ids and back, chats to prompts"},
     {NULL, NULL, NULL},
 };
