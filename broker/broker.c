@@ -1,5 +1,6 @@
 #include "broker/broker.h"
 
+#include "broker/allow.h"
 #include "broker/claims.h"
 #include "broker/ingest.h"
 #include "broker/jobs.h"
@@ -21,6 +22,7 @@ enum {
     PROMOTE_MS = 250,
     REAP_MS = 1000,
     TENANTS_MS = 1000,
+    ALLOW_MS = 1000,
     STOP_MS = 2000, // open calls get so long after a signal
     LIMIT = 100,    // jobs of one promote or reap
 };
@@ -28,7 +30,8 @@ enum {
 struct broker {
     struct broker_options options;
     struct model model;
-    void *zmq, *socket;
+    void *zmq, *socket, *zap; // zap NULL: plain
+    struct allow allow;
     zloop_t *loop;
     int signals; // signalfd
     struct queue *queue;
@@ -40,32 +43,60 @@ struct broker {
     struct tenants tenants;
     bool listening, led;
     char endpoint[ENDPOINT_MAX + 1];
-    int64_t ingest_ms, promote_ms, reap_ms, tenants_ms;
+    int64_t ingest_ms, promote_ms, reap_ms, tenants_ms, allow_ms;
     bool asking_tenants, promoting, reaping;
     int64_t stop_ms; // 0: not asked to
     struct error why; // of the end
 };
 
-// --- the loopback
+// --- the door
 
 static bool begins(const char *text, const char *with)
 {
     return strncmp(text, with, strlen(with)) == 0;
 }
 
-enum status broker_check_listen(const char *endpoint, struct error *e)
+enum status broker_check_listen(const struct broker_options *o, struct error *e)
 {
+    const char *endpoint = o->listen;
+    if ((o->key != NULL) != (o->allow != NULL)) {
+        return error_set(e, ERR_INPUT, "bad_usage", "--key and --allow belong together");
+    }
     if (begins(endpoint, "ipc://")) return OK;
     if (!begins(endpoint, "tcp://") || strchr(endpoint + 6, ':') == NULL) {
         return error_set(e, ERR_INPUT, "bad_usage", "--listen wants tcp://ADDRESS:PORT, not \"%s\"",
                          endpoint);
     }
-    const char *host = endpoint + 6;
-    if (begins(host, "127.") || begins(host, "localhost:") || begins(host, "[::1]:")) return OK;
-    return error_set(e, ERR_UNSUPPORTED, "not_loopback",
-                     "%s is not on loopback: groups on other machines need an encrypted "
-                     "connection, which this version does not have yet. Listen on 127.0.0.1",
-                     endpoint);
+    if (curve_is_local(endpoint) || o->key != NULL || o->insecure) return OK;
+    return error_set(e, ERR_INPUT, "not_loopback",
+                     "%s can be reached from other machines: give --key and --allow (penstock "
+                     "keygen makes keys), or --insecure to do without encryption", endpoint);
+}
+
+// Encryption, and who asks whom: libzmq asks at ALLOW_ENDPOINT whether a key may connect.
+static enum status secure(struct broker *b, struct error *e)
+{
+    const struct broker_options *o = &b->options;
+    if (o->key == NULL) {
+        if (curve_is_local(o->listen)) return OK;
+        log_line(LOG_WARN, "insecure",
+                 log_str("note", "no encryption and no keys: whoever reaches this port can pose as "
+                                 "a group, is given jobs and may answer them; whoever sees the "
+                                 "traffic reads prompts and outputs"));
+        return OK;
+    }
+    struct curve_pair pair;
+    try(curve_read_secret(&pair, o->key, e));
+    try(allow_init(&b->allow, o->allow, e));
+    b->zap = zmq_socket(b->zmq, ZMQ_REP);
+    if (b->zap == NULL || zmq_bind(b->zap, ALLOW_ENDPOINT) != 0) {
+        return error_set(e, ERR_IO, NULL, "no socket to judge keys: %s", strerror(errno));
+    }
+    enum status status = curve_apply(b->socket, &pair, NULL, e);
+    zmq_setsockopt(b->socket, ZMQ_ZAP_DOMAIN, "penstock", strlen("penstock"));
+    log_line(LOG_INFO, "encrypted", log_str("key", pair.public_key));
+    explicit_bzero(&pair, sizeof pair);
+    return status;
 }
 
 static enum status listen_on(struct broker *b, struct error *e)
@@ -278,6 +309,14 @@ static int on_socket(zloop_t *loop, zmq_pollitem_t *item, void *arg)
     return 0;
 }
 
+static int on_zap(zloop_t *loop, zmq_pollitem_t *item, void *arg)
+{
+    struct broker *b = arg;
+    (void) loop, (void) item;
+    while (allow_answer(&b->allow, b->zap)) {}
+    return 0;
+}
+
 // --- time
 
 static bool is_due(int64_t *last_ms, int64_t every_ms, int64_t now_ms)
@@ -311,6 +350,9 @@ static int on_tick(zloop_t *loop, int timer, void *arg)
     if (b->stop_ms != 0) {
         bool settled = claims_idle(b->claims) && queue_open_calls(b->queue) == 0;
         return settled || now_ms - b->stop_ms > STOP_MS ? -1 : 0;
+    }
+    if (b->zap != NULL && is_due(&b->allow_ms, ALLOW_MS, now_ms) && allow_refresh(&b->allow)) {
+        groups_recheck(b->groups);
     }
     groups_tick(b->groups, now_ms);
     if (groups_draining(b->groups)) {
@@ -388,6 +430,7 @@ static enum status create_parts(struct broker *b, struct error *e)
     try(ingest_create(&b->ingest, &ingest, e));
     struct groups_options groups = {.model = &b->model,
                                     .socket = b->socket,
+                                    .allow = b->zap != NULL ? &b->allow : NULL,
                                     .precision = o->precision,
                                     .pp = o->pp,
                                     .slots = o->slots,
@@ -409,9 +452,11 @@ static enum status run_loop(struct broker *b, struct error *e)
 {
     zmq_pollitem_t socket = {.socket = b->socket, .events = ZMQ_POLLIN};
     zmq_pollitem_t signals = {.fd = b->signals, .events = ZMQ_POLLIN};
+    zmq_pollitem_t zap = {.socket = b->zap, .events = ZMQ_POLLIN};
     zloop_set_nonstop(b->loop, true); // signals are ours
     check(zloop_poller(b->loop, &socket, on_socket, b) == 0);
     check(zloop_poller(b->loop, &signals, on_signal, b) == 0);
+    check(b->zap == NULL || zloop_poller(b->loop, &zap, on_zap, b) == 0);
     check(zloop_timer(b->loop, TICK_MS, 0, on_tick, b) > 0);
     zloop_start(b->loop);
     if (b->why.status == OK) return OK;
@@ -428,6 +473,7 @@ static void close_all(struct broker *b)
     groups_destroy(&b->groups);
     if (b->loop != NULL) zloop_destroy(&b->loop);
     if (b->socket != NULL) zmq_close(b->socket);
+    if (b->zap != NULL) zmq_close(b->zap);
     if (b->zmq != NULL) zmq_ctx_term(b->zmq);
     if (b->signals >= 0) close(b->signals);
     model_deinit(&b->model);
@@ -438,8 +484,9 @@ enum status broker_run(const struct broker_options *o, struct error *e)
     static struct broker broker;
     struct broker *b = &broker;
     *b = (struct broker){.options = *o, .signals = -1};
-    try(broker_check_listen(o->listen, e));
+    try(broker_check_listen(o, e));
     enum status status = open_sockets(b, e);
+    if (status == OK) status = secure(b, e);
     if (status == OK) status = model_load(&b->model, o->model, e);
     if (status == OK) status = create_parts(b, e);
     if (status == OK) status = listen_on(b, e);

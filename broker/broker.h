@@ -22,10 +22,13 @@ struct broker_options {
     int64_t age_ms;     // a ready job counts as a class higher for each; 0: never
     int64_t max_queued_bytes; // of messages that wait or run; 0: no limit
     bool accept_loss;
+    const char *key;    // secret file: groups connect with CURVE; NULL: plain
+    const char *allow;  // folder of their public keys
+    bool insecure;      // plain beyond loopback
 };
 
-// ERR_UNSUPPORTED not_loopback: encryption beyond loopback comes later. ERR_INPUT bad_usage.
-enum status broker_check_listen(const char *endpoint, struct error *e);
+// ERR_INPUT bad_usage; not_loopback: beyond this machine it takes keys, or `insecure`.
+enum status broker_check_listen(const struct broker_options *o, struct error *e);
 
 // Runs until SIGTERM or SIGINT (OK), or until nothing but a person helps: port_taken, a model that
 // cannot be read, a Redis that is refused. Groups go on with what they run; the jobs stay theirs

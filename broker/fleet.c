@@ -16,10 +16,12 @@ static struct group *find(struct fleet *f, const struct peer *peer)
     return NULL;
 }
 
-static struct group *find_name(struct fleet *f, const char *name)
+static struct group *find_name(struct fleet *f, const char *key, const char *name)
 {
     for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
-        if (f->groups[i].used && strcmp(f->groups[i].name, name) == 0) return &f->groups[i];
+        struct group *g = &f->groups[i];
+        if (!g->used || strcmp(g->name, name) != 0) continue;
+        if (strcmp(g->peer.key, key) == 0) return g;
     }
     return NULL;
 }
@@ -228,7 +230,7 @@ enum status fleet_hello(struct fleet *f, const struct peer *peer, const char *na
                         int64_t now_ms, struct error *e)
 {
     f->now_ms = now_ms;
-    struct group *g = find_name(f, name);
+    struct group *g = find_name(f, peer->key, name);
     if (g != NULL && g->boot != boot) {
         remove_group(f, g, "has been started again");
         g = NULL;

@@ -8,6 +8,7 @@
 #ifndef PENSTOCK_BROKER_FLEET_H
 #define PENSTOCK_BROKER_FLEET_H
 
+#include "common/curve.h"
 #include "common/limits.h"
 #include "common/status.h"
 
@@ -17,10 +18,12 @@
 
 enum { FLEET_GROUPS_MAX = 256, PEER_MAX = 32, PLAN_HASH_MAX = 32, LINK_TOKEN_SIZE = 16 };
 
-// A connection, as the ROUTER names it.
+// A connection, as the ROUTER names it, and the CURVE key behind it ("": plain). A group is its key
+// and its name: the same name under another key is another group.
 struct peer {
     uint8_t bytes[PEER_MAX];
     uint8_t n;
+    char key[CURVE_SIZE];
 };
 
 enum group_state {
@@ -104,7 +107,8 @@ struct fleet {
 void fleet_init(struct fleet *f, const struct fleet_options *o, const struct fleet_actions *actions,
                 int64_t now_ms);
 
-// A group says HELLO. The same name with another boot id is a new life: the old one is lost.
+// A group says HELLO. The same name and key with another boot id is a new life: the old one is
+// lost.
 // ERR_LIMIT fleet_full.
 enum status fleet_hello(struct fleet *f, const struct peer *peer, const char *name,
                         const char *node, uint64_t boot, const struct held_assignment *held,

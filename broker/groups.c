@@ -266,20 +266,26 @@ static uint64_t smallest_device(const struct wire_hello *h)
     return h->n_devices > 0 ? least : 0;
 }
 
+static bool is_candidate(const struct candidate *c, const char *key, const char *name)
+{
+    return c->used && strcmp(c->name, name) == 0 && strcmp(c->peer.key, key) == 0;
+}
+
 // The tp that all groups must have: the plan's, or that of those that came first. 0: any.
-static int tp_wanted(const struct groups *g, const char *name)
+static int tp_wanted(const struct groups *g, const char *key, const char *name)
 {
     if (g->planned) return g->plan.tp;
     for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
         const struct candidate *c = &g->candidates[i];
-        if (is_fresh(g, c) && strcmp(c->name, name) != 0) return c->tp;
+        if (is_fresh(g, c) && !is_candidate(c, key, name)) return c->tp;
     }
     return 0;
 }
 
-static enum status check_hello(const struct groups *g, const struct wire_hello *h, struct error *e)
+static enum status check_hello(const struct groups *g, const char *key, const struct wire_hello *h,
+                               struct error *e)
 {
-    int tp = tp_wanted(g, h->name);
+    int tp = tp_wanted(g, key, h->name);
     uint64_t bytes = smallest_device(h), needs = 0;
     if (strcmp(h->model, g->options.model->hash) != 0) {
         return error_set(e, ERR_INPUT, "bad_model",
@@ -299,12 +305,12 @@ static enum status check_hello(const struct groups *g, const struct wire_hello *
                      (unsigned long long) bytes, (unsigned long long) needs);
 }
 
-static struct candidate *candidate_for(struct groups *g, const char *name)
+static struct candidate *candidate_for(struct groups *g, const char *key, const char *name)
 {
     struct candidate *spare = NULL;
     for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
         struct candidate *c = &g->candidates[i];
-        if (c->used && strcmp(c->name, name) == 0) return c;
+        if (is_candidate(c, key, name)) return c;
         if (!is_fresh(g, c)) spare = c;
     }
     return spare;
@@ -312,12 +318,12 @@ static struct candidate *candidate_for(struct groups *g, const char *name)
 
 static void note_candidate(struct groups *g, const struct peer *from, const struct wire_hello *h)
 {
-    struct candidate *c = candidate_for(g, h->name);
+    struct candidate *c = candidate_for(g, from->key, h->name);
     if (c == NULL) {
         answer(g, from, "fleet_full", "the broker knows too many groups already");
         return;
     }
-    bool known = c->used && strcmp(c->name, h->name) == 0;
+    bool known = is_candidate(c, from->key, h->name);
     *c = (struct candidate){.used = true,
                             .peer = *from,
                             .bytes = smallest_device(h),
@@ -363,10 +369,10 @@ static void forget_plan(struct groups *g)
 static void on_hello(struct groups *g, const struct peer *from, const struct wire_message *m)
 {
     struct error e;
-    enum status status = check_hello(g, &m->hello, &e);
+    enum status status = check_hello(g, from->key, &m->hello, &e);
     if (status != OK && strcmp(e.code, "too_small") == 0 && plan_is_stuck(g)) {
         forget_plan(g);
-        status = check_hello(g, &m->hello, &e);
+        status = check_hello(g, from->key, &m->hello, &e);
     }
     if (status != OK) {
         log_line(LOG_WARN, "group_refused", log_str("group", m->hello.name),
@@ -449,6 +455,22 @@ static void ping_all(struct groups *g)
     }
 }
 
+void groups_recheck(struct groups *g)
+{
+    const struct allow *allow = g->options.allow;
+    for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
+        struct candidate *c = &g->candidates[i];
+        if (c->used && !allow_has(allow, c->peer.key)) *c = (struct candidate){0};
+        const struct group *group = &g->fleet.groups[i];
+        if (!g->planned || !group->used || allow_has(allow, group->peer.key)) continue;
+        log_line(LOG_WARN, "key_removed", log_str("group", group->name),
+                 log_int("stage", group->stage), log_str("key", group->peer.key));
+        struct peer peer = group->peer;
+        answer(g, &peer, "not_allowed", "the broker does not allow this group's key any more");
+        fleet_bye(&g->fleet, &peer);
+    }
+}
+
 void groups_tick(struct groups *g, int64_t now_ms)
 {
     g->now_ms = now_ms;
@@ -488,6 +510,7 @@ enum status groups_create(struct groups **groups, const struct groups_options *o
     if (g == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for the fleet");
     g->options = *o;
     peers_init(&g->peers, o->socket, 0);
+    g->peers.allow = o->allow;
     // What the options alone break is said at once, for a machine without limits.
     struct plan plan;
     struct plan_request r = {.config = &o->model->config, .pp = o->pp, .tp = 1, .slots = o->slots,

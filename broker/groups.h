@@ -9,6 +9,7 @@
 #ifndef PENSTOCK_BROKER_GROUPS_H
 #define PENSTOCK_BROKER_GROUPS_H
 
+#include "broker/allow.h"
 #include "broker/fleet.h"
 #include "broker/model.h"
 #include "common/plan.h"
@@ -23,6 +24,7 @@ enum groups_precision { GROUPS_AUTO, GROUPS_F32, GROUPS_BF16 };
 struct groups_options {
     const struct model *model; // borrowed
     void *socket;              // a ROUTER that is bound after groups_create; borrowed
+    const struct allow *allow; // keys of groups; NULL: plain; borrowed
     enum groups_precision precision; // auto: what the groups prefer, f32 if any of them does
     int pp;
     int layers[PP_MAX]; // layers[0] == 0: chosen
@@ -45,6 +47,9 @@ void groups_start(struct groups *g, uint64_t term, int64_t now_ms);
 
 // What has come in, up to a bound. False: there may be more.
 bool groups_receive(struct groups *g, int64_t now_ms);
+
+// The allow-list has changed: groups whose key is not on it any more are lost.
+void groups_recheck(struct groups *g);
 
 void groups_tick(struct groups *g, int64_t now_ms); // a few times a second
 

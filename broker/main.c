@@ -32,7 +32,13 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
         {.name = "queue", .kind = OPTION_STRING, .value = &b->queue, .argument = "NAME",
          .help = "Name of the queue."},
         {.name = "listen", .kind = OPTION_STRING, .value = &b->listen, .argument = "ENDPOINT",
-         .help = "Where groups connect; loopback only for now."},
+         .help = "Where groups connect; beyond loopback only with keys."},
+        {.name = "key", .kind = OPTION_STRING, .value = &b->key, .argument = "FILE",
+         .help = "Secret key of the broker: groups connect encrypted, if --allow has their key."},
+        {.name = "allow", .kind = OPTION_STRING, .value = &b->allow, .argument = "DIR",
+         .help = "Folder of the groups' public keys; may change while the broker runs."},
+        {.name = "insecure", .kind = OPTION_FLAG, .value = &b->insecure,
+         .help = "Beyond loopback without keys: anyone may pose as a group, and read all."},
         {.name = "model", .kind = OPTION_STRING, .value = &b->model, .argument = "[NAME=]DIR",
          .help = "Checkpoint directory; jobs may name the model (default: the directory's name)."},
         {.name = "pp", .kind = OPTION_INT, .value = &s->pp, .argument = "N",
@@ -107,7 +113,7 @@ static enum status settle(struct settings *s, enum log_level *level, struct erro
     }
     try(read_precision(s->precision, &b->precision, e));
     try(log_level_parse(s->log_level, level, e));
-    try(broker_check_listen(b->listen, e));
+    try(broker_check_listen(b, e));
     b->slots = (int) s->slots;
     b->max_context = (int) s->max_context;
     b->max_rows = (int) s->max_rows;

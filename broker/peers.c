@@ -38,9 +38,12 @@ bool peers_receive(struct peers *p, struct peer *from, struct wire_message *m)
         if (fits) {
             from->n = (uint8_t) n;
             memcpy(from->bytes, id, n);
+            snprintf(from->key, sizeof from->key, "%s", wire_socket_key(&p->wire));
         }
-        if (status == OK && fits) return true;
+        bool allowed = p->allow == NULL || (fits && allow_has(p->allow, from->key));
+        if (status == OK && fits && allowed) return true;
         wire_message_deinit(m);
+        if (!allowed) error_set(&e, ERR_INPUT, "not_allowed", "the broker does not allow this key");
         log_line(LOG_WARN, "bad_frames", log_str("code", e.code), log_str("error", e.text));
         struct wire_message answer = wire_error_message(e.code, e.text);
         if (fits && m->command != WIRE_ERROR) peers_send(p, from, &answer);

@@ -3,6 +3,7 @@
 #ifndef PENSTOCK_BROKER_PEERS_H
 #define PENSTOCK_BROKER_PEERS_H
 
+#include "broker/allow.h"
 #include "broker/fleet.h"
 #include "common/wire.h"
 #include "common/wire_socket.h"
@@ -12,6 +13,7 @@
 struct peers {
     struct wire_socket wire;
     uint64_t term;
+    const struct allow *allow; // borrowed; set it after init. NULL: plain, anyone may speak
 };
 
 // `socket`: a libzmq ROUTER, bound by the caller and borrowed.
@@ -21,8 +23,9 @@ void peers_deinit(struct peers *p);
 // False if the peer is gone or the message can't be encoded (logged).
 bool peers_send(struct peers *p, const struct peer *to, const struct wire_message *m);
 
-// The next message; false if there is none. Malformed ones are answered ERROR and skipped. Release
-// with wire_message_deinit before the next call.
+// The next message; false if there is none. Malformed ones, and those under a key that is not
+// allowed (any more), are answered ERROR and skipped. Release with wire_message_deinit before the
+// next call.
 bool peers_receive(struct peers *p, struct peer *from, struct wire_message *m);
 
 // For fleet_actions: what the fleet wants said. `template` holds the fields that don't depend on

@@ -77,6 +77,7 @@
 #define WIRE_LIST_MAX 16384 // running or finished jobs in one HELLO
 #define HEARTBEAT_MS 1000ll
 #define DEAD_AFTER_MS 5000ll
+#define ALLOW_KEYS_MAX 1024 // public keys of an allow-list
 
 _Static_assert(JOB_MESSAGE_MAX > JOB_BODY_MAX, "a job holds its body and its other fields");
 _Static_assert(CONTEXT_MAX * 4ll <= WIRE_BODY_MAX, "a JOB frame carries a whole context of ids");

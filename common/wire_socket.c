@@ -99,6 +99,13 @@ enum status wire_socket_receive(struct wire_socket *w, const void **id, size_t *
     return wire_decode(m, frames, (size_t) (n - first), e);
 }
 
+const char *wire_socket_key(struct wire_socket *w)
+{
+    // What the ZAP answer named; the routing id's frame does not always carry it.
+    const char *key = w->n_frames > 0 ? zmq_msg_gets(&w->frames[w->n_frames - 1], "User-Id") : NULL;
+    return key != NULL ? key : "";
+}
+
 struct wire_message wire_error_message(const char *code, const char *text)
 {
     struct wire_message m = {.command = WIRE_ERROR};

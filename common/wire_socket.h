@@ -34,6 +34,10 @@ enum status wire_socket_send(struct wire_socket *w, const void *id, size_t n_id,
 enum status wire_socket_receive(struct wire_socket *w, const void **id, size_t *n_id,
                                 struct wire_message *m, struct error *e);
 
+// The CURVE public key that the sender of the message received last has proved to own, as Z85;
+// empty on a plain connection.
+const char *wire_socket_key(struct wire_socket *w);
+
 // An ERROR message.
 struct wire_message wire_error_message(const char *code, const char *text);
 

@@ -3,12 +3,35 @@
 #include "common/log.h"
 
 #include <errno.h>
+#include <stdio.h>
+#include <string.h>
 #include <zmq.h>
 
-enum status control_open(struct control *c, void *context, const char *endpoint, struct error *e)
+enum {
+    REFUSED_AGAIN_MS = 1000, // until a refused key is tried again
+    TELL_AGAIN_MS = 30000,   // a failure that goes on is said so often
+};
+
+// Handshakes that fail are told of by a PAIR socket. Without it all works, but silently.
+static void open_monitor(struct control *c)
 {
-    *c = (struct control){0};
-    c->socket = zmq_socket(context, ZMQ_DEALER);
+    static _Atomic unsigned n;
+    char name[48];
+    if (strncmp(c->options.endpoint, "inproc://", 9) == 0) return;
+    snprintf(name, sizeof name, "inproc://control-monitor-%u", n++);
+    int events = ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
+                 ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_SUCCEEDED;
+    if (zmq_socket_monitor(c->socket, name, events) != 0) return;
+    c->monitor = zmq_socket(c->context, ZMQ_PAIR);
+    if (c->monitor == NULL || zmq_connect(c->monitor, name) == 0) return;
+    zmq_close(c->monitor);
+    c->monitor = NULL;
+}
+
+static enum status open_socket(struct control *c, struct error *e)
+{
+    const struct control_options *o = &c->options;
+    c->socket = zmq_socket(c->context, ZMQ_DEALER);
     if (c->socket == NULL) {
         return error_set(e, ERR_IO, NULL, "no socket for the broker: %s", zmq_strerror(errno));
     }
@@ -17,11 +40,22 @@ enum status control_open(struct control *c, void *context, const char *endpoint,
     zmq_setsockopt(c->socket, ZMQ_IMMEDIATE, &one, sizeof one);
     zmq_setsockopt(c->socket, ZMQ_RECONNECT_IVL, &retry_ms, sizeof retry_ms);
     zmq_setsockopt(c->socket, ZMQ_RECONNECT_IVL_MAX, &retry_most_ms, sizeof retry_most_ms);
-    if (zmq_connect(c->socket, endpoint) == 0) return OK;
-    enum status status = error_set(e, ERR_INPUT, "bad_endpoint", "cannot connect to the broker at "
-                                   "%s: %s", endpoint, zmq_strerror(errno));
-    control_close(c, 0);
+    enum status status = OK;
+    if (o->pair != NULL) status = curve_apply(c->socket, o->pair, o->broker_key, e);
+    if (status == OK) open_monitor(c);
+    if (status == OK && zmq_connect(c->socket, o->endpoint) != 0) {
+        status = error_set(e, ERR_INPUT, "bad_endpoint", "cannot connect to the broker at %s: %s",
+                           o->endpoint, zmq_strerror(errno));
+    }
+    if (status != OK) control_close(c, 0);
     return status;
+}
+
+enum status control_open(struct control *c, void *context, const struct control_options *o,
+                         struct error *e)
+{
+    *c = (struct control){.options = *o, .context = context};
+    return open_socket(c, e);
 }
 
 void control_close(struct control *c, int linger_ms)
@@ -29,9 +63,72 @@ void control_close(struct control *c, int linger_ms)
     if (c->socket == NULL) return;
     wire_socket_deinit(&c->wire);
     zmq_setsockopt(c->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
+    if (c->monitor != NULL) {
+        zmq_socket_monitor(c->socket, NULL, 0);
+        zmq_close(c->monitor);
+    }
     zmq_close(c->socket);
-    c->socket = NULL;
+    c->socket = c->monitor = NULL;
 }
+
+// --- handshakes
+
+static void tell(struct control *c, const char *event, const char *code, const char *text,
+                 int64_t now_ms)
+{
+    if (c->told_ms != 0 && now_ms - c->told_ms < TELL_AGAIN_MS) return;
+    c->told_ms = now_ms;
+    log_line(LOG_ERROR, event, log_str("code", code), log_str("broker", c->options.endpoint),
+             log_str("error", text),
+             log_str("key", c->options.pair != NULL ? c->options.pair->public_key : ""));
+}
+
+static void on_handshake(struct control *c, int event, int64_t now_ms)
+{
+    bool keys = c->options.pair != NULL;
+    if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
+        if (c->told_ms != 0) log_line(LOG_INFO, "connected");
+        c->n_failed = 0;
+        c->told_ms = 0;
+        return;
+    }
+    c->n_failed++;
+    // After these libzmq does not try again by itself.
+    bool final = event != ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
+    if (final) c->reopen_ms = now_ms + REFUSED_AGAIN_MS;
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) {
+        tell(c, "refused", "not_allowed",
+             "the broker does not allow this group's key: put its public key into the folder that "
+             "the broker's --allow names", now_ms);
+    } else if (final || c->n_failed > 1) { // one may be a broker that just went away
+        tell(c, "refused", keys ? "wrong_broker_key" : "no_key",
+             keys ? "the broker does not answer to the key given as --broker-key: is it that "
+                    "broker's public key, and does it run with --key?"
+                  : "the broker breaks the connection off: does it want keys? Then give --key and "
+                    "--broker-key", now_ms);
+    }
+}
+
+void control_watch(struct control *c, int64_t now_ms)
+{
+    while (c->monitor != NULL) {
+        uint8_t bytes[6];
+        uint16_t event;
+        char address[ENDPOINT_MAX];
+        if (zmq_recv(c->monitor, bytes, sizeof bytes, ZMQ_DONTWAIT) < 0) break;
+        zmq_recv(c->monitor, address, sizeof address, 0); // the second frame is there already
+        memcpy(&event, bytes, sizeof event);
+        on_handshake(c, event, now_ms);
+    }
+    if (c->reopen_ms == 0 || now_ms < c->reopen_ms) return;
+    struct error e = {0};
+    c->reopen_ms = 0;
+    control_close(c, 0);
+    if (open_socket(c, &e) == OK) return;
+    check(false, "the broker's socket cannot be made anew: %s", e.text);
+}
+
+// --- messages
 
 bool control_send(struct control *c, const struct wire_message *m)
 {

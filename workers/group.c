@@ -529,6 +529,7 @@ static enum status loop(struct group *g, struct error *e)
         wait_for_events(g);
         int64_t now_ms = clock_ms();
         struct wire_message m;
+        control_watch(&g->control, now_ms);
         while (!g->leave && control_receive(&g->control, &m, now_ms)) {
             on_message(g, &m, now_ms);
             wire_message_deinit(&m);
@@ -549,7 +550,8 @@ enum status group_run(const struct group_options *o, struct error *e)
     if (g == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for a group");
     g->options = *o;
     check(getrandom(g->boot, sizeof g->boot, 0) == sizeof g->boot, "no random numbers");
-    enum status status = control_open(&g->control, o->zmq, o->broker, e);
+    struct control_options control = {o->broker, o->key, o->broker_key};
+    enum status status = control_open(&g->control, o->zmq, &control, e);
     if (status == OK) {
         send_hello(g, clock_ms());
         status = loop(g, e);

@@ -5,6 +5,7 @@
 #define PENSTOCK_WORKERS_GROUP_H
 
 #include "common/checkpoint.h"
+#include "common/curve.h"
 #include "common/limits.h"
 #include "common/model_config.h"
 #include "common/status.h"
@@ -17,6 +18,8 @@
 struct group_options {
     void *zmq;                           // context; borrowed, as all that follows
     const char *broker;                  // its endpoint
+    const struct curve_pair *key;        // of this group; NULL: plain
+    const char *broker_key;              // the broker's public key
     const struct model_config *config;
     const struct checkpoint *checkpoint;
     const char *model_hash;              // of the checkpoint's manifest

@@ -1,5 +1,6 @@
 // penstock-worker: one worker group on this node, as a process. Flags and PENSTOCK_* environment;
 // runs until SIGTERM (which drains) and exits 0, or 1 if its device fails.
+#include "common/curve.h"
 #include "common/layout.h"
 #include "common/log.h"
 #include "common/options.h"
@@ -27,9 +28,9 @@ static void on_signal(int signal)
 }
 
 struct settings {
-    const char *broker, *model, *devices, *bind, *name, *precision, *log_level;
+    const char *broker, *model, *devices, *bind, *name, *precision, *log_level, *key, *broker_key;
     int64_t data_port, threads, device_memory, drain_s, step_deadline_s;
-    bool log_json;
+    bool log_json, insecure;
 };
 
 static enum status parse(struct settings *s, int argc, char **argv, bool *help, struct error *e)
@@ -48,7 +49,13 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
         {.name = "precision", .kind = OPTION_STRING, .value = &s->precision,
          .argument = "auto|f32|bf16", .help = "What this group prefers; the broker decides."},
         {.name = "bind", .kind = OPTION_STRING, .value = &s->bind, .argument = "IP",
-         .help = "Interface of the stage links (loopback only for now)."},
+         .help = "Address of this node for stage links; beyond loopback only with keys."},
+        {.name = "key", .kind = OPTION_STRING, .value = &s->key, .argument = "FILE",
+         .help = "Secret key of this group: the broker is spoken to encrypted."},
+        {.name = "broker-key", .kind = OPTION_STRING, .value = &s->broker_key,
+         .argument = "PUB|FILE", .help = "The broker's public key, or its file."},
+        {.name = "insecure", .kind = OPTION_FLAG, .value = &s->insecure,
+         .help = "Beyond loopback without keys: prompts and outputs travel readable."},
         {.name = "data-port", .kind = OPTION_INT, .value = &s->data_port, .argument = "PORT",
          .help = "Port of the stage link; 0: any free one.", .least = 0, .most = 65535},
         {.name = "name", .kind = OPTION_STRING, .value = &s->name, .argument = "NAME",
@@ -74,8 +81,6 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
     *help = o.help;
     return status;
 }
-
-static bool is_loopback(const char *ip) { return strncmp(ip, "127.", 4) == 0; }
 
 static enum status read_devices(const char *text, int *tp, struct error *e)
 {
@@ -104,18 +109,49 @@ static uint64_t free_memory(void)
     return bytes / 5 * 4;
 }
 
+// Beyond this machine it takes keys, or --insecure.
+static enum status check_reach(const struct settings *s, struct error *e)
+{
+    if ((s->key != NULL) != (s->broker_key != NULL)) {
+        return error_set(e, ERR_INPUT, "bad_usage", "--key and --broker-key belong together");
+    }
+    if (strcmp(s->bind, "0.0.0.0") == 0 || strcmp(s->bind, "*") == 0) {
+        return error_set(e, ERR_INPUT, "bad_usage",
+                         "--bind %s: other groups are told this address, so it must be one of "
+                         "this node's", s->bind);
+    }
+    bool local = curve_is_local(s->bind) && curve_is_local(s->broker);
+    if (local || s->key != NULL || s->insecure) return OK;
+    return error_set(e, ERR_INPUT, "bad_usage",
+                     "%s is beyond loopback: give --key and --broker-key (penstock keygen makes "
+                     "keys), or --insecure to do without encryption",
+                     curve_is_local(s->broker) ? s->bind : s->broker);
+}
+
+static enum status read_keys(const struct settings *s, struct curve_pair *pair,
+                             char broker_key[CURVE_SIZE], struct group_options *o, struct error *e)
+{
+    if (s->key == NULL) {
+        if (curve_is_local(s->bind) && curve_is_local(s->broker)) return OK;
+        log_line(LOG_WARN, "insecure",
+                 log_str("note", "no encryption and no keys: whoever sees the traffic reads "
+                                 "prompts and outputs, and can pose as the broker"));
+        return OK;
+    }
+    try(curve_read_secret(pair, s->key, e));
+    try(curve_read_public(broker_key, s->broker_key, e));
+    o->key = pair;
+    o->broker_key = broker_key;
+    return OK;
+}
+
 static enum status fill(struct group_options *o, const struct settings *s, char *data,
                         size_t n_data, struct error *e)
 {
     if (s->broker == NULL || s->model == NULL) {
         return error_set(e, ERR_INPUT, "bad_usage", "--broker and --model are needed");
     }
-    if (!is_loopback(s->bind)) {
-        return error_set(e, ERR_INPUT, "bad_usage",
-                         "--bind %s: only loopback addresses (127.x) for "
-                         "now, since stage links are not encrypted",
-                         s->bind);
-    }
+    try(check_reach(s, e));
     try(read_devices(s->devices, &o->tp, e));
     try(precision_parse(s->precision, &o->precision, e));
     if (s->data_port > 0) snprintf(data, n_data, "tcp://%s:%d", s->bind, (int) s->data_port);
@@ -168,6 +204,8 @@ int main(int argc, char **argv)
     bool help;
     char data[ENDPOINT_MAX], node[GROUP_NAME_MAX - 16] = "node", name[GROUP_NAME_MAX];
     struct group_options o = {.backend = backend_cpu(), .report_tokens = 32, .report_ms = 250};
+    struct curve_pair pair;
+    char broker_key[CURVE_SIZE];
     enum log_level level = LOG_INFO;
     enum status status = parse(&s, argc, argv, &help, &e);
     if (status == OK && help) return 0;
@@ -186,7 +224,8 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     signal(SIGTERM, on_signal);
     signal(SIGINT, on_signal);
-    status = run(&o, s.model, &e);
+    status = read_keys(&s, &pair, broker_key, &o, &e);
+    if (status == OK) status = run(&o, s.model, &e);
     if (status == OK) return 0;
     log_line(LOG_ERROR, "ended", log_str("code", e.code), log_str("error", e.text));
     return 1;

@@ -820,8 +820,9 @@ static void starts_that_fail_say_why(void **state)
     r = ask("CONFIG SET appendfsync always");
     freeReplyObject(r);
     fails(1, "code=port_taken", "--model", model, "--redis", server.url, "--listen", w.endpoint);
-    fails(2, "is not on loopback", "--model", model, "--listen", "tcp://0.0.0.0:7300");
-    fails(2, "is not on loopback", "--model", model, "--listen", "tcp://*:7300");
+    fails(2, "penstock keygen", "--model", model, "--listen", "tcp://0.0.0.0:7300");
+    fails(2, "penstock keygen", "--model", model, "--listen", "tcp://*:7300");
+    fails(2, "belong together", "--model", model, "--allow", "x");
     fails(2, "--model is missing", "--redis", server.url);
     fails(2, "--pp wants", "--model", model, "--pp", "0");
     fails(2, "bad_plan", "--model", model, "--listen", any, "--pp", "60");

@@ -22,7 +22,8 @@ static void open_both(bool tcp)
 {
     context = zmq_ctx_new();
     wire_socket_init(&broker, sockets_bind(context, ZMQ_ROUTER, tcp, "broker", endpoint), true);
-    assert_int_equal(control_open(&control, context, endpoint, &e), OK);
+    assert_int_equal(control_open(&control, context,
+                                  &(struct control_options){.endpoint = endpoint}, &e), OK);
     sockets_wait(control.socket, ZMQ_POLLOUT);
 }
 
@@ -203,7 +204,8 @@ static void an_endpoint_that_is_none_is_named(void **state)
 {
     (void) state;
     context = zmq_ctx_new();
-    assert_int_equal(control_open(&control, context, "nonsense", &e), ERR_INPUT);
+    const struct control_options nonsense = {.endpoint = "nonsense"};
+    assert_int_equal(control_open(&control, context, &nonsense, &e), ERR_INPUT);
     assert_string_equal(e.code, "bad_endpoint");
     assert_non_null(strstr(e.text, "nonsense"));
     assert_null(control.socket);
