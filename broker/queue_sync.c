@@ -488,7 +488,7 @@ enum status queue_sync_stats(struct queue_sync *s, struct queue_stats *stats, st
     *stats = (struct queue_stats){0};
     try(connect_now(s, e));
     snprintf(key, sizeof key, "ps:{%s}:term", s->name);
-    enum status status = ask(s, 4, (const char *[]){"FCALL", "stats", "1", key}, NULL, &r, e);
+    enum status status = ask(s, 4, (const char *[]){"FCALL_RO", "stats", "1", key}, NULL, &r, e);
     if (status == OK) status = queue_stats_decode(r, stats, e);
     if (status == ERR_UNAVAILABLE && e != NULL && strcmp(e->code, "no_library") == 0) {
         error_set(e, status, "no_library", "no broker has served a queue in this Redis yet");

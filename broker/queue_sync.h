@@ -1,6 +1,6 @@
 // The producer's side of a queue for tools: blocking calls to push messages, wait for results,
 // cancel, and count. One thread at a time. It needs only a producer's rights (rpush; get, xread,
-// xrevrange; fcall for stats), loads no library, and packs nothing but the cancel message.
+// xrevrange; fcall_ro for stats), loads no library, and packs nothing but the cancel message.
 //
 // A connection that is lost is made again by the next call. ERR_UNAVAILABLE from a push means that
 // the outcome is unknown: push again with the same id, a duplicate is recognised.

@@ -21,6 +21,7 @@ static const struct {
     {"score", cmd_score, "logits of every position of one sequence"},
     {"up", cmd_up, "runs Redis, broker and groups on this machine"},
     {"keygen", cmd_keygen, "makes a key pair for a broker or a group"},
+    {"acl", cmd_acl, "prints Redis users for producer, broker and viewer"},
     {"tokenize", cmd_tokenize, "text to token ids and back, chats to prompts"},
     {NULL, NULL, NULL},
 };

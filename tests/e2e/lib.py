@@ -6,6 +6,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -83,6 +84,12 @@ class Up:
         return run(command, "--redis", self.url, *args, **kwargs)
 
 
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
 class Program:
     """A program of ours whose log lines are read; `say` is what it has said so far."""
 
@@ -121,14 +128,16 @@ class Program:
 
 
 class Redis:
-    """A redis-server with safe settings, reached through a socket file, and a port if asked."""
+    """A redis-server with safe settings, reached through a socket file, or a port of loopback."""
 
-    def __init__(self, *settings, port=0):
+    def __init__(self, *settings, port=None):
+        self.port = port or free_port()
         self.folder = tempfile.mkdtemp(prefix="penstock-redis-")
         path = os.path.join(self.folder, "redis.sock")
         self.process = subprocess.Popen(
-            ["redis-server", "--port", str(port), "--unixsocket", path, "--dir", self.folder,
-             "--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction",
+            ["redis-server", "--port", str(self.port), "--unixsocket", path, "--dir", self.folder,
+             "--bind", "127.0.0.1", "--appendonly", "yes", "--appendfsync", "always",
+             "--maxmemory-policy", "noeviction",
              "--notify-keyspace-events", "Kl", "--save", "", *settings],
             stdout=subprocess.DEVNULL)
         self.url = "unix://" + path
