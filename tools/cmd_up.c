@@ -25,8 +25,8 @@ enum { REDIS_STOP_MS = 30000, BROKER_STOP_MS = 10000, TURN_MS = 1000 };
 
 struct up {
     const char *model, *layers, *redis, *data_dir, *queue, *precision;
-    int64_t pp, tp, threads, redis_port, broker_port, device_memory, drain_s, max_context, slots,
-        max_rows;
+    int64_t pp, tp, spares, threads, redis_port, broker_port, device_memory, drain_s, max_context,
+        slots, max_rows;
     bool quiet, log_json, accept_loss;
     // of the run
     char url[512], bin[PATH_MAX];
@@ -185,12 +185,14 @@ static int64_t share_of_memory(int64_t n_ranks)
 static void add_children(struct up *u)
 {
     int64_t n_ranks = u->n_stages * u->tp, cores = sysconf(_SC_NPROCESSORS_ONLN);
+    // A spare computes nothing until it stands in for another; memory it must have ready.
+    int64_t n_held = n_ranks + u->spares * u->tp;
     if (u->threads == 0) u->threads = cores > n_ranks ? cores / n_ranks : 1;
-    if (u->device_memory == 0) u->device_memory = share_of_memory(n_ranks);
+    if (u->device_memory == 0) u->device_memory = share_of_memory(n_held);
     if (u->redis == NULL) add_redis(u);
     add_broker(u);
     u->first_group = u->supervisor.n_children;
-    for (int i = 0; i < u->n_stages; i++) add_group(u, i);
+    for (int i = 0; i < u->n_stages + u->spares; i++) add_group(u, i);
 }
 
 // --- what people see
@@ -255,8 +257,9 @@ static enum status prepare(struct up *u, struct error *e)
     if (u->model == NULL) return error_set(e, ERR_INPUT, "bad_usage", "--model is needed");
     if (u->layers != NULL) try(options_list(u->layers, layers, PP_MAX, &n, e));
     u->n_stages = u->layers != NULL ? n : (int) u->pp;
-    if (u->n_stages * 1 + 2 > CHILDREN_MAX) {
-        return error_set(e, ERR_INPUT, "bad_usage", "at most %d stages", CHILDREN_MAX - 2);
+    if (u->n_stages + u->spares + 2 > CHILDREN_MAX) {
+        return error_set(e, ERR_INPUT, "bad_usage", "at most %d stages and spares",
+                         CHILDREN_MAX - 2);
     }
     // What would only show in a child's log is said here.
     try(model_config_load(&config, u->model, e));
@@ -310,6 +313,8 @@ int cmd_up(int argc, char **argv)
          .help = "Stages: one group, a process, for each.", .least = 1, .most = PP_MAX},
         {.name = "layers", .kind = OPTION_STRING, .value = &u.layers, .argument = "a,b,..",
          .help = "Layers of each stage, instead of --pp."},
+        {.name = "spares", .kind = OPTION_INT, .value = &u.spares, .argument = "N",
+         .help = "Further groups, each ready to take over any stage.", .least = 0, .most = 16},
         {.name = "tp", .kind = OPTION_INT, .value = &u.tp, .argument = "N",
          .help = "Ranks (threads) of each group.", .least = 1, .most = TP_MAX},
         {.name = "redis", .kind = OPTION_STRING, .value = &u.redis, .argument = "URL",
