@@ -22,6 +22,7 @@ static const struct {
     {"up", cmd_up, "runs Redis, broker and groups on this machine"},
     {"keygen", cmd_keygen, "makes a key pair for a broker or a group"},
     {"acl", cmd_acl, "prints Redis users for producer, broker and viewer"},
+    {"doctor", cmd_doctor, "what is wrong with Redis, queue and keys, with remedies"},
     {"tokenize", cmd_tokenize, "text to token ids and back, chats to prompts"},
     {NULL, NULL, NULL},
 };
