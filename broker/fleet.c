@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 
+enum { SLEPT_MS = 1000 }; // between two ticks: the process stood still
+
 static bool same_peer(const struct peer *a, const struct peer *b)
 {
     return a->n == b->n && memcmp(a->bytes, b->bytes, a->n) == 0;
@@ -50,7 +52,8 @@ void fleet_init(struct fleet *f, const struct fleet_options *o, const struct fle
                         .epoch = o->first_epoch,
                         .adopting = o->adopt_ms > 0,
                         .adopt_until_ms = now_ms + o->adopt_ms,
-                        .now_ms = now_ms};
+                        .now_ms = now_ms,
+                        .ticked_ms = now_ms};
     for (int i = 0; i < PP_MAX; i++) f->stages[i] = -1;
 }
 
@@ -313,7 +316,10 @@ void fleet_drain(struct fleet *f, const struct peer *peer)
     struct group *g = find(f, peer);
     if (g == NULL) return;
     g->draining = true;
+    // Nothing runs before the pipeline serves: there is nothing to wait for.
+    if (g->stage >= 0 && f->state != PIPELINE_SERVING) end_epoch(f, "a group drains");
     if (g->stage < 0) f->actions.unassign(f->actions.arg, g, f->epoch);
+    try_assign(f);
 }
 
 bool fleet_draining(const struct fleet *f)
@@ -340,9 +346,11 @@ bool fleet_seen(struct fleet *f, const struct peer *peer, int64_t now_ms)
 
 void fleet_tick(struct fleet *f, int64_t now_ms)
 {
-    f->now_ms = now_ms;
+    int64_t slept_ms = now_ms - f->ticked_ms > SLEPT_MS ? now_ms - f->ticked_ms : 0;
+    f->now_ms = f->ticked_ms = now_ms;
     for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
         struct group *g = &f->groups[i];
+        g->seen_ms += slept_ms;
         if (g->used && now_ms - g->seen_ms > f->options.dead_ms) {
             remove_group(f, g, "has been silent for too long");
         }

@@ -101,6 +101,7 @@ struct fleet {
     bool adopting;
     int64_t adopt_until_ms;
     int64_t now_ms, not_before_ms; // the latest time told; no assignment earlier
+    int64_t ticked_ms;
     struct held_assignment held[FLEET_GROUPS_MAX];
 };
 
@@ -133,7 +134,8 @@ void fleet_drained(struct fleet *f);
 // Any traffic. False: nobody knows this peer (it is told to say HELLO again).
 bool fleet_seen(struct fleet *f, const struct peer *peer, int64_t now_ms);
 
-// Call a few times a second.
+// Call a few times a second. What its caller slept through, stopped or busy, is held against no
+// group: their words may still be unread.
 void fleet_tick(struct fleet *f, int64_t now_ms);
 
 // The group of a connection, or NULL.

@@ -158,6 +158,18 @@ static void act_all(struct world *w)
     }
 }
 
+// Time passes, with a word now and then of every group that lives.
+static void tick_to(struct world *w, int64_t from, int64_t to)
+{
+    for (int64_t now = from; now <= to; now += 500) {
+        for (int i = 0; i < WORLD; i++) {
+            struct peer p = peer_of(i, w->groups[i].boot);
+            if (w->groups[i].alive) assert_true(fleet_seen(&w->fleet, &p, now));
+        }
+        fleet_tick(&w->fleet, now);
+    }
+}
+
 static void three_groups_make_a_pipeline(void **state)
 {
     (void) state;
@@ -190,11 +202,7 @@ static void a_spare_takes_over_and_the_others_keep_their_weights(void **state)
     assert_int_equal(w->groups[3].stage, -1);
     int lost = 1, kept = 2, first = w->groups[kept].first, stage = w->groups[lost].stage;
     w->groups[lost].alive = false;
-    for (int i = 0; i < 4; i++) {
-        struct peer p = peer_of(i, w->groups[i].boot);
-        if (w->groups[i].alive) assert_true(fleet_seen(&w->fleet, &p, 6000));
-    }
-    fleet_tick(&w->fleet, 6000);
+    tick_to(w, 0, 6000);
     assert_false(w->up);
     act_all(w);
     assert_true(w->up);
@@ -267,6 +275,41 @@ static void lost_commands_are_said_again(void **state)
     act_all(w);
     assert_true(w->up);
     assert_int_equal(w->fleet.epoch, epoch);
+    free(w);
+}
+
+// A broker that stood still has not read what its groups said meanwhile.
+static void a_broker_that_slept_gives_nobody_up(void **state)
+{
+    (void) state;
+    struct world *w = calloc(1, sizeof *w);
+    world_init(w, 1, 0, 0);
+    for (int i = 0; i < 3; i++) start(w, i, 0);
+    act_all(w);
+    tick_to(w, 0, 1000);
+    fleet_tick(&w->fleet, 60000);
+    assert_true(w->up);
+    w->groups[1].alive = false; // this one really is gone
+    tick_to(w, 60500, 66500);
+    assert_false(w->up);
+    free(w);
+}
+
+static void a_group_that_serves_nothing_yet_leaves_at_once(void **state)
+{
+    (void) state;
+    struct world *w = calloc(1, sizeof *w);
+    world_init(w, 1, 0, 0);
+    for (int i = 0; i < 3; i++) start(w, i, 0);
+    struct peer p = peer_of(1, w->groups[1].boot);
+    assert_true(w->groups[1].stage >= 0);
+    fleet_drain(&w->fleet, &p); // the pipeline loads
+    assert_int_equal(w->groups[1].stage, -1);
+    fleet_bye(&w->fleet, &p);
+    w->groups[1].alive = false;
+    start(w, 3, 0);
+    act_all(w);
+    assert_true(w->up);
     free(w);
 }
 
@@ -350,6 +393,8 @@ int main(void)
         cmocka_unit_test(a_new_broker_adopts_a_running_pipeline),
         cmocka_unit_test(an_incomplete_pipeline_is_not_adopted),
         cmocka_unit_test(lost_commands_are_said_again),
+        cmocka_unit_test(a_broker_that_slept_gives_nobody_up),
+        cmocka_unit_test(a_group_that_serves_nothing_yet_leaves_at_once),
         cmocka_unit_test(random_lives_always_serve_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
