@@ -40,6 +40,8 @@ struct group {
     bool open;                // `epoch` is
     bool ending;              // the epoch is over; its steps are not yet out of the ranks
     bool linking;             // LINK came; waits for the connection
+    int64_t link_ms;          // since when
+    char next[ENDPOINT_MAX + 1]; // where to
     struct epoch epoch;
     struct head *head;
     int stop;                 // times it was asked to
@@ -274,6 +276,10 @@ static void on_assign(struct group *g, const struct wire_assign *a)
 {
     struct error e = {0};
     enum precision precision = PRECISION_F32;
+    if (g->assigned && a->pipeline == g->assign.pipeline && a->epoch == g->assign.epoch) {
+        g->said_ms = 0; // said again: so is what became of it, and the endpoint stays what it was
+        return;
+    }
     end_epoch(g);
     g->assign = *a;
     g->assigned = true;
@@ -348,7 +354,7 @@ static void try_ready(struct group *g, int64_t now_ms)
     }
 }
 
-static void on_link(struct group *g, const struct wire_link *l)
+static void on_link(struct group *g, const struct wire_link *l, int64_t now_ms)
 {
     struct error e = {0};
     if (g->state != WIRE_LOADED || l->epoch != g->assign.epoch || g->linking) return;
@@ -357,11 +363,21 @@ static void on_link(struct group *g, const struct wire_link *l)
         return;
     }
     g->linking = true;
+    g->link_ms = now_ms;
+    snprintf(g->next, sizeof g->next, "%s", l->endpoint);
 }
 
 static void try_linked(struct group *g, int64_t now_ms)
 {
-    if (!g->linking || !epoch_linked(&g->epoch)) return;
+    struct error e;
+    if (!g->linking) return;
+    if (!epoch_linked(&g->epoch)) {
+        if (now_ms - g->link_ms <= g->options.step_deadline_ms) return;
+        error_set(&e, ERR_UNAVAILABLE, "link_lost", "no connection to the next stage at %s within "
+                  "%lld ms", g->next, (long long) g->options.step_deadline_ms);
+        fail_epoch(g, &e);
+        return;
+    }
     g->linking = false;
     g->state = WIRE_SERVING;
     g->said_ms = now_ms;
@@ -425,7 +441,7 @@ static void on_message(struct group *g, const struct wire_message *m, int64_t no
 {
     switch (m->command) {
     case WIRE_ASSIGN: on_assign(g, &m->assign); break;
-    case WIRE_LINK: on_link(g, &m->link); break;
+    case WIRE_LINK: on_link(g, &m->link, now_ms); break;
     case WIRE_UNASSIGN: on_unassign(g, &m->stage); break;
     case WIRE_JOB: on_job(g, &m->job, now_ms); break;
     case WIRE_CANCEL:
