@@ -167,6 +167,24 @@ static void ask_tenants(struct broker *b)
     b->asking_tenants = queue_tenants(b->queue, on_tenants, b) == OK;
 }
 
+static int on_socket(zloop_t *loop, zmq_pollitem_t *item, void *arg)
+{
+    struct broker *b = arg;
+    (void) loop, (void) item;
+    groups_receive(b->groups, clock_ms());
+    if (groups_draining(b->groups)) claims_set_owner(b->claims, NULL); // at once, not at the next tick
+    return 0;
+}
+
+// Nobody is listened to before the term is known: what is not read must not wake the loop.
+static void lead(struct broker *b, uint64_t term, int64_t now_ms)
+{
+    zmq_pollitem_t socket = {.socket = b->socket, .events = ZMQ_POLLIN};
+    check(zloop_poller(b->loop, &socket, on_socket, b) == 0);
+    groups_start(b->groups, term, now_ms);
+    b->led = true;
+}
+
 static void on_ready(void *arg, uint64_t term)
 {
     struct broker *b = arg;
@@ -174,8 +192,7 @@ static void on_ready(void *arg, uint64_t term)
     log_line(LOG_INFO, b->led ? "redis_back" : "ready", log_str("endpoint", b->endpoint),
              log_str("queue", b->options.queue), log_str("model", b->model.name),
              log_int("term", term));
-    if (!b->led) groups_start(b->groups, term, now_ms);
-    b->led = true;
+    if (!b->led) lead(b, term, now_ms);
     if (b->stop_ms != 0) return;
     ask_tenants(b);
     jobs_ready(b->jobs, now_ms);
@@ -298,15 +315,6 @@ static void on_message(void *arg, const struct peer *from, const struct wire_mes
     struct broker *b = arg;
     if (jobs_message(b->jobs, from, m)) return;
     log_line(LOG_DEBUG, "unexpected_command", log_str("command", wire_command_name(m->command)));
-}
-
-static int on_socket(zloop_t *loop, zmq_pollitem_t *item, void *arg)
-{
-    struct broker *b = arg;
-    (void) loop, (void) item;
-    if (b->led) groups_receive(b->groups, clock_ms());
-    if (groups_draining(b->groups)) claims_set_owner(b->claims, NULL); // at once, not at the next tick
-    return 0;
 }
 
 static int on_zap(zloop_t *loop, zmq_pollitem_t *item, void *arg)
@@ -450,11 +458,9 @@ static enum status create_parts(struct broker *b, struct error *e)
 
 static enum status run_loop(struct broker *b, struct error *e)
 {
-    zmq_pollitem_t socket = {.socket = b->socket, .events = ZMQ_POLLIN};
     zmq_pollitem_t signals = {.fd = b->signals, .events = ZMQ_POLLIN};
     zmq_pollitem_t zap = {.socket = b->zap, .events = ZMQ_POLLIN};
     zloop_set_nonstop(b->loop, true); // signals are ours
-    check(zloop_poller(b->loop, &socket, on_socket, b) == 0);
     check(zloop_poller(b->loop, &signals, on_signal, b) == 0);
     check(b->zap == NULL || zloop_poller(b->loop, &zap, on_zap, b) == 0);
     check(zloop_timer(b->loop, TICK_MS, 0, on_tick, b) > 0);
