@@ -136,10 +136,13 @@ enum status redis_url_parse(const char *text, struct redis_url *url, struct erro
 
 void redis_url_show(const struct redis_url *url, char *text, size_t n)
 {
-    if (url->host[0] == '\0') {
-        snprintf(text, n, "unix://%s", url->path);
+    bool ip6 = strchr(url->host, ':') != NULL, local = url->host[0] == '\0';
+    char db[16] = "";
+    if (url->db != 0) snprintf(db, sizeof db, local ? "?db=%d" : "/%d", url->db);
+    if (local) {
+        snprintf(text, n, "unix://%s%s", url->path, db);
     } else {
-        snprintf(text, n, "redis://%s:%d", url->host, url->port);
+        snprintf(text, n, ip6 ? "redis://[%s]:%d%s" : "redis://%s:%d%s", url->host, url->port, db);
     }
 }
 

@@ -1,5 +1,6 @@
 // penstock up: everything on one machine. Redis with settings that lose nothing, the broker and the
 // groups run as child processes; what dies is started again; Ctrl-C stops all in order.
+#include "broker/redis.h"
 #include "common/clock.h"
 #include "common/layout.h"
 #include "common/limits.h"
@@ -29,7 +30,8 @@ struct up {
         slots, max_rows;
     bool quiet, log_json, accept_loss;
     // of the run
-    char url[512], bin[PATH_MAX];
+    char url[REDIS_HOST_MAX + 64]; // as it is shown: without a password
+    char bin[PATH_MAX];
     int n_stages;
     struct supervisor supervisor;
     int first_group, broker; // indexes of children; Redis, if it is ours, is 0
@@ -134,8 +136,7 @@ static void add_broker(struct up *u)
     u->broker = u->supervisor.n_children;
     struct child *c = supervisor_add(&u->supervisor, "broker", BROKER_STOP_MS);
     child_arg(c, "%s/penstock-broker", u->bin);
-    add_text(c, "redis", u->url);
-    add_text(c, "queue", u->queue);
+    add_text(c, "queue", u->queue); // where Redis is, the environment says: it may hold a password
     child_arg(c, "--listen");
     child_arg(c, "tcp://127.0.0.1:%lld", (long long) u->broker_port);
     add_text(c, "model", u->model);
@@ -250,6 +251,21 @@ static void on_ended(void *arg, struct child *c, int status)
 
 // --- the run
 
+// The children read the URL from the environment, where other users do not see it.
+static enum status find_redis(struct up *u, struct error *e)
+{
+    struct redis_url url;
+    if (u->redis == NULL) {
+        try(take_port(&u->redis_port, "redis-port", e));
+        snprintf(u->url, sizeof u->url, "redis://127.0.0.1:%lld", (long long) u->redis_port);
+    } else {
+        try(redis_url_parse(u->redis, &url, e));
+        redis_url_show(&url, u->url, sizeof u->url);
+    }
+    if (setenv("PENSTOCK_REDIS", u->redis != NULL ? u->redis : u->url, 1) == 0) return OK;
+    return error_set(e, ERR_NOMEM, NULL, "no memory for the environment");
+}
+
 static enum status prepare(struct up *u, struct error *e)
 {
     struct model_config config;
@@ -264,12 +280,7 @@ static enum status prepare(struct up *u, struct error *e)
     // What would only show in a child's log is said here.
     try(model_config_load(&config, u->model, e));
     try(layout_check_tp(&config, (int) u->tp, e));
-    if (u->redis == NULL) {
-        try(take_port(&u->redis_port, "redis-port", e));
-        snprintf(u->url, sizeof u->url, "redis://127.0.0.1:%lld", (long long) u->redis_port);
-    } else {
-        snprintf(u->url, sizeof u->url, "%s", u->redis);
-    }
+    try(find_redis(u, e));
     try(take_port(&u->broker_port, "broker-port", e));
     try(find_programs(u, e));
     return make_folders(u, e);

@@ -23,7 +23,13 @@ static void a_url_names_a_server_and_is_shown_without_its_password(void **state)
     assert_string_equal(url.user, "anna");
     assert_string_equal(url.password, "se:cret");
     redis_url_show(&url, text, sizeof text);
-    assert_string_equal(text, "redis://db.example:6380");
+    assert_string_equal(text, "redis://db.example:6380/3");
+    assert_int_equal(redis_url_parse("redis://:x@[::1]", &url, &e), OK);
+    redis_url_show(&url, text, sizeof text);
+    assert_string_equal(text, "redis://[::1]:6379");
+    assert_int_equal(redis_url_parse("unix:///run/r.sock?db=4", &url, &e), OK);
+    redis_url_show(&url, text, sizeof text);
+    assert_string_equal(text, "unix:///run/r.sock?db=4");
 }
 
 static void urls_that_are_good(void **state)
