@@ -114,29 +114,34 @@ static void free_slot(struct head *h, struct seq *q)
     seq_end(q);
 }
 
+// Every attempt has an outcome: the broker keeps the lease of one that it has not heard of. What is
+// too large to be sent, or cannot be put together, is an error; without memory for a few bytes the
+// group ends, and another one has its jobs.
+static void encode_result(struct head *h, struct seq *q, enum result_status status,
+                          enum result_finish reason, const struct error *why, struct buffer *to)
+{
+    struct error e = {0}, again = {0};
+    if (seq_result(q, status, reason, h->model_hash, h->plan_hash, why, to, &e) == OK) return;
+    log_line(LOG_ERROR, "result_lost", log_str("id", q->key.id), log_str("code", e.code),
+             log_str("error", e.text));
+    buffer_deinit(to);
+    buffer_init(to, RESULT_BYTES_MAX);
+    check(seq_failure(q, h->model_hash, h->plan_hash, &e, to, &again) == OK, "%s", again.text);
+}
+
 static void finish(struct head *h, struct seq *q, enum result_status status,
                    enum result_finish reason, const struct error *why, int64_t now_ms)
 {
-    struct error e = {0};
     struct kept_result *r = calloc(1, sizeof *r);
+    check(r != NULL, "no memory for a result");
     q->ended_ms = now_ms;
-    if (r != NULL) {
-        r->key = q->key;
-        buffer_init(&r->bytes, RESULT_BYTES_MAX);
-        if (seq_result(q, status, reason, h->model_hash, h->plan_hash, why, &r->bytes, &e) == OK) {
-            r->next = h->kept;
-            h->kept = r;
-            h->n_kept++;
-            if (h->events.result(h->events.arg, r)) r->sent_ms = now_ms;
-        } else {
-            free_kept(r);
-            r = NULL;
-        }
-    }
-    // Without memory for its result the attempt is lost, and its lease brings the job back.
-    if (r == NULL) {
-        log_line(LOG_ERROR, "result_lost", log_str("id", q->key.id), log_str("error", e.text));
-    }
+    r->key = q->key;
+    buffer_init(&r->bytes, RESULT_BYTES_MAX);
+    encode_result(h, q, status, reason, why, &r->bytes);
+    r->next = h->kept;
+    h->kept = r;
+    h->n_kept++;
+    if (h->events.result(h->events.arg, r)) r->sent_ms = now_ms;
     free_slot(h, q);
 }
 

@@ -140,23 +140,14 @@ static struct result_logprob *list_logprobs(struct seq *q, int *n)
 
 static uint64_t span(int64_t from, int64_t to) { return to > from ? (uint64_t) (to - from) : 0; }
 
-enum status seq_result(struct seq *q, enum result_status status, enum result_finish finish,
-                       const char *model_hash, const char *plan_hash, const struct error *why,
-                       struct buffer *to, struct error *e)
+// What every result of the sequence says.
+static struct result begin_result(const struct seq *q, enum result_status status,
+                                  const char *model_hash, const char *plan_hash)
 {
-    try(text_stream_finish(&q->text, e));
-    int n = q->n_known - q->n_prompt;
     int64_t first = q->first_ms > 0 ? q->first_ms : q->ended_ms;
     struct result r = {.status = status,
-                       .finish_reason = finish,
-                       .text = q->text.tokenizer == NULL       ? NULL
-                               : q->text.text.data == NULL ? ""
-                                                               : (const char *) q->text.text.data,
-                       .text_bytes = q->text.ready,
-                       .tokens = q->ids + q->n_prompt,
-                       .n_tokens = n,
                        .max_tokens = q->max_tokens,
-                       .usage = {.prompt = q->n_prompt, .completion = n},
+                       .usage = {.prompt = q->n_prompt, .completion = q->n_known - q->n_prompt},
                        .timing = {.queued_ms = q->queued_ms,
                                   .prefill_ms = span(q->accepted_ms, first),
                                   .decode_ms = span(first, q->ended_ms)},
@@ -167,14 +158,42 @@ enum status seq_result(struct seq *q, enum result_status status, enum result_fin
     snprintf(r.engine.version, sizeof r.engine.version, "%s", PENSTOCK_VERSION);
     snprintf(r.engine.model, sizeof r.engine.model, "%s", model_hash);
     snprintf(r.engine.plan, sizeof r.engine.plan, "%s", plan_hash);
-    if (why != NULL) {
-        snprintf(r.error.code, sizeof r.error.code, "%s", why->code);
-        snprintf(r.error.message, sizeof r.error.message, "%s", why->text);
-    }
+    return r;
+}
+
+static void set_error(struct result *r, const struct error *why)
+{
+    snprintf(r->error.code, sizeof r->error.code, "%s", why->code);
+    snprintf(r->error.message, sizeof r->error.message, "%s", why->text);
+    r->error.retryable = why->status == ERR_NOMEM;
+}
+
+enum status seq_result(struct seq *q, enum result_status status, enum result_finish finish,
+                       const char *model_hash, const char *plan_hash, const struct error *why,
+                       struct buffer *to, struct error *e)
+{
+    try(text_stream_finish(&q->text, e));
+    struct result r = begin_result(q, status, model_hash, plan_hash);
+    r.finish_reason = finish;
+    r.text = q->text.tokenizer == NULL       ? NULL
+             : q->text.text.data == NULL ? ""
+                                             : (const char *) q->text.text.data;
+    r.text_bytes = q->text.ready;
+    r.tokens = q->ids + q->n_prompt;
+    r.n_tokens = q->n_known - q->n_prompt;
+    if (why != NULL) set_error(&r, why);
     r.logprobs = list_logprobs(q, &r.n_logprobs);
     enum status encoded = result_encode(&r, to, e);
     free(r.logprobs);
     return encoded;
+}
+
+enum status seq_failure(const struct seq *q, const char *model_hash, const char *plan_hash,
+                        const struct error *why, struct buffer *to, struct error *e)
+{
+    struct result r = begin_result(q, RESULT_ERROR, model_hash, plan_hash);
+    set_error(&r, why);
+    return result_encode(&r, to, e);
 }
 
 void seq_end(struct seq *q)

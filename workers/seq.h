@@ -55,6 +55,10 @@ enum status seq_result(struct seq *q, enum result_status status, enum result_fin
                        const char *model_hash, const char *plan_hash, const struct error *why,
                        struct buffer *to, struct error *e);
 
+// The few bytes that say that there is no result, and why.
+enum status seq_failure(const struct seq *q, const char *model_hash, const char *plan_hash,
+                        const struct error *why, struct buffer *to, struct error *e);
+
 void seq_end(struct seq *q);
 
 #endif

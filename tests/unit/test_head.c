@@ -304,6 +304,30 @@ static void test_report_again(void **state)
     pipe_close(&p);
 }
 
+// Such a job would run for ever in the broker's eyes.
+static void test_result_that_cannot_be_encoded(void **state)
+{
+    (void) state;
+    struct pipe p;
+    pipe_open(&p, false);
+    int32_t ids[] = {1, 2, 3};
+    struct wire_job job = job_of(1, ids, 3, 1);
+    struct error e;
+    job.sampling.n_logprobs = 1;
+    assert_int_equal(head_accept(p.head, &job, 1000, &e), OK);
+    assert_true(pipe_plan(&p));
+    struct step_token token = {.slot = 0, .pos = 2, .id = 9, .n_top = 1, .top_id = {-1}};
+    head_tokens(p.head, 1, &token, 1, NULL, 1000);
+    assert_int_equal(p.said.n_results, 1);
+    assert_string_equal(p.said.last.id, job.key.id);
+    assert_int_equal(p.said.last.status, RESULT_ERROR);
+    assert_string_equal(p.said.last.error.code, "bad_result");
+    assert_int_equal(p.head->n_running, 0);
+    head_committed(p.head, &job.key);
+    assert_int_equal(p.head->n_kept, 0);
+    pipe_close(&p);
+}
+
 static void test_score(void **state)
 {
     (void) state;
@@ -383,7 +407,10 @@ int main(void)
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_resume),
         cmocka_unit_test(test_results_wait_for_commit),
+<<<<<<< HEAD
         cmocka_unit_test(test_report_again),
+=======
+        cmocka_unit_test(test_result_that_cannot_be_encoded),
         cmocka_unit_test(test_score),
         cmocka_unit_test(test_random_lives),
     };
