@@ -229,6 +229,10 @@ static void on_verdicts(struct broker *b, const struct queue_reply *r, const cha
     }
 }
 
+// Where as many as were asked for came, more may be due: they are not left for the next time.
+static void promote(struct broker *b);
+static void reap(struct broker *b);
+
 static void on_promoted(void *arg, const struct queue_reply *r)
 {
     struct broker *b = arg;
@@ -237,6 +241,7 @@ static void on_promoted(void *arg, const struct queue_reply *r)
     for (size_t i = 0; i < r->n; i++) {
         if (r->verdicts[i].word == QUEUE_CANCEL) jobs_cancel(b->jobs, r->verdicts[i].attempt);
     }
+    if (r->n >= LIMIT && b->stop_ms == 0) promote(b);
 }
 
 static void on_reaped(void *arg, const struct queue_reply *r)
@@ -245,6 +250,17 @@ static void on_reaped(void *arg, const struct queue_reply *r)
     b->reaping = false;
     on_verdicts(b, r, "lease_ended");
     for (size_t i = 0; i < r->n; i++) jobs_forget(b->jobs, r->verdicts[i].attempt);
+    if (r->n >= LIMIT && b->stop_ms == 0) reap(b);
+}
+
+static void promote(struct broker *b)
+{
+    b->promoting = queue_promote(b->queue, LIMIT, on_promoted, b) == OK;
+}
+
+static void reap(struct broker *b)
+{
+    b->reaping = queue_reap(b->queue, LIMIT, on_reaped, b) == OK;
 }
 
 // --- the groups' side
@@ -339,14 +355,10 @@ static void tend_queue(struct broker *b, int64_t now_ms)
     if (!queue_ready(b->queue)) return;
     if (is_due(&b->tenants_ms, TENANTS_MS, now_ms)) ask_tenants(b);
     if (is_due(&b->ingest_ms, INGEST_MS, now_ms)) ingest_tick(b->ingest, now_ms);
-    if (!b->promoting && is_due(&b->promote_ms, PROMOTE_MS, now_ms)) {
-        b->promoting = queue_promote(b->queue, LIMIT, on_promoted, b) == OK;
-    }
+    if (!b->promoting && is_due(&b->promote_ms, PROMOTE_MS, now_ms)) promote(b);
     // Leases that an earlier broker kept are renewed first, once the groups said what they run.
-    if (!b->reaping && !groups_adopting(b->groups, now_ms) &&
-        is_due(&b->reap_ms, REAP_MS, now_ms)) {
-        b->reaping = queue_reap(b->queue, LIMIT, on_reaped, b) == OK;
-    }
+    bool may_reap = !b->reaping && !groups_adopting(b->groups, now_ms);
+    if (may_reap && is_due(&b->reap_ms, REAP_MS, now_ms)) reap(b);
 }
 
 static int on_tick(zloop_t *loop, int timer, void *arg)

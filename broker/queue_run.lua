@@ -43,7 +43,11 @@ local function claimable(p, tenant, id, job, claim, term, now)
     end
     local again = job.state == 'running' and job.claim == claim and job.term == term
     if not again then
-        if job.state ~= 'queued' or late(job, now) then return false end
+        if job.state ~= 'queued' then return false end
+        if late(job, now) then
+            finish_expired(p, tenant, id, job, now)
+            return false
+        end
         if not call('ZSCORE', ready_key(p, job.class, tenant), id) then return false end
     end
     local size = call('HSTRLEN', p .. 'raw', job.seq)
@@ -105,15 +109,16 @@ local function renew(keys, args)
     local n = tuples(args, 3, 3)
     for i = 3, #args, 3 do attempt_of(args, i) end
     fence(p, term)
-    local ends, reply = now_ms() + lease, {}
+    local now, reply = now_ms(), {}
     for i = 1, n do
         local tenant, id, attempt = attempt_of(args, 3 * i)
         local h = call('HMGET', job_key(p, tenant, id), 'state', 'attempt', 'cancel',
-                       'need')
+                       'need', 'deadline')
         local word = 'stale'
         if h[1] == 'running' and h[2] == attempt then
-            call('ZADD', p .. 'ls', ends, tenant .. ':' .. id)
-            word = h[3] and 'cancel' or 'ok'
+            call('ZADD', p .. 'ls', now + lease, tenant .. ':' .. id)
+            -- Also if promote's word on the deadline was lost.
+            word = (h[3] or late({deadline = h[5]}, now)) and 'cancel' or 'ok'
         end
         reply[i] = {word, tenant, id, attempt, h[4] or '0'}
     end

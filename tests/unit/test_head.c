@@ -407,9 +407,7 @@ int main(void)
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_resume),
         cmocka_unit_test(test_results_wait_for_commit),
-<<<<<<< HEAD
         cmocka_unit_test(test_report_again),
-=======
         cmocka_unit_test(test_result_that_cannot_be_encoded),
         cmocka_unit_test(test_score),
         cmocka_unit_test(test_random_lives),

@@ -714,22 +714,26 @@ static void test_a_schedule_holds_a_job_back(void **state)
 static void test_deadlines(void **state)
 {
     (void) state;
-    cmd("RPUSH", "%Tin:default", "a", "b");
+    cmd("RPUSH", "%Tin:default", "a", "b", "c");
     call("take", "1", "default", "10", "1000", "1000");
     expect("ok", "admit", "1", "default", "1", "a", "0", "h", "3", "100", "20", "0", "1", "60000",
            "3", "0", "", "");
     expect("ok", "admit", "1", "default", "2", "b", "0", "h", "3", "100", "20", "0",
            "9000000000000", "60000", "3", "0", "", "");
-    expect("[[gone default a]]", "claim", "1", "g", "1", "1", "1", "default", "a");
+    expect("ok", "admit", "1", "default", "3", "c", "0", "h", "3", "100", "20", "0", "1", "60000",
+           "3", "0", "", "");
+    expect("[[gone default c]]", "claim", "1", "g", "1", "1", "1", "default", "c"); // ends it, too
+    expect_event(0, "c expired 0");
     expect("[[expired default a 0 ]]", "promote", "1", "10");
     assert_non_null(strstr(cmd("GET", "%Tr:default:a"), "status\xa7" "expired"));
-    expect_event(0, "a expired 0");
+    expect_event(1, "a expired 0");
     // A running one is told to the broker, once, and does not run again.
     call("claim", "1", "g", "30000", "100", "2", "default", "b");
     cmd("HSET", "%Tj:default:b", "deadline", "1");
     make_due("exp", "default:b");
     expect("[[cancel default b 1 g]]", "promote", "1", "10");
     expect("[]", "promote", "1", "10");
+    expect("[[cancel default b 1 3]]", "renew", "1", "30000", "default", "b", "1"); // again
     expect("expired", "nack", "1", "default", "b", "1", "0");
     expect_clean();
 }
