@@ -1,6 +1,7 @@
 #include "tools/supervise.h"
 
 #include "common/clock.h"
+#include "tools/commands.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -142,6 +143,7 @@ static void reap(struct supervisor *s)
         if (c->out >= 0) read_output(s, c);
         c->pid = 0;
         c->n_quick = now_ms - c->started_ms < QUICK_MS ? c->n_quick + 1 : 0;
+        c->refused = WIFEXITED(status) && WEXITSTATUS(status) == EXIT_USAGE;
         int64_t pause = RESTART_LEAST_MS << (c->n_quick < 6 ? c->n_quick : 6);
         c->restart_ms = now_ms + (pause < RESTART_MOST_MS ? pause : RESTART_MOST_MS);
         if (s->ended != NULL) s->ended(s->arg, c, status);
@@ -182,10 +184,14 @@ enum status supervisor_turn(struct supervisor *s, int timeout_ms, struct error *
     for (int i = 0; i < s->n_children && s->n_stops == 0; i++) {
         struct child *c = &s->children[i];
         if (c->pid != 0) continue;
+        if (c->refused) {
+            return error_set(e, ERR_STATE, "child_failed",
+                             "%s cannot run with these options; it said why above", c->name);
+        }
         if (c->n_quick >= QUICK_DEATHS_MAX) {
             return error_set(e, ERR_STATE, "child_failed",
-                             "%s ended %d times in a row soon after its start", c->name,
-                             c->n_quick);
+                             "%s ended %d times in a row soon after its start; it said why above",
+                             c->name, c->n_quick);
         }
         if (now_ms >= c->restart_ms) {
             try(start(s, c, e));

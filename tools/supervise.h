@@ -29,6 +29,7 @@ struct child {
     size_t n_line;
     int64_t started_ms, restart_ms;
     int n_quick, n_starts;
+    bool refused;     // it ended with EXIT_USAGE: a new start would end the same
 };
 
 struct supervisor {
@@ -51,8 +52,8 @@ struct child *supervisor_add(struct supervisor *s, const char *name, int stop_ms
 void child_arg(struct child *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 // Starts what does not run and is due, handles signals and output; returns after at most
-// timeout_ms. ERR_STATE child_failed: a child died QUICK_DEATHS_MAX times in a row soon after its
-// start.
+// timeout_ms. ERR_STATE child_failed: a child refused its arguments, or died QUICK_DEATHS_MAX times
+// in a row soon after its start.
 enum status supervisor_turn(struct supervisor *s, int timeout_ms, struct error *e);
 
 // Sends SIGTERM to children [first, first + n) and waits until they have ended; SIGKILL after their
