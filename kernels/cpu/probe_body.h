@@ -51,7 +51,7 @@ static void read_all(const void *data, size_t n)
 
 const struct probe PROBE = {
     .arithmetic = ARITHMETIC,
-    .flops_a_round = (double) CHAINS * VEC_WIDTH * FLOPS,
+    .flops_a_round = (double) (CHAINS * VEC_WIDTH * FLOPS),
     .multiply = multiply,
     .read = read_all,
 };
