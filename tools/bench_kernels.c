@@ -166,7 +166,7 @@ static struct rate product_rate(struct bench *b, const struct bench_case *c)
     if (!c->reads) m.n = N_MANY;
     struct watch from = watch_now();
     backend_cpu()->gemm(b->d, &m, b->x, K, b->out, N, c->n_rows);
-    double products = (double) m.n * K;
+    double products = (double) m.n * (double) K;
     return rate_since(b, from, c->reads ? products * (double) dtype_size(c->dtype)
                                         : 2 * products * c->n_rows);
 }

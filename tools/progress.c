@@ -31,7 +31,7 @@ static void print_eta(const struct progress *p, int64_t ended, double seconds, c
 
 static void print_bar(const struct progress *p, int64_t ended, char bar[BAR_WIDTH + 4])
 {
-    int full = (int) ((double) ended / (double) p->total * BAR_WIDTH);
+    int full = (int) ((double) ended / (double) p->total * (double) BAR_WIDTH);
     memset(bar, ' ', BAR_WIDTH + 3);
     bar[0] = '[';
     memset(bar + 1, '#', (size_t) (full < BAR_WIDTH ? full : BAR_WIDTH));
