@@ -25,12 +25,13 @@ enum status error_set(struct error *e, enum status status, const char *code, con
                       ...)
 {
     if (e == NULL) return status;
-    e->status = status;
-    snprintf(e->code, sizeof e->code, "%s", code != NULL ? code : status_name(status));
+    struct error made = {.status = status}; // apart, since the arguments may lie in *e
+    snprintf(made.code, sizeof made.code, "%s", code != NULL ? code : status_name(status));
     va_list args;
     va_start(args, format);
-    vsnprintf(e->text, sizeof e->text, format, args);
+    vsnprintf(made.text, sizeof made.text, format, args);
     va_end(args);
+    *e = made;
     return status;
 }
 

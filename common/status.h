@@ -31,7 +31,8 @@ struct error {
 };
 
 // Fills `e` (which may be NULL) and returns `status`, so that `return error_set(...)` reads well.
-// `code` NULL takes the status' own name. Long texts are cut, never overflow.
+// `code` NULL takes the status' own name. Long texts are cut, never overflow. What the arguments
+// point to may lie in *e.
 enum status error_set(struct error *e, enum status status, const char *code, const char *format,
                       ...) __attribute__((format(printf, 4, 5)));
 

@@ -18,6 +18,10 @@ static void test_an_error_has_a_code_and_a_sentence(void **state)
     assert_string_equal(e.text, "file a.json: field n is 3");
     error_set(&e, ERR_IO, NULL, "x");
     assert_string_equal(e.code, "io");
+    error_set(&e, ERR_INPUT, "bad_field", "twice");
+    error_set(&e, ERR_INPUT, e.code, "said %s", e.text);
+    assert_string_equal(e.code, "bad_field");
+    assert_string_equal(e.text, "said twice");
 }
 
 static void test_long_texts_are_cut(void **state)
