@@ -15,6 +15,10 @@ enum {
     SHRINKS = 5, // times that the default slots and token budget may be halved: to 1 and 16
 };
 
+// An exbibyte: with it, the largest model of limits.h stays below the 2^62 bytes that plan_split
+// can compare.
+#define RESERVE_MAX (1ull << 60)
+
 // --- the request
 
 static enum status bad(struct error *e, const char *what, int value, int least, int most)
@@ -61,6 +65,10 @@ static enum status check_request(const struct plan_request *r, struct error *e)
     }
     try(layout_check_tp(m, r->tp, e));
     try(check_layers(r, e));
+    if (r->reserve > RESERVE_MAX) {
+        return error_set(e, ERR_INPUT, "bad_plan", "a reserve of %llu bytes: no device has so many",
+                         (unsigned long long) r->reserve);
+    }
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         if (numbers[i].value < 0 || numbers[i].value > numbers[i].most) {
             return bad(e, numbers[i].what, numbers[i].value, 1, numbers[i].most);

@@ -442,13 +442,44 @@ static void test_a_refusal_says_what_lacks_and_what_would_fit(void **state)
     assert_non_null(strstr(p.reason, "of it KV"));
 }
 
+// Every number of limits.h at once: no sum of bytes wraps.
+static void test_the_largest_model(void **state)
+{
+    (void) state;
+    struct model_config c = load("deepseek-v3");
+    c.vocab_size = MODEL_VOCAB_MAX;
+    c.hidden_size = MODEL_HIDDEN_MAX;
+    c.n_layers = MODEL_LAYERS_MAX;
+    c.n_heads = MODEL_HEADS_MAX;
+    c.n_routed_experts = MODEL_EXPERTS_MAX;
+    c.n_experts_per_token = MODEL_EXPERTS_PER_TOKEN_MAX;
+    c.n_shared_experts = MODEL_SHARED_EXPERTS_MAX;
+    c.moe_intermediate_size = c.intermediate_size = MODEL_INTERMEDIATE_MAX;
+    c.kv_lora_rank = c.q_lora_rank = MODEL_LORA_RANK_MAX;
+    c.qk_nope_head_dim = c.qk_rope_head_dim = c.v_head_dim = MODEL_HEAD_DIM_MAX;
+    c.max_position_embeddings = CONTEXT_MAX;
+    c.fp8 = false;
+    struct plan_request r = request(&c, 1, 1, UINT64_MAX / 2);
+    r.slots = SLOTS_MAX;
+    r.max_rows = STEP_ROWS_MAX;
+    r.max_context = CONTEXT_MAX;
+    r.reserve = 1ull << 60;
+    r.f32 = true;
+    struct plan p = make(&r);
+    const struct plan_ledger *l = &p.stages[0];
+    assert_true(p.fits && p.kv_blocks == SLOTS_MAX * (CONTEXT_MAX / KV_BLOCK_ROWS));
+    assert_true(l->weights > 3ull * MODEL_LAYERS_MAX * MODEL_EXPERTS_MAX * MODEL_HIDDEN_MAX *
+                                 MODEL_INTERMEDIATE_MAX);
+    assert_true(l->total > l->weights && l->total > l->kv && l->total < 1ull << 62);
+}
+
 static void test_bad_requests(void **state)
 {
     (void) state;
     struct model_config c = load("tiny-fp8");
     const struct plan_request good = request(&c, 2, 2, 1 * GIB);
-    struct plan_request bad[8];
-    for (int i = 0; i < 8; i++) bad[i] = good;
+    struct plan_request bad[9];
+    for (int i = 0; i < 9; i++) bad[i] = good;
     bad[0].pp = 0;
     bad[1].pp = 6;
     bad[2].layers[0] = 3, bad[2].layers[1] = 1;
@@ -456,12 +487,13 @@ static void test_bad_requests(void **state)
     bad[4].max_context = 4097;
     bad[5].slots = -1;
     bad[6].max_rows = STEP_ROWS_MAX + 1;
-    bad[7].tp = 3;
-    for (int i = 0; i < 8; i++) {
+    bad[7].reserve = UINT64_MAX / 2;
+    bad[8].tp = 3;
+    for (int i = 0; i < 9; i++) {
         struct plan p;
         struct error e = {0};
         assert_int_equal(plan_make(&p, &bad[i], &e), ERR_INPUT);
-        assert_string_equal(e.code, i < 7 ? "bad_plan" : "bad_tp");
+        assert_string_equal(e.code, i < 8 ? "bad_plan" : "bad_tp");
     }
 }
 
@@ -505,6 +537,7 @@ int main(void)
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_less_and_less_memory),
         cmocka_unit_test(test_a_refusal_says_what_lacks_and_what_would_fit),
+        cmocka_unit_test(test_the_largest_model),
         cmocka_unit_test(test_bad_requests),
         cmocka_unit_test(test_the_hash_tells_plans_apart),
     };
