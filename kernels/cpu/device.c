@@ -1,6 +1,7 @@
 #include "kernels/cpu/device.h"
 
 #include "common/carve.h"
+#include "common/memory.h"
 #include "kernels/cpu/life.h"
 
 #include <errno.h>
@@ -19,34 +20,6 @@ static int cores(void)
     if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
     long n = sysconf(_SC_NPROCESSORS_ONLN);
     return n > 0 ? (int) n : 1;
-}
-
-// The number behind `word` at the beginning of a line of a file; `otherwise` where there is none.
-static uint64_t number_in(const char *path, const char *word, uint64_t otherwise)
-{
-    char line[128];
-    size_t length = strlen(word);
-    FILE *f = fopen(path, "r");
-    if (f == NULL) return otherwise;
-    for (bool found = false; !found && fgets(line, sizeof line, f) != NULL;) {
-        char *end;
-        if (strncmp(line, word, length) != 0) continue;
-        unsigned long long value = strtoull(line + length, &end, 10);
-        found = end != line + length; // not "max"
-        if (found) otherwise = value;
-    }
-    fclose(f);
-    return otherwise;
-}
-
-// What can be had without swapping: free memory and page cache, here and in the container.
-static uint64_t memory_available(void)
-{
-    uint64_t most = number_in("/proc/meminfo", "MemAvailable:", UINT64_MAX / 1024) * 1024;
-    uint64_t limit = number_in("/sys/fs/cgroup/memory.max", "", UINT64_MAX);
-    uint64_t used = number_in("/sys/fs/cgroup/memory.stat", "anon ", 0);
-    limit = used < limit ? limit - used : 0;
-    return limit < most ? limit : most;
 }
 
 enum status cpu_open(struct device **device, const struct device_options *options, struct error *e)
