@@ -42,7 +42,7 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
         {.name = "model", .kind = OPTION_STRING, .value = &b->model, .argument = "[NAME=]DIR",
          .help = "Checkpoint directory; jobs may name the model (default: the directory's name)."},
         {.name = "pp", .kind = OPTION_INT, .value = &s->pp, .argument = "N",
-         .help = "Stages of the pipeline.", .least = 1, .most = PP_MAX},
+         .help = "Stages of the pipeline (default 1).", .least = 1, .most = PP_MAX},
         {.name = "layers", .kind = OPTION_STRING, .value = &s->layers, .argument = "A,B,..",
          .help = "Layers of each stage, instead of --pp."},
         {.name = "precision", .kind = OPTION_STRING, .value = &s->precision,
@@ -104,13 +104,7 @@ static enum status settle(struct settings *s, enum log_level *level, struct erro
 {
     struct broker_options *b = &s->broker;
     if (b->model == NULL) return usage(e, "--model is missing");
-    b->pp = (int) s->pp;
-    if (s->layers != NULL) {
-        int n;
-        try(options_list(s->layers, b->layers, PP_MAX, &n, e));
-        if (s->pp > 1 && s->pp != n) return usage(e, "--pp and --layers disagree");
-        b->pp = n;
-    }
+    try(options_layers(s->layers, s->pp, b->layers, &b->pp, e));
     try(read_precision(s->precision, &b->precision, e));
     try(log_level_parse(s->log_level, level, e));
     try(broker_check_listen(b, e));
@@ -138,7 +132,6 @@ int main(int argc, char **argv)
                                     .listen = "tcp://127.0.0.1:7300"},
                          .precision = "auto",
                          .log_level = "info",
-                         .pp = 1,
                          .age = 600,
                          .default_max_tokens = DEFAULT_MAX_TOKENS,
                          .pool_threads = default_threads()};

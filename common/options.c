@@ -35,22 +35,29 @@ enum status options_bytes(const char *text, int64_t *bytes, struct error *e)
     return OK;
 }
 
-enum status options_list(const char *text, int *values, int most, int *n, struct error *e)
+enum status options_layers(const char *text, int64_t pp, int layers[PP_MAX], int *n_stages,
+                           struct error *e)
 {
-    *n = 0;
+    layers[0] = 0;
+    *n_stages = pp > 0 ? (int) pp : 1;
+    if (text == NULL) return OK;
+    int n = 0;
     for (const char *p = text;; p++) {
-        char *end;
-        errno = 0;
-        long v = strtol(p, &end, 10);
-        if (end == p || errno != 0 || v < 0 || v > 1000000 || *n == most ||
-            (*end != ',' && *end != 0)) {
+        char *end = NULL;
+        long v = isdigit((unsigned char) *p) ? strtol(p, &end, 10) : 0;
+        if (v < 1 || v > MODEL_LAYERS_MAX || n == PP_MAX || (*end != ',' && *end != 0)) {
             return error_set(e, ERR_INPUT, "bad_usage",
-                             "\"%s\" is no list of at most %d numbers like 3,4,2", text, most);
+                             "--layers wants the layers of each of at most %d stages, like 3,4,2, "
+                             "not \"%s\"", PP_MAX, text);
         }
-        values[(*n)++] = (int) v;
-        if (*end == 0) return OK;
+        layers[n++] = (int) v;
+        if (*end == 0) break;
         p = end;
     }
+    *n_stages = n;
+    if (pp == 0 || pp == n) return OK;
+    return error_set(e, ERR_INPUT, "bad_usage", "--layers has %d stages, --pp says %d", n,
+                     (int) pp);
 }
 
 static bool in_bounds(const struct option_spec *s, double v)

@@ -4,6 +4,7 @@
 #ifndef PENSTOCK_COMMON_OPTIONS_H
 #define PENSTOCK_COMMON_OPTIONS_H
 
+#include "common/limits.h"
 #include "common/status.h"
 
 #include <stdbool.h>
@@ -47,7 +48,10 @@ enum status options_parse(struct options *o, int argc, char **argv, struct error
 // A count of bytes, e.g. "24G", "1.5GiB", "512".
 enum status options_bytes(const char *text, int64_t *bytes, struct error *e);
 
-// "3,4,2" into `values`; n at most `most`. ERR_INPUT bad_usage.
-enum status options_list(const char *text, int *values, int most, int *n, struct error *e);
+// The values of --layers and --pp: "3,4,2" gives 3 stages and their layers, no text (NULL) `pp`
+// stages (1 if it is 0, not given), whose layers the plan chooses: layers[0] is 0. ERR_INPUT
+// bad_usage, also where both are given and disagree.
+enum status options_layers(const char *text, int64_t pp, int layers[PP_MAX], int *n_stages,
+                           struct error *e);
 
 #endif

@@ -76,7 +76,7 @@ static int run(const struct batch_options *o, const struct queue_flags *queue, c
     struct error e = {0};
     struct queue_sync *q;
     struct batch_counts n;
-    if (queue_flags_open(queue, &q, &e) != OK) return queue_flags_failed(program, &e, json);
+    if (queue_flags_open(queue, &q, &e) != OK) return outcome_failed(program, &e, json);
     int64_t from = clock_ms();
     enum status status = batch_run(o, q, &n, &e);
     double seconds = (double) (clock_ms() - from) / 1000;
@@ -125,10 +125,10 @@ int cmd_batch(int argc, char **argv)
     if (options_parse(&o, argc, argv, &e) != OK) return outcome_usage(o.program, &e);
     if (o.help) return EXIT_DONE;
     if (b.out != NULL && b.errors == NULL) {
-        if (errors_path(b.out, path, &e) != OK) return outcome_usage(o.program, &e);
+        if (errors_path(b.out, path, &e) != OK) return outcome_failed(o.program, &e, json);
         b.errors = path;
     }
-    if (check_usage(&b, &e) != OK) return outcome_usage(o.program, &e);
+    if (check_usage(&b, &e) != OK) return outcome_failed(o.program, &e, json);
     b.window = (int) window;
     b.tenant = queue.tenant;
     catch_signals();

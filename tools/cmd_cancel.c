@@ -28,11 +28,13 @@ int cmd_cancel(int argc, char **argv)
     if (o.help) return EXIT_DONE;
     if (id == NULL) {
         error_set(&e, ERR_INPUT, "bad_usage", "which job? penstock cancel ID");
-        return outcome_usage(o.program, &e);
+        return outcome_failed(o.program, &e, json);
     }
-    if (redis_name_check("id", id, JOB_ID_MAX, &e) != OK) return outcome_usage(o.program, &e);
+    if (redis_name_check("id", id, JOB_ID_MAX, &e) != OK) {
+        return outcome_failed(o.program, &e, json);
+    }
     struct queue_sync *q;
-    if (queue_flags_open(&flags, &q, &e) != OK) return queue_flags_failed(o.program, &e, json);
+    if (queue_flags_open(&flags, &q, &e) != OK) return outcome_failed(o.program, &e, json);
     enum status status = queue_sync_cancel(q, flags.tenant, id, &e);
     queue_sync_close(&q);
     if (status != OK) return outcome_failed(o.program, &e, json);

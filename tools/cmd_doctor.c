@@ -226,7 +226,7 @@ int cmd_doctor(int argc, char **argv)
     int exit_status = d.wrong ? EXIT_FAILED : EXIT_DONE;
     if (status != OK) {
         json_decref(d.findings);
-        return queue_flags_failed(o.program, &e, d.json);
+        return outcome_failed(o.program, &e, d.json);
     }
     if (!d.json) {
         json_decref(d.findings);

@@ -172,7 +172,7 @@ static int send(const struct asked *a, const char *program, const struct job *jo
     char before[QUEUE_EVENT_ID_MAX];
     uint8_t *bytes = NULL;
     size_t n = 0;
-    if (queue_flags_open(&a->queue, &q, &e) != OK) return queue_flags_failed(program, &e, a->json);
+    if (queue_flags_open(&a->queue, &q, &e) != OK) return outcome_failed(program, &e, a->json);
     enum status status = OK;
     if (a->wait) status = queue_sync_last_event(q, a->queue.tenant, before, &e);
     if (status == OK) status = push(q, a->queue.tenant, message, &e);
@@ -301,6 +301,6 @@ int cmd_enqueue(int argc, char **argv)
     struct error e = {0};
     if (options_parse(&o, argc, argv, &e) != OK) return outcome_usage(o.program, &e);
     if (o.help) return EXIT_DONE;
-    if (check_flags(&a, &e) != OK) return outcome_usage(o.program, &e);
+    if (check_flags(&a, &e) != OK) return outcome_failed(o.program, &e, a.json);
     return run(&a, o.program, specs + FIRST_OF_BODY, N_OF_BODY);
 }

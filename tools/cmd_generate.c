@@ -6,6 +6,7 @@
 #include "common/result.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
+#include "tools/outcome.h"
 
 #include <jansson.h>
 #include <stdio.h>
@@ -122,8 +123,8 @@ static enum status check_usage(const struct generate *g, struct error *e)
                          STOP_STRING_BYTES_MAX);
     }
     struct sampling s = sampling_of(g);
-    if (sampling_check(&s, e) != OK) return error_set(e, ERR_INPUT, "bad_usage", "%s", e->text);
-    return OK;
+    if (sampling_check(&s, e) == OK) return OK;
+    return error_set(e, ERR_INPUT, "bad_usage", "%s", e->text);
 }
 
 static enum status run_job(struct generate *g, struct engine *engine, struct error *e)
@@ -146,19 +147,9 @@ static enum status generate(struct generate *g, struct error *e)
 {
     struct engine *engine = NULL;
     struct engine_options o = {.slots = 1};
-    struct model_config config;
     try(engine_flags_apply(&g->flags, &o, e));
     try(encode_prompt(g, e));
-    try(model_config_load(&config, g->flags.model, e));
-    int64_t whole = g->ids.n + g->max_tokens;
-    if (whole > config.max_position_embeddings) {
-        return error_set(
-            e, ERR_INPUT, "context_exceeded",
-            "%d prompt tokens and %lld to generate need %lld positions, but the model has "
-            "%d",
-            g->ids.n, (long long) g->max_tokens, (long long) whole, config.max_position_embeddings);
-    }
-    o.max_context = (int) whole;
+    try(engine_context(&o, g->ids.n, g->max_tokens, e));
     int64_t started_ms = clock_ms();
     enum status status = engine_open(&engine, &o, e);
     g->load_ms = clock_ms() - started_ms;
@@ -167,7 +158,7 @@ static enum status generate(struct generate *g, struct error *e)
     return status;
 }
 
-static void print_json(const struct generate *g)
+static int print_json(const struct generate *g)
 {
     json_t *timing = json_object_get(g->result, "timing"), *out;
     json_object_set_new(timing, "load", json_integer(g->load_ms));
@@ -178,9 +169,7 @@ static void print_json(const struct generate *g)
     if (g->logprobs >= 0) {
         json_object_set(out, "logprobs", json_object_get(g->result, "logprobs"));
     }
-    json_dumpf(out, stdout, JSON_PRESERVE_ORDER);
-    putchar('\n');
-    json_decref(out);
+    return outcome_json(out, EXIT_DONE);
 }
 
 static void print_text(const struct generate *g)
@@ -245,15 +234,16 @@ int cmd_generate(int argc, char **argv)
                         .specs = specs,
                         .n_specs = sizeof specs / sizeof *specs};
     struct error e = {0};
-    enum status status = options_parse(&o, argc, argv, &e);
-    if (status == OK && o.help) return EXIT_DONE;
-    if (status == OK) status = check_usage(&g, &e);
+    if (options_parse(&o, argc, argv, &e) != OK) return outcome_usage(o.program, &e);
+    if (o.help) return EXIT_DONE;
+    enum status status = check_usage(&g, &e);
     log_init("generate", LOG_WARN, false);
     if (status == OK) status = generate(&g, &e);
-    if (status == OK) g.json ? print_json(&g) : print_text(&g);
+    int exit = EXIT_DONE;
+    if (status != OK) exit = outcome_failed(o.program, &e, g.json);
+    else if (g.json) exit = print_json(&g);
+    else print_text(&g);
     json_decref(g.result);
     token_ids_deinit(&g.ids);
-    if (status == OK) return EXIT_DONE;
-    fprintf(stderr, "penstock generate: %s\n", e.text);
-    return strcmp(e.code, "bad_usage") == 0 ? EXIT_USAGE : EXIT_FAILED;
+    return exit;
 }

@@ -16,7 +16,8 @@ struct asked {
     bool json;
 };
 
-// A stage lies on one node, and a node with more devices than tp holds several.
+// A stage lies on one node, and a node with more devices than tp holds several. r's pp is set where
+// the user gave layers.
 static enum status cut_nodes(const struct asked *a, const struct model_config *c,
                              struct plan_request *r, struct error *e)
 {
@@ -25,16 +26,7 @@ static enum status cut_nodes(const struct asked *a, const struct model_config *c
         return error_set(e, ERR_INPUT, "bad_tp", "tp %" PRId64 " is more than the %" PRId64
                          " GPUs of a node", tp, a->gpus);
     }
-    int64_t stages = a->nodes * (a->gpus / tp), pp = a->pp;
-    if (r->layers[0] > 0) {
-        int n = 0;
-        while (n < PP_MAX && r->layers[n] > 0) n++;
-        if (pp > 0 && pp != n) {
-            return error_set(e, ERR_INPUT, "bad_plan", "--layers has %d stages, --pp says %" PRId64,
-                             n, pp);
-        }
-        pp = n;
-    }
+    int64_t stages = a->nodes * (a->gpus / tp), pp = r->pp > 0 ? r->pp : a->pp;
     if (pp == 0) {
         pp = a->tp > 0 ? stages : a->nodes;
         if (pp > c->n_layers) pp = c->n_layers;
@@ -60,13 +52,7 @@ static enum status make(const struct asked *a, const struct model_config *c, str
                              .max_context = (int) a->max_context,
                              .max_rows = (int) a->max_rows,
                              .reserve = (uint64_t) a->reserve};
-    int n = 0;
-    if (a->layers != NULL) try(options_list(a->layers, r.layers, PP_MAX, &n, e));
-    for (int i = 0; i < n; i++) {
-        if (r.layers[i] == 0) {
-            return error_set(e, ERR_INPUT, "bad_plan", "stage %d of --layers has no layers", i);
-        }
-    }
+    if (a->layers != NULL) try(options_layers(a->layers, a->pp, r.layers, &r.pp, e));
     try(cut_nodes(a, c, &r, e));
     return plan_make(p, &r, e);
 }
@@ -184,12 +170,12 @@ int cmd_plan(int argc, char **argv)
                   a.model == NULL ? "--model is missing"
                   : a.vram <= 0   ? "--vram is missing: the memory of a GPU, e.g. 24564MiB"
                                   : "--precision wants bf16 or f32");
-        return outcome_usage(o.program, &e);
+        return outcome_failed(o.program, &e, a.json);
     }
     struct model_config c;
     struct plan p;
     if (model_config_load(&c, a.model, &e) != OK) return outcome_failed(o.program, &e, a.json);
-    if (make(&a, &c, &p, &e) != OK) return outcome_usage(o.program, &e);
+    if (make(&a, &c, &p, &e) != OK) return outcome_failed(o.program, &e, a.json);
     int status = p.fits ? EXIT_DONE : EXIT_FAILED;
     if (a.json) return outcome_json(plan_json(&p), status);
     print_table(&a, &p);

@@ -51,11 +51,13 @@ int cmd_result(int argc, char **argv)
     if (o.help) return EXIT_DONE;
     if (a.id == NULL) {
         error_set(&e, ERR_INPUT, "bad_usage", "which job? penstock result ID");
-        return outcome_usage(o.program, &e);
+        return outcome_failed(o.program, &e, a.json);
     }
-    if (redis_name_check("id", a.id, JOB_ID_MAX, &e) != OK) return outcome_usage(o.program, &e);
+    if (redis_name_check("id", a.id, JOB_ID_MAX, &e) != OK) {
+        return outcome_failed(o.program, &e, a.json);
+    }
     struct queue_sync *q;
-    if (queue_flags_open(&a.queue, &q, &e) != OK) return queue_flags_failed(o.program, &e, a.json);
+    if (queue_flags_open(&a.queue, &q, &e) != OK) return outcome_failed(o.program, &e, a.json);
     uint8_t *bytes = NULL;
     size_t n = 0;
     int status = fetch(&a, q, &bytes, &n, &e) == OK ? show_result(o.program, bytes, n, a.json)

@@ -4,6 +4,7 @@
 #include "common/log.h"
 #include "tools/commands.h"
 #include "tools/engine_options.h"
+#include "tools/outcome.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -54,11 +55,11 @@ static enum status score(const struct engine_flags *flags, const char *tokens, c
     try(engine_flags_apply(flags, &o, e));
     enum status status = read_tokens_file(tokens, &ids, e);
     if (status == OK) {
-        o.max_context = ids.n;
-        status = engine_open(&engine, &o, e);
+        status = engine_context(&o, ids.n, 0, e);
     }
+    if (status == OK) status = engine_open(&engine, &o, e);
+    out->path = logits;
     if (status == OK) {
-        out->path = logits;
         out->fd = open(logits, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
         if (out->fd < 0) {
             status = error_set(e, ERR_IO, NULL, "cannot write %s: %s", logits, strerror(errno));
@@ -108,21 +109,18 @@ int cmd_score(int argc, char **argv)
     struct error e = {0};
     struct output out = {.fd = -1};
     int vocab = 0;
-    enum status status = options_parse(&o, argc, argv, &e);
-    if (status == OK && o.help) return EXIT_DONE;
-    if (status == OK && (tokens == NULL || logits == NULL)) {
+    if (options_parse(&o, argc, argv, &e) != OK) return outcome_usage(o.program, &e);
+    if (o.help) return EXIT_DONE;
+    enum status status = OK;
+    if (tokens == NULL || logits == NULL) {
         status = error_set(&e, ERR_INPUT, "bad_usage", "--tokens and --logits are needed");
     }
     log_init("score", LOG_WARN, false);
     int64_t started_ms = clock_ms();
     if (status == OK) status = score(&flags, tokens, logits, &out, &vocab, &e);
-    if (status == OK) {
-        if (json) {
-            printf("{\"n_tokens\": %d, \"vocab\": %d, \"ms\": %lld}\n", out.n_rows, vocab,
-                   (long long) (clock_ms() - started_ms));
-        }
-        return EXIT_DONE;
-    }
-    fprintf(stderr, "penstock score: %s\n", e.text);
-    return strcmp(e.code, "bad_usage") == 0 ? EXIT_USAGE : EXIT_FAILED;
+    if (status != OK) return outcome_failed(o.program, &e, json);
+    if (!json) return EXIT_DONE;
+    return outcome_json(json_pack("{s:i, s:i, s:I}", "n_tokens", out.n_rows, "vocab", vocab, "ms",
+                                  (json_int_t) (clock_ms() - started_ms)),
+                        EXIT_DONE);
 }

@@ -66,7 +66,7 @@ int cmd_stats(int argc, char **argv)
     if (o.help) return EXIT_DONE;
     struct queue_sync *q;
     struct queue_stats stats;
-    if (queue_flags_open(&flags, &q, &e) != OK) return queue_flags_failed(o.program, &e, json);
+    if (queue_flags_open(&flags, &q, &e) != OK) return outcome_failed(o.program, &e, json);
     enum status status = queue_sync_stats(q, &stats, &e);
     queue_sync_close(&q);
     if (status != OK) return outcome_failed(o.program, &e, json);

@@ -2,10 +2,13 @@
 // groups run as child processes; what dies is started again; Ctrl-C stops all in order.
 #include "broker/redis.h"
 #include "common/clock.h"
-#include "common/layout.h"
 #include "common/limits.h"
+#include "common/memory.h"
 #include "common/options.h"
+#include "common/plan.h"
+#include "kernels/precision.h"
 #include "tools/commands.h"
+#include "tools/outcome.h"
 #include "tools/supervise.h"
 
 #include <arpa/inet.h>
@@ -23,6 +26,7 @@
 #include <unistd.h>
 
 enum { REDIS_STOP_MS = 30000, BROKER_STOP_MS = 10000, TURN_MS = 1000 };
+_Static_assert(PP_MAX + 2 <= CHILDREN_MAX, "a group a stage, Redis and the broker");
 
 struct up {
     const char *model, *layers, *redis, *data_dir, *queue, *precision;
@@ -140,8 +144,8 @@ static void add_broker(struct up *u)
     child_arg(c, "--listen");
     child_arg(c, "tcp://127.0.0.1:%lld", (long long) u->broker_port);
     add_text(c, "model", u->model);
-    if (u->layers != NULL) add_text(c, "layers", u->layers);
-    else add_number(c, "pp", u->pp);
+    add_text(c, "layers", u->layers);
+    add_number(c, "pp", u->pp);
     add_text(c, "precision", u->precision);
     add_number(c, "max-context", u->max_context);
     add_number(c, "slots", u->slots);
@@ -170,26 +174,13 @@ static void add_group(struct up *u, int i)
     if (u->log_json) child_arg(c, "--log-json");
 }
 
-// What is free now, less a fifth, shared out to the ranks.
-static int64_t share_of_memory(int64_t n_ranks)
-{
-    unsigned long long kib = 0;
-    char line[128];
-    FILE *f = fopen("/proc/meminfo", "re");
-    while (f != NULL && fgets(line, sizeof line, f) != NULL) {
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1) break;
-    }
-    if (f != NULL) fclose(f);
-    return (int64_t) kib * 1024 / 5 * 4 / n_ranks;
-}
-
 static void add_children(struct up *u)
 {
     int64_t n_ranks = u->n_stages * u->tp, cores = sysconf(_SC_NPROCESSORS_ONLN);
     // A spare computes nothing until it stands in for another; memory it must have ready.
     int64_t n_held = n_ranks + u->spares * u->tp;
     if (u->threads == 0) u->threads = cores > n_ranks ? cores / n_ranks : 1;
-    if (u->device_memory == 0) u->device_memory = share_of_memory(n_held);
+    if (u->device_memory == 0) u->device_memory = (int64_t) memory_share(n_held);
     if (u->redis == NULL) add_redis(u);
     add_broker(u);
     u->first_group = u->supervisor.n_children;
@@ -266,20 +257,31 @@ static enum status find_redis(struct up *u, struct error *e)
     return error_set(e, ERR_NOMEM, NULL, "no memory for the environment");
 }
 
-static enum status prepare(struct up *u, struct error *e)
+// What would only show in a child's log is said here.
+static enum status check_plan(struct up *u, struct error *e)
 {
     struct model_config config;
-    int layers[PP_MAX], n = 0;
+    enum precision precision;
+    struct plan plan;
+    struct plan_request r = {.config = &config, .tp = (int) u->tp, .slots = (int) u->slots,
+                             .max_context = (int) u->max_context, .max_rows = (int) u->max_rows};
+    try(options_layers(u->layers, u->pp, r.layers, &r.pp, e));
+    try(precision_parse(u->precision, &precision, e));
+    try(redis_name_check("queue", u->queue, QUEUE_NAME_MAX, e));
+    try(model_config_load(&config, u->model, e));
+    u->n_stages = r.pp;
+    for (int i = 0; i < r.pp; i++) r.device_bytes[i] = UINT64_MAX / 2; // the broker knows them
+    return plan_make(&plan, &r, e);
+}
+
+static enum status prepare(struct up *u, struct error *e)
+{
     if (u->model == NULL) return error_set(e, ERR_INPUT, "bad_usage", "--model is needed");
-    if (u->layers != NULL) try(options_list(u->layers, layers, PP_MAX, &n, e));
-    u->n_stages = u->layers != NULL ? n : (int) u->pp;
+    try(check_plan(u, e));
     if (u->n_stages + u->spares + 2 > CHILDREN_MAX) {
         return error_set(e, ERR_INPUT, "bad_usage", "at most %d stages and spares",
                          CHILDREN_MAX - 2);
     }
-    // What would only show in a child's log is said here.
-    try(model_config_load(&config, u->model, e));
-    try(layout_check_tp(&config, (int) u->tp, e));
     try(find_redis(u, e));
     try(take_port(&u->broker_port, "broker-port", e));
     try(find_programs(u, e));
@@ -315,13 +317,13 @@ static enum status run(struct up *u, struct error *e)
 
 int cmd_up(int argc, char **argv)
 {
-    struct up u = {.pp = 1, .tp = 1, .redis_port = 6379, .broker_port = 7300, .drain_s = 20,
-                   .data_dir = "penstock-data"};
+    struct up u = {.tp = 1, .redis_port = 6379, .broker_port = 7300, .drain_s = 20,
+                   .data_dir = "penstock-data", .queue = "default", .precision = "auto"};
     struct option_spec specs[] = {
         {.name = "model", .kind = OPTION_STRING, .value = &u.model, .argument = "DIR",
          .help = "Checkpoint directory as published on the hub."},
         {.name = "pp", .kind = OPTION_INT, .value = &u.pp, .argument = "N",
-         .help = "Stages: one group, a process, for each (default 1).", .least = 1, .most = PP_MAX},
+         .help = "Stages (default 1): one group, a process, for each.", .least = 1, .most = PP_MAX},
         {.name = "layers", .kind = OPTION_STRING, .value = &u.layers, .argument = "a,b,..",
          .help = "Layers of each stage, instead of --pp."},
         {.name = "spares", .kind = OPTION_INT, .value = &u.spares, .argument = "N",
@@ -371,10 +373,7 @@ int cmd_up(int argc, char **argv)
                         .n_specs = sizeof specs / sizeof *specs,
                         .environment = true};
     struct error e = {0};
-    enum status status = options_parse(&o, argc, argv, &e);
-    if (status == OK && o.help) return EXIT_DONE;
-    if (status == OK) status = run(&u, &e);
-    if (status == OK) return EXIT_DONE;
-    fprintf(stderr, "penstock up: %s\n", e.text);
-    return strcmp(e.code, "bad_usage") == 0 ? EXIT_USAGE : EXIT_FAILED;
+    if (options_parse(&o, argc, argv, &e) != OK) return outcome_usage(o.program, &e);
+    if (o.help) return EXIT_DONE;
+    return run(&u, &e) == OK ? EXIT_DONE : outcome_failed(o.program, &e, false);
 }

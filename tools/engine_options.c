@@ -11,25 +11,39 @@
 enum status engine_flags_apply(const struct engine_flags *f, struct engine_options *o,
                                struct error *e)
 {
-    int n = 0;
     if (f->model == NULL) return error_set(e, ERR_INPUT, "bad_usage", "--model is needed");
     o->model = f->model;
     o->tp = (int) f->tp;
-    o->pp = (int) f->pp;
-    if (f->layers != NULL) {
-        try(options_list(f->layers, o->layers, PP_MAX, &n, e));
-        o->pp = n;
-    }
+    try(options_layers(f->layers, f->pp, o->layers, &o->pp, e));
     if (strcmp(f->chunk, "auto") != 0) {
-        try(options_list(f->chunk, &o->chunk, 1, &n, e));
-        if (o->chunk < 1 || o->chunk > STEP_ROWS_MAX) {
+        char *end;
+        long chunk = strtol(f->chunk, &end, 10);
+        if (end == f->chunk || *end != 0 || chunk < 1 || chunk > STEP_ROWS_MAX) {
             return error_set(e, ERR_INPUT, "bad_usage", "--chunk wants auto or 1 to %d, not \"%s\"",
                              STEP_ROWS_MAX, f->chunk);
         }
+        o->chunk = (int) chunk;
     }
     o->n_threads = (int) f->threads;
     o->memory_bytes = (uint64_t) f->device_memory;
     return precision_parse(f->precision, &o->precision, e);
+}
+
+enum status engine_context(struct engine_options *o, int n_prompt, int64_t max_tokens,
+                           struct error *e)
+{
+    struct model_config config;
+    int64_t whole = n_prompt + max_tokens;
+    try(model_config_load(&config, o->model, e));
+    if (whole > config.max_position_embeddings) {
+        return error_set(e, ERR_INPUT, "context_exceeded",
+                         "%d prompt tokens and %lld to generate need %lld positions, but the model "
+                         "has %d",
+                         n_prompt, (long long) max_tokens, (long long) whole,
+                         config.max_position_embeddings);
+    }
+    o->max_context = (int) whole;
+    return OK;
 }
 
 static enum status append_id(struct token_ids *to, int32_t id, struct error *e)
@@ -48,18 +62,22 @@ static enum status append_id(struct token_ids *to, int32_t id, struct error *e)
     return OK;
 }
 
+// Decimal digits and nothing else, so that a float or a list with commas is refused, not cut.
 static enum status read_words(FILE *f, const char *path, struct token_ids *to, struct error *e)
 {
-    char word[32];
-    while (fscanf(f, "%31s", word) == 1) {
-        char *end;
-        errno = 0;
-        long id = strtol(word, &end, 10);
-        if (*end != 0 || errno != 0 || id < 0 || id >= MODEL_VOCAB_MAX) {
-            return error_set(e, ERR_INPUT, "bad_tokens", "%s: word %d, \"%s\", is no token id",
-                             path, to->n + 1, word);
+    int c = getc(f);
+    for (;;) {
+        while (isspace(c)) c = getc(f);
+        if (c == EOF) break;
+        int32_t id = 0;
+        for (; c != EOF && !isspace(c); c = getc(f)) {
+            if (isdigit(c)) id = 10 * id + (c - '0');
+            if (!isdigit(c) || id >= MODEL_VOCAB_MAX) {
+                return error_set(e, ERR_INPUT, "bad_tokens", "%s: word %d is no token id", path,
+                                 to->n + 1);
+            }
         }
-        try(append_id(to, (int32_t) id, e));
+        try(append_id(to, id, e));
     }
     if (ferror(f)) return error_set(e, ERR_IO, NULL, "%s: %s", path, strerror(errno));
     if (to->n == 0) return error_set(e, ERR_INPUT, "bad_tokens", "%s holds no token ids", path);

@@ -14,16 +14,16 @@ struct engine_flags {
 };
 
 #define ENGINE_FLAGS_DEFAULT                                                                       \
-    {.tp = 1, .pp = 1, .precision = "auto", .chunk = "auto"}
+    {.tp = 1, .precision = "auto", .chunk = "auto"}
 
 // Rows of a table of options.
 #define ENGINE_FLAG_ROWS(f)                                                                        \
     {.name = "model", .kind = OPTION_STRING, .value = &(f).model, .argument = "DIR",               \
      .help = "Checkpoint directory as published on the hub."},                                     \
     {.name = "tp", .kind = OPTION_INT, .value = &(f).tp, .argument = "N",                          \
-     .help = "Ranks of each stage.", .least = 1, .most = TP_MAX},                                  \
-    {.name = "pp", .kind = OPTION_INT, .value = &(f).pp, .argument = "N", .help = "Stages.",       \
-     .least = 1, .most = PP_MAX},                                                                  \
+     .help = "Ranks of each stage (default 1).", .least = 1, .most = TP_MAX},                                  \
+    {.name = "pp", .kind = OPTION_INT, .value = &(f).pp, .argument = "N",                          \
+     .help = "Stages (default 1).", .least = 1, .most = PP_MAX},                                   \
     {.name = "layers", .kind = OPTION_STRING, .value = &(f).layers, .argument = "a,b,..",          \
      .help = "Layers of each stage, instead of --pp."},                                            \
     {.name = "precision", .kind = OPTION_STRING, .value = &(f).precision,                          \
@@ -38,6 +38,11 @@ struct engine_flags {
 // Fills o's model, tp, pp, layers, precision, threads, chunk, memory. ERR_INPUT bad_usage.
 enum status engine_flags_apply(const struct engine_flags *f, struct engine_options *o,
                                struct error *e);
+
+// Sets o's max_context to prompt and output. ERR_INPUT context_exceeded: the model has fewer
+// positions; else errors of its config.json.
+enum status engine_context(struct engine_options *o, int n_prompt, int64_t max_tokens,
+                           struct error *e);
 
 // Whitespace-separated ids from a file ("-": standard input). ERR_IO; ERR_INPUT bad_tokens with the
 // place.

@@ -36,6 +36,14 @@ static void usage(FILE *to)
     fputs("\npenstock COMMAND --help tells more. penstock --version prints the version.\n", to);
 }
 
+// What was printed has arrived, or the command has failed.
+static int end(int status)
+{
+    if (status != EXIT_DONE || (fflush(stdout) == 0 && !ferror(stdout))) return status;
+    fputs("penstock: stdout cannot be written\n", stderr);
+    return EXIT_FAILED;
+}
+
 int main(int argc, char **argv)
 {
     signal(SIGPIPE, SIG_IGN);
@@ -45,14 +53,14 @@ int main(int argc, char **argv)
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
         usage(stdout);
-        return EXIT_DONE;
+        return end(EXIT_DONE);
     }
     if (strcmp(argv[1], "--version") == 0) {
         puts("penstock " PENSTOCK_VERSION);
-        return EXIT_DONE;
+        return end(EXIT_DONE);
     }
     for (int i = 0; COMMANDS[i].name != NULL; i++) {
-        if (strcmp(argv[1], COMMANDS[i].name) == 0) return COMMANDS[i].run(argc - 1, argv + 1);
+        if (strcmp(argv[1], COMMANDS[i].name) == 0) return end(COMMANDS[i].run(argc - 1, argv + 1));
     }
     fprintf(stderr, "penstock: no command \"%s\"; penstock --help lists them\n", argv[1]);
     return EXIT_USAGE;

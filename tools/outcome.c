@@ -3,6 +3,7 @@
 #include "tools/commands.h"
 
 #include <stdio.h>
+#include <string.h>
 
 json_t *outcome_error(const struct error *e)
 {
@@ -22,11 +23,23 @@ int outcome_json(json_t *object, int status)
     return EXIT_FAILED;
 }
 
+// Codes of arguments that are wrong in themselves, or for the model.
+static int exit_status(const struct error *e)
+{
+    static const char *const usage[] = {"bad_usage", "bad_plan", "bad_tp", "bad_redis_url",
+                                        "bad_name"};
+    for (size_t i = 0; i < sizeof usage / sizeof *usage; i++) {
+        if (strcmp(e->code, usage[i]) == 0) return EXIT_USAGE;
+    }
+    return EXIT_FAILED;
+}
+
 int outcome_failed(const char *program, const struct error *e, bool json)
 {
     fprintf(stderr, "%s: %s\n", program, e->text);
-    if (json) outcome_json(json_pack("{s:o}", "error", outcome_error(e)), EXIT_FAILED);
-    return EXIT_FAILED;
+    int status = exit_status(e);
+    if (json) outcome_json(json_pack("{s:o}", "error", outcome_error(e)), status);
+    return status;
 }
 
 int outcome_usage(const char *program, const struct error *e)

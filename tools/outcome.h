@@ -8,10 +8,10 @@
 #include <stdbool.h>
 
 // "PROGRAM: sentence" on stderr; with json also {"error": {"code", "message"}} on stdout.
-// EXIT_FAILED.
+// EXIT_USAGE for what was wrong with the arguments, else EXIT_FAILED.
 int outcome_failed(const char *program, const struct error *e, bool json);
 
-// The same for wrong arguments: EXIT_USAGE, and nothing on stdout.
+// For arguments that could not be read, --json among them: EXIT_USAGE, and nothing on stdout.
 int outcome_usage(const char *program, const struct error *e);
 
 // Prints the object on a line of stdout and drops the reference. EXIT_FAILED without memory, or if

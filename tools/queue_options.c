@@ -1,7 +1,5 @@
 #include "tools/queue_options.h"
 
-#include "tools/outcome.h"
-
 #include <stdlib.h>
 
 static const char *from_environment(const char *name, const char *otherwise)
@@ -23,11 +21,6 @@ enum status queue_flags_open(const struct queue_flags *f, struct queue_sync **q,
 {
     try(redis_name_check("tenant", f->tenant, TENANT_MAX, e));
     return queue_sync_open(q, f->url, f->queue, e);
-}
-
-int queue_flags_failed(const char *program, const struct error *e, bool json)
-{
-    return e->status == ERR_INPUT ? outcome_usage(program, e) : outcome_failed(program, e, json);
 }
 
 int64_t timeout_ms(double seconds) { return seconds < 0 ? -1 : (int64_t) (seconds * 1000); }

@@ -23,9 +23,6 @@ struct queue_flags queue_flags_default(void);
 // ERR_INPUT for a bad URL or name, else as queue_sync_open.
 enum status queue_flags_open(const struct queue_flags *f, struct queue_sync **q, struct error *e);
 
-// Exit status of a command that could not open its queue: usage for what was wrong in the flags.
-int queue_flags_failed(const char *program, const struct error *e, bool json);
-
 // Milliseconds of a --timeout in seconds; < 0: none.
 int64_t timeout_ms(double seconds);
 

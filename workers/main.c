@@ -3,10 +3,13 @@
 #include "common/curve.h"
 #include "common/layout.h"
 #include "common/log.h"
+#include "common/memory.h"
 #include "common/options.h"
 #include "kernels/precision.h"
 #include "workers/group.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -94,21 +97,6 @@ static enum status read_devices(const char *text, int *tp, struct error *e)
     return OK;
 }
 
-// What Linux says is free, less a fifth for everybody else.
-static uint64_t free_memory(void)
-{
-    long pages = sysconf(_SC_AVPHYS_PAGES), size = sysconf(_SC_PAGESIZE);
-    unsigned long long kib = 0;
-    FILE *f = fopen("/proc/meminfo", "r");
-    char line[128];
-    while (f != NULL && fgets(line, sizeof line, f) != NULL) {
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1) break;
-    }
-    if (f != NULL) fclose(f);
-    uint64_t bytes = kib > 0 ? kib * 1024 : (uint64_t) pages * (uint64_t) size;
-    return bytes / 5 * 4;
-}
-
 // Beyond this machine it takes keys, or --insecure.
 static enum status check_reach(const struct settings *s, struct error *e)
 {
@@ -160,7 +148,7 @@ static enum status fill(struct group_options *o, const struct settings *s, char 
     o->data = data;
     o->n_threads = (int) s->threads;
     o->memory_bytes = s->device_memory > 0 ? (uint64_t) s->device_memory
-                                           : free_memory() / (uint64_t) o->tp;
+                                           : memory_share(o->tp);
     o->step_deadline_ms = s->step_deadline_s * 1000;
     o->drain_ms = s->drain_s * 1000;
     return OK;

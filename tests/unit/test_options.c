@@ -86,18 +86,29 @@ static void names_what_is_wrong(void **state)
     }
 }
 
-static void lists_and_bytes(void **state)
+static void layers_and_bytes(void **state)
 {
     (void) state;
     struct error e;
-    int v[3], n;
+    int v[PP_MAX], n;
     int64_t b;
-    assert_int_equal(options_list("3,4,2", v, 3, &n, &e), OK);
+    assert_int_equal(options_layers("3,4,2", 0, v, &n, &e), OK);
     assert_true(n == 3 && v[0] == 3 && v[1] == 4 && v[2] == 2);
-    assert_int_equal(options_list("3,4,2,1", v, 3, &n, &e), ERR_INPUT);
-    assert_int_equal(options_list("3,,2", v, 3, &n, &e), ERR_INPUT);
-    assert_int_equal(options_list("3,", v, 3, &n, &e), ERR_INPUT);
-    assert_int_equal(options_list("-3", v, 3, &n, &e), ERR_INPUT);
+    assert_int_equal(options_layers("3,4,2", 3, v, &n, &e), OK);
+    assert_int_equal(options_layers(NULL, 0, v, &n, &e), OK);
+    assert_true(n == 1 && v[0] == 0);
+    assert_int_equal(options_layers(NULL, 4, v, &n, &e), OK);
+    assert_true(n == 4 && v[0] == 0);
+    char long_list[2 * PP_MAX + 2] = "1";
+    for (int i = 0; i < PP_MAX; i++) strcat(long_list, ",1");
+    const struct { const char *text; int pp; } bad[] = {
+        {"3,4,2", 1}, {"3,4,2", 2}, {"", 0},  {"3,,2", 0}, {"3,", 0},    {"-3", 0},
+        {"0,3", 0},   {"3,0", 0},   {" 3", 0}, {"3;4", 0},  {"1025", 0}, {"99999999999999999999", 0},
+        {long_list, 0}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        if (options_layers(bad[i].text, bad[i].pp, v, &n, &e) != ERR_INPUT) fail_msg("row %zu", i);
+        assert_string_equal(e.code, "bad_usage");
+    }
     const struct { const char *text; int64_t bytes; } good[] = {
         {"0", 0}, {"12", 12}, {"24G", 24000000000}, {"24GB", 24000000000}, {"1.5Ki", 1536},
         {"2MiB", 2 << 20}, {"3k", 3000}};
@@ -113,7 +124,7 @@ int main(void)
         cmocka_unit_test_setup(reads_flags_values_and_arguments, reset),
         cmocka_unit_test_setup(a_flag_wins_over_the_environment, reset),
         cmocka_unit_test_setup(names_what_is_wrong, reset),
-        cmocka_unit_test_setup(lists_and_bytes, reset),
+        cmocka_unit_test_setup(layers_and_bytes, reset),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
