@@ -108,6 +108,11 @@ static enum status check_reach(const struct settings *s, struct error *e)
                          "--bind %s: other groups are told this address, so it must be one of "
                          "this node's", s->bind);
     }
+    struct in_addr address;
+    if (inet_pton(AF_INET, s->bind, &address) != 1) {
+        return error_set(e, ERR_INPUT, "bad_usage", "--bind wants an IPv4 address, not \"%s\"",
+                         s->bind);
+    }
     bool local = curve_is_local(s->bind) && curve_is_local(s->broker);
     if (local || s->key != NULL || s->insecure) return OK;
     return error_set(e, ERR_INPUT, "bad_usage",
