@@ -172,7 +172,8 @@ static int on_socket(zloop_t *loop, zmq_pollitem_t *item, void *arg)
     struct broker *b = arg;
     (void) loop, (void) item;
     groups_receive(b->groups, clock_ms());
-    if (groups_draining(b->groups)) claims_set_owner(b->claims, NULL); // at once, not at the next tick
+    // At once, not at the next tick.
+    if (groups_draining(b->groups)) claims_set_owner(b->claims, NULL);
     return 0;
 }
 

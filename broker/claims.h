@@ -1,7 +1,7 @@
 // From ready jobs to a head: keeps a bounded window of headers of each tenant and class, lets
 // dispatch choose against the credit, claims what it chose by name, has the bytes read again in the
-// pool and hands the ids over to `jobs`. One round at a time; the backlog stays in Redis. The loop's
-// thread.
+// pool and hands the ids over to `jobs`. One round at a time; the backlog stays in Redis. The
+// loop's thread.
 #ifndef PENSTOCK_BROKER_CLAIMS_H
 #define PENSTOCK_BROKER_CLAIMS_H
 

@@ -1,15 +1,15 @@
 // Dispatch: which ready jobs a pipeline takes now, given what its head can hold. Pure: no clock,
 // heap, sockets or Redis.
 //
-// Classes are strict: a job of class 0 goes before one of class 1, and so on. Aging: a job counts as
-// a class higher for each age_ms that it has been ready. One that has come up to class 0 that way
-// goes behind the jobs that are of class 0, but for one token in DISPATCH_AGED_PART while both wait:
-// so class 0 is never held up by age, and nothing waits for ever.
+// Classes are strict: a job of class 0 goes before one of class 1, and so on. Aging: a job counts
+// as a class higher for each age_ms that it has been ready. One that has come up to class 0 that
+// way goes behind the jobs that are of class 0, but for one token in DISPATCH_AGED_PART while both
+// wait: so class 0 is never held up by age, and nothing waits for ever.
 //
-// Within a class tenants share by deficit round robin over tokens (prompt + max_tokens): on its turn
-// a tenant may run jobs of weight * DISPATCH_QUANTUM tokens, and keeps what it could not use. Jobs of
-// a tenant and class go in order of arrival. The next job, once chosen, waits until it fits, and all
-// behind it wait too, so that a large job is never starved by small ones.
+// Within a class tenants share by deficit round robin over tokens (prompt + max_tokens): on its
+// turn a tenant may run jobs of weight * DISPATCH_QUANTUM tokens, and keeps what it could not use.
+// Jobs of a tenant and class go in order of arrival. The next job, once chosen, waits until it
+// fits, and all behind it wait too, so that a large job is never starved by small ones.
 #ifndef PENSTOCK_BROKER_DISPATCH_H
 #define PENSTOCK_BROKER_DISPATCH_H
 

@@ -1,6 +1,6 @@
 
--- What people ask of a queue: tenants, pauses, dead letters, a look at one job. These carry no term:
--- whoever may call them acts beside the broker, which sees the outcome in Redis.
+-- What people ask of a queue: tenants, pauses, dead letters, a look at one job. These carry no
+-- term: whoever may call them acts beside the broker, which sees the outcome in Redis.
 
 -- (no arguments) -> {paused, {tenant, weight, bytes, jobs, tokens, paused, bytes now}...}; a budget
 -- of 0 is none
@@ -36,8 +36,9 @@ local function tenant_set(keys, args)
     for what, n in pairs(given) do
         if n then t[what] = n end
     end
-    call('HSET', p .. 'tenants', tenant, string.format('weight=%.0f bytes=%.0f jobs=%.0f tokens=%.0f',
-         t.weight, t.bytes, t.jobs, t.tokens))
+    call('HSET', p .. 'tenants', tenant,
+        string.format('weight=%.0f bytes=%.0f jobs=%.0f tokens=%.0f',
+            t.weight, t.bytes, t.jobs, t.tokens))
     return 'ok'
 end
 
@@ -47,7 +48,8 @@ local function pause(keys, args)
     local who, on = args[1], uint(args[2], 'pause', 0, 1) == 1
     if who ~= '*' then name(who, 'tenant', 64) end
     if who ~= '*' and call('HEXISTS', p .. 'tenants', who) == 0 then return 'unknown' end
-    if on then call('HSETNX', p .. 'paused', who, now_ms()) else call('HDEL', p .. 'paused', who) end
+    if on then call('HSETNX', p .. 'paused', who, now_ms())
+    else call('HDEL', p .. 'paused', who) end
     return 'ok'
 end
 

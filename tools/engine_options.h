@@ -21,7 +21,7 @@ struct engine_flags {
     {.name = "model", .kind = OPTION_STRING, .value = &(f).model, .argument = "DIR",               \
      .help = "Checkpoint directory as published on the hub."},                                     \
     {.name = "tp", .kind = OPTION_INT, .value = &(f).tp, .argument = "N",                          \
-     .help = "Ranks of each stage (default 1).", .least = 1, .most = TP_MAX},                                  \
+     .help = "Ranks of each stage (default 1).", .least = 1, .most = TP_MAX},                      \
     {.name = "pp", .kind = OPTION_INT, .value = &(f).pp, .argument = "N",                          \
      .help = "Stages (default 1).", .least = 1, .most = PP_MAX},                                   \
     {.name = "layers", .kind = OPTION_STRING, .value = &(f).layers, .argument = "a,b,..",          \

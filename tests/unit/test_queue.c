@@ -655,7 +655,8 @@ static const char *const honest[] = {
         "*1\r\n*5\r\n$5\r\nready\r\n$1\r\nt\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\ng\r\n",
     [QUEUE_FORM_STATS] = "*4\r\n$4\r\nterm\r\n$1\r\n1\r\n$5\r\ninbox\r\n:4\r\n",
     [QUEUE_FORM_TENANTS] =
-        "*2\r\n:0\r\n*7\r\n$1\r\nt\r\n$1\r\n1\r\n$1\r\n0\r\n$1\r\n0\r\n$1\r\n0\r\n:1\r\n$1\r\n9\r\n",
+        "*2\r\n:0\r\n*7\r\n$1\r\nt\r\n$1\r\n1\r\n$1\r\n0\r\n$1\r\n0\r\n$1\r\n0\r\n:1\r\n"
+        "$1\r\n9\r\n",
 };
 enum { N_FORMS = sizeof honest / sizeof *honest };
 

@@ -223,7 +223,8 @@ static void test_the_life_of_a_job(void **state)
     expect("ok", "admit", "1", "default", "1", "one", "0", "hash", "3", "100", "20", "0", "0",
            "60000", "3", "0", "custom", "batch");
     assert_string_equal(admit("2", "two", "hash"), "ok");
-    expect_window("[[one 1 3 100 20 0 0 0] [two 2 3 100 20 0 0 0]]", "window", "1", "0", "default", "0",
+    expect_window("[[one 1 3 100 20 0 0 0] [two 2 3 100 20 0 0 0]]", "window", "1",
+                  "0", "default", "0",
            "10");
     expect_window("[[two 2 3 100 20 0 0 0]]", "window", "1", "0", "default", "1", "10");
 
