@@ -15,6 +15,7 @@ static const struct {
     {"enqueue", cmd_enqueue, "puts a job into the queue"},
     {"result", cmd_result, "prints what became of a job"},
     {"cancel", cmd_cancel, "asks for a job to be dropped"},
+    {"conformance", cmd_conformance, "tries a client of the queue"},
     {"stats", cmd_stats, "counts the jobs of a queue"},
     {"plan", cmd_plan, "whether a model fits on given devices, byte by byte"},
     {"generate", cmd_generate, "continues one prompt, in this process"},
@@ -31,7 +32,7 @@ static void usage(FILE *to)
 {
     fputs("usage: penstock COMMAND [OPTIONS]\n\nCommands:\n", to);
     for (int i = 0; COMMANDS[i].name != NULL; i++) {
-        fprintf(to, "  %-10s %s\n", COMMANDS[i].name, COMMANDS[i].summary);
+        fprintf(to, "  %-11s %s\n", COMMANDS[i].name, COMMANDS[i].summary);
     }
     fputs("\npenstock COMMAND --help tells more. penstock --version prints the version.\n", to);
 }
