@@ -481,18 +481,29 @@ enum status queue_sync_wait(struct queue_sync *s, const char *tenant, const char
 
 // --- counts
 
-enum status queue_sync_stats(struct queue_sync *s, struct queue_stats *stats, struct error *e)
+enum status queue_sync_fcall(struct queue_sync *s, bool reads, const char *function, int n,
+                             const char *const *args, struct redisReply **reply, struct error *e)
 {
     char key[KEY_MAX];
-    redisReply *r;
-    *stats = (struct queue_stats){0};
+    const char *words[COMMAND_MAX] = {reads ? "FCALL_RO" : "FCALL", function, "1", key};
+    *reply = NULL;
+    check(n + 4 <= COMMAND_MAX);
     try(connect_now(s, e));
     snprintf(key, sizeof key, "ps:{%s}:term", s->name);
-    enum status status = ask(s, 4, (const char *[]){"FCALL_RO", "stats", "1", key}, NULL, &r, e);
-    if (status == OK) status = queue_stats_decode(r, stats, e);
+    for (int i = 0; i < n; i++) words[4 + i] = args[i];
+    enum status status = ask(s, 4 + n, words, NULL, reply, e);
     if (status == ERR_UNAVAILABLE && e != NULL && strcmp(e->code, "no_library") == 0) {
         error_set(e, status, "no_library", "no broker has served a queue in this Redis yet");
     }
+    return status;
+}
+
+enum status queue_sync_stats(struct queue_sync *s, struct queue_stats *stats, struct error *e)
+{
+    redisReply *r;
+    *stats = (struct queue_stats){0};
+    enum status status = queue_sync_fcall(s, true, "stats", 0, NULL, &r, e);
+    if (status == OK) status = queue_stats_decode(r, stats, e);
     if (r != NULL) freeReplyObject(r);
     return status;
 }

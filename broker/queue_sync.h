@@ -77,6 +77,13 @@ enum status queue_sync_events(struct queue_sync *s, const char *tenant,
                               bool (*fn)(void *arg, const struct queue_event *event), void *arg,
                               struct error *e);
 
+struct redisReply;
+
+// A function of the library with the queue's key (reads: it only does that); the caller frees *reply, also an error's, with
+// hiredis. For queue_admin.c.
+enum status queue_sync_fcall(struct queue_sync *s, bool reads, const char *function, int n,
+                             const char *const *args, struct redisReply **reply, struct error *e);
+
 // no_library (ERR_UNAVAILABLE): no broker has ever served a queue in this Redis.
 enum status queue_sync_stats(struct queue_sync *s, struct queue_stats *stats, struct error *e);
 

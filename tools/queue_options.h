@@ -9,12 +9,15 @@ struct queue_flags {
     const char *url, *queue, *tenant;
 };
 
-// Rows of a table of options.
-#define QUEUE_FLAG_ROWS(f)                                                                         \
+// Rows of a table of options: which queue, and whose jobs in it.
+#define QUEUE_ONLY_ROWS(f)                                                                         \
     {.name = "redis", .kind = OPTION_STRING, .value = &(f).url, .argument = "URL",                 \
      .help = "Of the queue (default $PENSTOCK_REDIS, else redis://127.0.0.1:6379)."},              \
     {.name = "queue", .kind = OPTION_STRING, .value = &(f).queue, .argument = "NAME",              \
-     .help = "Queue (default $PENSTOCK_QUEUE, else default)."},                                    \
+     .help = "Queue (default $PENSTOCK_QUEUE, else default)."}
+
+#define QUEUE_FLAG_ROWS(f)                                                                         \
+    QUEUE_ONLY_ROWS(f),                                                                            \
     {.name = "tenant", .kind = OPTION_STRING, .value = &(f).tenant, .argument = "NAME",            \
      .help = "Whose jobs (default $PENSTOCK_TENANT, else default)."}
 

@@ -1,0 +1,54 @@
+// What people ask of a queue, for tools: tenants and budgets, pauses, dead letters, a look at one
+// job. Blocking, over a producer's connection (queue_sync.h), but with the right to call the
+// library's functions. One thread at a time. Knows no messages.
+#ifndef PENSTOCK_BROKER_QUEUE_ADMIN_H
+#define PENSTOCK_BROKER_QUEUE_ADMIN_H
+
+#include "broker/queue.h"
+#include "broker/queue_sync.h"
+
+// Calls fn for each tenant; *paused: the queue is.
+enum status queue_admin_tenants(struct queue_sync *s, bool *paused,
+                                void (*fn)(void *arg, const struct queue_tenant *t), void *arg,
+                                struct error *e);
+
+// < 0: as it is, or, of a new tenant, weight 1 and no budget. 0: no budget.
+struct queue_budget {
+    int64_t weight, max_bytes, max_jobs, max_tokens;
+};
+
+// ERR_STATE tenant_exists (add), unknown_tenant (not add).
+enum status queue_admin_tenant(struct queue_sync *s, bool add, const char *tenant,
+                               const struct queue_budget *budget, struct error *e);
+
+// tenant NULL: the whole queue. Nothing is started from then on; what runs goes on. ERR_STATE
+// unknown_tenant.
+enum status queue_admin_pause(struct queue_sync *s, const char *tenant, bool pause,
+                              struct error *e);
+
+struct queue_dead {
+    const char *id, *code, *text;
+    int64_t died_ms;
+    uint32_t starts, lost; // attempts; groups lost
+};
+
+// Calls fn for a tenant's dead letters, newest first: a page of them from *offset on, which moves to
+// the next page; 0: there is none.
+enum status queue_admin_dead(struct queue_sync *s, const char *tenant, uint64_t *offset,
+                             void (*fn)(void *arg, const struct queue_dead *d), void *arg,
+                             struct error *e);
+
+// Puts a dead letter's message into the inbox again, as a new job. ERR_STATE not_dead, bytes_lost.
+enum status queue_admin_retry(struct queue_sync *s, const char *tenant, const char *id,
+                              struct error *e);
+
+// Drops a dead letter. ERR_STATE not_dead.
+enum status queue_admin_purge(struct queue_sync *s, const char *tenant, const char *id,
+                              struct error *e);
+
+// Calls fn for each name and value of what is known of a job (broker/README.md). ERR_STATE no_job.
+enum status queue_admin_show(struct queue_sync *s, const char *tenant, const char *id,
+                             void (*fn)(void *arg, const char *name, const char *value), void *arg,
+                             struct error *e);
+
+#endif
