@@ -48,7 +48,7 @@ uint64_t credit_blocks(const struct credit *c);
 
 enum {
     DISPATCH_LEVELS = JOB_CLASSES + 1, // class 0, what age lifted there, classes 1 to 3
-    DISPATCH_QUANTUM = 1024,           // tokens of a turn, for each of the weight
+    DISPATCH_QUANTUM = 64,             // tokens of a turn, for each of the weight
     DISPATCH_AGED_PART = 16,
 };
 

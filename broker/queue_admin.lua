@@ -37,8 +37,8 @@ local function tenant_set(keys, args)
         if n then t[what] = n end
     end
     call('HSET', p .. 'tenants', tenant,
-        string.format('weight=%.0f bytes=%.0f jobs=%.0f tokens=%.0f',
-            t.weight, t.bytes, t.jobs, t.tokens))
+         string.format('weight=%.0f bytes=%.0f jobs=%.0f tokens=%.0f', t.weight, t.bytes, t.jobs,
+                       t.tokens))
     return 'ok'
 end
 
@@ -48,8 +48,11 @@ local function pause(keys, args)
     local who, on = args[1], uint(args[2], 'pause', 0, 1) == 1
     if who ~= '*' then name(who, 'tenant', 64) end
     if who ~= '*' and call('HEXISTS', p .. 'tenants', who) == 0 then return 'unknown' end
-    if on then call('HSETNX', p .. 'paused', who, now_ms())
-    else call('HDEL', p .. 'paused', who) end
+    if on then
+        call('HSETNX', p .. 'paused', who, now_ms())
+    else
+        call('HDEL', p .. 'paused', who)
+    end
     return 'ok'
 end
 

@@ -62,7 +62,7 @@ void acl_rules(enum acl_role role, const char *queue, const char *tenant, int db
     static const char *const reads[] = {
         "fcall_ro", "get",  "strlen", "exists", "type",   "ttl",   "pttl",      "hget",   "hmget",
         "hgetall",  "hkeys", "hlen",  "hexists", "hstrlen", "llen", "lindex",   "lrange", "zcard",
-        "zscore",   "zrange", "zcount", "xlen",  "xrange", "xrevrange", "xread",
+        "zscore",   "zrank", "zrange", "zcount", "xlen",  "xrange", "xrevrange", "xread",
     };
     rules[0] = '\0';
     add(rules, "reset on");

@@ -85,7 +85,7 @@ static enum status end_all(struct queue_sync *q, const char *tenant, end_fn *fn,
     for (size_t i = 0; status == OK && i < p.n; i++) {
         status = fn(q, tenant, p.ids[i], e);
         if (status == OK) ++*n;
-        else if (status == ERR_STATE) status = OK; // somebody else was faster, or its bytes are gone
+        else if (status == ERR_STATE) status = OK; // somebody was faster, or its bytes are gone
     }
     free(p.ids);
     return status;

@@ -1,5 +1,5 @@
-// penstock trace ID: what all processes said of one job, in the order of time. Files are read a line
-// at a time; only the lines that are shown are kept.
+// penstock trace ID: what all processes said of one job, in the order of time. Files are read a
+// line at a time; only the lines that are shown are kept.
 #include "common/limits.h"
 #include "broker/redis.h"
 #include "common/options.h"
