@@ -32,8 +32,8 @@ struct queue_dead {
     uint32_t starts, lost; // attempts; groups lost
 };
 
-// Calls fn for a tenant's dead letters, newest first: a page of them from *offset on, which moves to
-// the next page; 0: there is none.
+// Calls fn for a tenant's dead letters, newest first: a page of them from *offset on, which moves
+// to the next page; 0: there is none.
 enum status queue_admin_dead(struct queue_sync *s, const char *tenant, uint64_t *offset,
                              void (*fn)(void *arg, const struct queue_dead *d), void *arg,
                              struct error *e);

@@ -79,8 +79,8 @@ enum status queue_sync_events(struct queue_sync *s, const char *tenant,
 
 struct redisReply;
 
-// A function of the library with the queue's key (reads: it only does that); the caller frees *reply, also an error's, with
-// hiredis. For queue_admin.c.
+// A function of the library with the queue's key (reads: it only does that); the caller frees
+// *reply, also an error's, with hiredis. For queue_admin.c.
 enum status queue_sync_fcall(struct queue_sync *s, bool reads, const char *function, int n,
                              const char *const *args, struct redisReply **reply, struct error *e);
 

@@ -150,7 +150,7 @@ int cmd_dead(int argc, char **argv)
         return outcome_usage(o.program, &e);
     }
     struct queue_sync *q;
-    if (queue_flags_open(&a.queue, &q, &e) != OK) return queue_flags_failed(o.program, &e, a.json);
+    if (queue_flags_open(&a.queue, &q, &e) != OK) return outcome_failed(o.program, &e, a.json);
     int status = act(o.program, q, &a);
     queue_sync_close(&q);
     return status;

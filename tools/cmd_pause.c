@@ -53,7 +53,7 @@ static int set(int argc, char **argv, struct options *o, bool pause)
     if (read_flags(&a, o, argc, argv, &e) != OK) return outcome_usage(o->program, &e);
     if (o->help) return EXIT_DONE;
     struct queue_sync *q;
-    if (queue_flags_open(&a.queue, &q, &e) != OK) return queue_flags_failed(o->program, &e, a.json);
+    if (queue_flags_open(&a.queue, &q, &e) != OK) return outcome_failed(o->program, &e, a.json);
     enum status status = queue_admin_pause(q, a.tenant, pause, &e);
     queue_sync_close(&q);
     if (status != OK) return outcome_failed(o->program, &e, a.json);
@@ -115,7 +115,7 @@ int cmd_drain(int argc, char **argv)
     if (read_flags(&a, &o, argc, argv, &e) != OK) return outcome_usage(o.program, &e);
     if (o.help) return EXIT_DONE;
     struct queue_sync *q;
-    if (queue_flags_open(&a.queue, &q, &e) != OK) return queue_flags_failed(o.program, &e, a.json);
+    if (queue_flags_open(&a.queue, &q, &e) != OK) return outcome_failed(o.program, &e, a.json);
     enum status status = queue_admin_pause(q, NULL, true, &e);
     if (status == OK) status = wait_idle(q, a.timeout, &running, &e);
     queue_sync_close(&q);

@@ -30,7 +30,7 @@ int cmd_show(int argc, char **argv)
         return outcome_usage(o.program, &e);
     }
     struct queue_sync *q;
-    if (queue_flags_open(&flags, &q, &e) != OK) return queue_flags_failed(o.program, &e, json);
+    if (queue_flags_open(&flags, &q, &e) != OK) return outcome_failed(o.program, &e, json);
     int status = show_job(o.program, q, flags.tenant, id, json);
     queue_sync_close(&q);
     return status;

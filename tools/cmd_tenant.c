@@ -110,7 +110,7 @@ int cmd_tenant(int argc, char **argv)
         return outcome_usage(o.program, &e);
     }
     struct queue_sync *q;
-    if (queue_flags_open(&flags, &q, &e) != OK) return queue_flags_failed(o.program, &e, json);
+    if (queue_flags_open(&flags, &q, &e) != OK) return outcome_failed(o.program, &e, json);
     bool add = strcmp(words[0], "add") == 0;
     int status = words[1] == NULL ? list(o.program, q, json)
                                   : change(o.program, q, add, words[1], &b, json);
