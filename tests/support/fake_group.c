@@ -201,10 +201,11 @@ void fake_group_finish(struct fake_group *g, struct fake_job *job)
 static void on_assign(struct fake_group *g, const struct wire_assign *a)
 {
     struct wire_message m = {.command = WIRE_READY};
+    // An ASSIGN may be said again when HELLO crossed it; it changes nothing.
+    if (!g->assigned || g->assign.epoch != a->epoch) g->n_assigns++;
     g->assign = *a;
     g->assigned = true;
     g->linked = false;
-    g->n_assigns++;
     g->granted_slots = (uint64_t) a->slots;
     g->granted_blocks = (uint64_t) a->kv_blocks;
     m.ready.pipeline = a->pipeline;
