@@ -172,7 +172,7 @@ static void age_bounds_how_long_a_job_waits(void **state)
         assert_true(tokens[3] * (DISPATCH_AGED_PART - 1) <= tokens[0]);
     }
     double part = (double) tokens[3] / (double) (tokens[0] + tokens[3]);
-    assert_true(part > 0.95 / DISPATCH_AGED_PART);
+    assert_true(part > 0.95 / (double) DISPATCH_AGED_PART);
 }
 
 static void tenants_share_by_weight(void **state)

@@ -484,7 +484,7 @@ static void test_draws_follow_the_distribution(void **state)
             count[out.id]++;
         }
         for (int i = 0; i < VOCAB; i++) {
-            double expected = N * p[i] / kept;
+            double expected = (double) N * p[i] / kept;
             if (filtered && logits[i] < 1.7f) {
                 assert_int_equal(count[i], 0);
             } else {

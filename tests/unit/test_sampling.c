@@ -94,7 +94,7 @@ static double chi_square(uint64_t seed, uint64_t position, int along_seed, int s
                                 : sampling_random(seed, position + i);
         bins[u >> shift & (BINS - 1)]++;
     }
-    double sum = 0, expected = (double) N / BINS;
+    double sum = 0, expected = (double) N / (double) BINS;
     for (int i = 0; i < BINS; i++) sum += (bins[i] - expected) * (bins[i] - expected) / expected;
     return sum;
 }
