@@ -1,5 +1,6 @@
 #include "common/curve.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -155,14 +156,19 @@ enum status curve_apply(void *socket, const struct curve_pair *p, const char *se
 
 bool curve_is_local(const char *endpoint)
 {
-    static const char *const local[] = {"127.", "localhost", "[::1]", "::1"};
     if (strncmp(endpoint, "ipc://", 6) == 0 || strncmp(endpoint, "inproc://", 9) == 0) return true;
-    const char *host = strncmp(endpoint, "tcp://", 6) == 0 ? endpoint + 6 : endpoint;
-    for (size_t i = 0; i < sizeof local / sizeof *local; i++) {
-        size_t n = strlen(local[i]);
-        // A name that only begins like it ("localhost.example") is another machine's.
-        if (strncmp(host, local[i], n) == 0 &&
-            (i == 0 || host[n] == ':' || host[n] == '\0')) return true;
+    const char *from = strncmp(endpoint, "tcp://", 6) == 0 ? endpoint + 6 : endpoint;
+    const char *colon = strcmp(from, "::1") == 0 ? NULL : strrchr(from, ':');
+    size_t n = colon != NULL && from[strlen(from) - 1] != ']' ? (size_t) (colon - from)
+                                                              : strlen(from);
+    char host[INET_ADDRSTRLEN];
+    struct in_addr a;
+    if (n >= sizeof host) return false;
+    memcpy(host, from, n);
+    host[n] = '\0';
+    if (strcmp(host, "localhost") == 0 || strcmp(host, "[::1]") == 0 || strcmp(host, "::1") == 0) {
+        return true;
     }
-    return false;
+    // A name that only begins like an address ("127.example") is another machine's.
+    return inet_pton(AF_INET, host, &a) == 1 && ntohl(a.s_addr) >> 24 == IN_LOOPBACKNET;
 }

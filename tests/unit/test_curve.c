@@ -132,6 +132,9 @@ static void what_is_local(void **state)
         {"ipc:///tmp/x", true},         {"inproc://x", true},        {"tcp://10.0.0.1:7300", false},
         {"tcp://0.0.0.0:7300", false},  {"tcp://*:7300", false},     {"10.1.2.3", false},
         {"tcp://localhost.example:1", false}, {"tcp://[::]:1", false}, {"", false},
+        {"tcp://127.example:1", false}, {"tcp://127.0.0.1.example:1", false}, {"127.x", false},
+        {"tcp://127.0.0.1:0;10.0.0.1:7300", false}, // libzmq's source;destination
+        {"tcp://127.0.0.1:*", true}, {"[::1]", true}, {"localhost", true},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         if (curve_is_local(cases[i].endpoint) != cases[i].local) fail_msg("%s", cases[i].endpoint);
