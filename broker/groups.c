@@ -182,22 +182,6 @@ static void log_plan(const struct plan *p, const char *hash, bool f32)
              log_str("hash", hash), log_str("note", p->reason));
 }
 
-static void set_template(struct groups *g, const char *hash)
-{
-    const struct plan *p = &g->plan;
-    g->template = (struct wire_assign){.tp = p->tp,
-                                       .kv_blocks = p->kv_blocks,
-                                       .slots = p->slots,
-                                       .max_blocks = p->max_blocks,
-                                       .max_rows = p->max_rows,
-                                       .max_out = p->max_out,
-                                       .steps_in_flight = p->steps_in_flight,
-                                       .max_context = p->max_context,
-                                       .chunk = p->chunk};
-    snprintf(g->template.plan, sizeof g->template.plan, "%s", hash);
-    snprintf(g->template.precision, sizeof g->template.precision, "%s", g->f32 ? "f32" : "bf16");
-}
-
 static void start_fleet(struct groups *g, const char *hash)
 {
     bool held = false;
@@ -251,7 +235,7 @@ static void try_plan(struct groups *g)
     g->plan = plan;
     g->f32 = f32;
     log_plan(&plan, hash, f32);
-    set_template(g, hash);
+    g->template = peers_template(&g->plan, hash, g->f32, false);
     start_fleet(g, hash);
 }
 

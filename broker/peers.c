@@ -50,6 +50,23 @@ bool peers_receive(struct peers *p, struct peer *from, struct wire_message *m)
     }
 }
 
+struct wire_assign peers_template(const struct plan *p, const char *plan_hash, bool f32, bool score)
+{
+    struct wire_assign a = {.tp = p->tp,
+                            .kv_blocks = p->kv_blocks,
+                            .slots = p->slots,
+                            .max_blocks = p->max_blocks,
+                            .max_rows = p->max_rows,
+                            .max_out = p->max_out,
+                            .steps_in_flight = p->steps_in_flight,
+                            .max_context = p->max_context,
+                            .chunk = p->chunk,
+                            .score = score};
+    snprintf(a.plan, sizeof a.plan, "%s", plan_hash);
+    snprintf(a.precision, sizeof a.precision, "%s", f32 ? "f32" : "bf16");
+    return a;
+}
+
 bool peers_assign(struct peers *p, const struct group *g, const struct wire_assign *template,
                   const struct fleet_assign *a)
 {

@@ -5,6 +5,7 @@
 
 #include "broker/allow.h"
 #include "broker/fleet.h"
+#include "common/plan.h"
 #include "common/wire.h"
 #include "common/wire_socket.h"
 
@@ -27,6 +28,10 @@ bool peers_send(struct peers *p, const struct peer *to, const struct wire_messag
 // allowed (any more), are answered ERROR and skipped. Release with wire_message_deinit before the
 // next call.
 bool peers_receive(struct peers *p, struct peer *from, struct wire_message *m);
+
+// What every ASSIGN of a plan says, whatever the stage.
+struct wire_assign peers_template(const struct plan *p, const char *plan_hash, bool f32,
+                                  bool score);
 
 // For fleet_actions: what the fleet wants said. `template` holds the fields that don't depend on
 // the stage (limits, tp, precision, plan).

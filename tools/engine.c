@@ -138,7 +138,6 @@ static enum status make_plan(struct engine *g, struct error *e)
                              .max_rows = rows,
                              .chunk = o->chunk > 0 && o->chunk < rows ? o->chunk : rows,
                              .max_out = o->score ? rows : o->slots,
-                             .steps_in_flight = o->pp == 1 ? 1 : o->pp + 1,
                              .kv_blocks = (int) (blocks * o->slots)};
     memcpy(r.layers, o->layers, sizeof r.layers);
     for (int i = 0; i < o->pp; i++) {
@@ -146,20 +145,9 @@ static enum status make_plan(struct engine *g, struct error *e)
     }
     try(plan_make(&g->plan, &r, e));
     if (!g->plan.fits) return error_set(e, ERR_NOMEM, "does_not_fit", "%s", g->plan.reason);
-    const struct plan *p = &g->plan;
-    g->template = (struct wire_assign){.tp = p->tp,
-                                       .kv_blocks = p->kv_blocks,
-                                       .slots = p->slots,
-                                       .max_blocks = p->max_blocks,
-                                       .max_rows = p->max_rows,
-                                       .max_out = p->max_out,
-                                       .steps_in_flight = p->steps_in_flight,
-                                       .max_context = p->max_context,
-                                       .chunk = p->chunk,
-                                       .score = o->score};
-    plan_hash(p, g->model_hash, r.f32, g->template.plan);
-    snprintf(g->template.precision, sizeof g->template.precision, "%s",
-             precision_name(o->precision));
+    char hash[PLAN_HASH_SIZE];
+    plan_hash(&g->plan, g->model_hash, r.f32, hash);
+    g->template = peers_template(&g->plan, hash, r.f32, o->score);
     return OK;
 }
 
