@@ -1,13 +1,12 @@
 #include "common/checkpoint.h"
+
+#include "common/checkpoint_index.h"
 #include "common/safetensors.h"
 
-#include <errno.h>
-#include <jansson.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -23,79 +22,6 @@ struct checkpoint {
 static enum status no_memory(struct error *e)
 {
     return error_set(e, ERR_NOMEM, NULL, "no memory for the list of tensors");
-}
-
-// --- the index
-
-// A file of the checkpoint lies in its directory: a name that leaves it is refused.
-static bool file_name_ok(const char *name)
-{
-    return name != NULL && name[0] != '\0' && strchr(name, '/') == NULL && strcmp(name, ".") != 0 &&
-           strcmp(name, "..") != 0 && strlen(name) <= NAME_MAX;
-}
-
-static int by_text(const void *a, const void *b)
-{
-    return strcmp(*(const char *const *) a, *(const char *const *) b);
-}
-
-// The distinct file names of the weight map, ascending. `names` (n) point into the map.
-static enum status list_files(json_t *map, const char ***names, int *n, struct error *e)
-{
-    size_t most = json_object_size(map), count = 0;
-    if (most > CHECKPOINT_TENSORS_MAX) {
-        return error_set(e, ERR_LIMIT, "bad_checkpoint", "the index lists more than %d tensors",
-                         CHECKPOINT_TENSORS_MAX);
-    }
-    const char **list = calloc(most + 1, sizeof *list), *name;
-    if (list == NULL) return no_memory(e);
-    json_t *value;
-    json_object_foreach(map, name, value) {
-        const char *file = json_string_value(value);
-        if (!file_name_ok(file)) {
-            free(list);
-            return error_set(e, ERR_INPUT, "bad_checkpoint",
-                             "the index gives tensor %.80s no valid file name", name);
-        }
-        list[count++] = file;
-    }
-    qsort(list, count, sizeof *list, by_text);
-    *n = 0;
-    for (size_t i = 0; i < count; i++) {
-        if (i == 0 || strcmp(list[i], list[*n - 1]) != 0) list[(*n)++] = list[i];
-    }
-    *names = list;
-    if (*n > 0 && *n <= CHECKPOINT_FILES_MAX) return OK;
-    free(list);
-    return *n == 0 ? error_set(e, ERR_INPUT, "bad_checkpoint", "the index lists no tensor")
-                   : error_set(e, ERR_LIMIT, "bad_checkpoint", "more than %d files",
-                               CHECKPOINT_FILES_MAX);
-}
-
-// Reads the index. *root is NULL if the directory has none.
-static enum status read_index(const char *dir, json_t **root, struct error *e)
-{
-    char path[PATH_MAX];
-    struct stat s;
-    *root = NULL;
-    if (snprintf(path, sizeof path, "%s/model.safetensors.index.json", dir) >= (int) sizeof path) {
-        return error_set(e, ERR_IO, NULL, "the path %.80s... is too long", dir);
-    }
-    if (stat(path, &s) != 0) {
-        return errno == ENOENT ? OK : error_set(e, ERR_IO, NULL, "cannot open %s: %m", path);
-    }
-    if (!S_ISREG(s.st_mode) || s.st_size > SAFETENSORS_INDEX_MAX) {
-        return error_set(e, ERR_LIMIT, "bad_checkpoint", "%s is no file of up to %lld bytes", path,
-                         SAFETENSORS_INDEX_MAX);
-    }
-    json_error_t why;
-    *root = json_load_file(path, JSON_REJECT_DUPLICATES, &why);
-    if (json_is_object(json_object_get(*root, "weight_map"))) return OK;
-    enum status status = error_set(e, ERR_INPUT, "bad_checkpoint", "%s has no weight_map: %s", path,
-                                   *root == NULL ? why.text : "the key is missing or no object");
-    json_decref(*root);
-    *root = NULL;
-    return status;
 }
 
 // --- open
@@ -159,22 +85,23 @@ static enum status sort_tensors(struct checkpoint *c, struct error *e)
 }
 
 // The index and the headers must say the same.
-static enum status check_index(const struct checkpoint *c, json_t *map, struct error *e)
+static enum status in_its_file(void *arg, const char *tensor, const char *file, struct error *e)
 {
-    const char *name;
-    json_t *value;
-    json_object_foreach(map, name, value) {
-        const char *file = json_string_value(value);
-        const struct tensor *t = checkpoint_find(c, name);
-        if (t == NULL || strcmp(file_name(c, t), file) != 0) {
-            return error_set(e, ERR_INPUT, "bad_checkpoint",
-                             "the index has tensor %.200s in %s, but that file does not hold it",
-                             name, file);
-        }
-    }
+    const struct checkpoint *c = arg;
+    const struct tensor *t = checkpoint_find(c, tensor);
+    if (t != NULL && strcmp(file_name(c, t), file) == 0) return OK;
+    return error_set(e, ERR_INPUT, "bad_checkpoint",
+                     "the index has tensor %.200s in %s, but that file does not hold it", tensor,
+                     file);
+}
+
+static enum status check_index(struct checkpoint *c, const struct checkpoint_index *x,
+                               struct error *e)
+{
+    try(checkpoint_index_walk(x, in_its_file, c, e));
     for (int i = 0; i < c->n_tensors; i++) {
         const struct tensor *t = c->by_name[i];
-        if (json_object_get(map, t->name) != NULL) continue;
+        if (checkpoint_index_find(x, t->name) >= 0) continue;
         return error_set(e, ERR_INPUT, "bad_checkpoint",
                          "tensor %s is in %s, but the index does not list it", t->name,
                          file_name(c, t));
@@ -182,30 +109,24 @@ static enum status check_index(const struct checkpoint *c, json_t *map, struct e
     return OK;
 }
 
-static enum status open_indexed(struct checkpoint *c, const char *dir, json_t *map, struct error *e)
-{
-    const char **names = NULL;
-    int n = 0;
-    try(list_files(map, &names, &n, e));
-    enum status status = open_files(c, dir, names, n, e);
-    free(names);
-    try(status);
-    try(sort_tensors(c, e));
-    return check_index(c, map, e);
-}
-
-static enum status open_single(struct checkpoint *c, const char *dir, struct error *e)
+static enum status check_single(const char *dir, struct error *e)
 {
     char path[PATH_MAX];
-    const char *name = "model.safetensors";
-    if (snprintf(path, sizeof path, "%s/%s", dir, name) < (int) sizeof path &&
-        access(path, F_OK) != 0) {
-        return error_set(e, ERR_IO, "no_checkpoint",
-                         "%s holds neither model.safetensors.index.json nor model.safetensors",
-                         dir);
+    if (snprintf(path, sizeof path, "%s/" CHECKPOINT_SINGLE, dir) >= (int) sizeof path ||
+        access(path, F_OK) == 0) {
+        return OK;
     }
-    try(open_files(c, dir, &name, 1, e));
-    return sort_tensors(c, e);
+    return error_set(e, ERR_IO, "no_checkpoint",
+                     "%s holds neither model.safetensors.index.json nor " CHECKPOINT_SINGLE, dir);
+}
+
+static enum status open_all(struct checkpoint *c, const char *dir,
+                            const struct checkpoint_index *x, struct error *e)
+{
+    if (checkpoint_index_is_single(x)) try(check_single(dir, e));
+    try(open_files(c, dir, x->files, x->n_files, e));
+    try(sort_tensors(c, e));
+    return check_index(c, x, e);
 }
 
 enum status checkpoint_open(struct checkpoint **checkpoint, const char *dir, struct error *e)
@@ -213,13 +134,12 @@ enum status checkpoint_open(struct checkpoint **checkpoint, const char *dir, str
     *checkpoint = NULL;
     struct checkpoint *c = calloc(1, sizeof *c);
     if (c == NULL) return no_memory(e);
-    json_t *index;
-    enum status status = read_index(dir, &index, e);
+    struct checkpoint_index index;
+    enum status status = checkpoint_index_read(&index, dir, e);
     if (status == OK) {
-        status = index != NULL ? open_indexed(c, dir, json_object_get(index, "weight_map"), e)
-                               : open_single(c, dir, e);
+        status = open_all(c, dir, &index, e);
+        checkpoint_index_deinit(&index);
     }
-    json_decref(index);
     if (status == OK) *checkpoint = c;
     else checkpoint_close(&c);
     return status;

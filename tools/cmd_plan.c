@@ -1,9 +1,10 @@
 // penstock plan: whether a model fits on given devices, how it is cut into stages, and what each
-// rank then holds. Reads config.json only.
+// rank then holds. Reads config.json only, and with --files the checkpoint's index.
 #include "common/options.h"
 #include "common/plan.h"
 #include "tools/commands.h"
 #include "tools/outcome.h"
+#include "tools/plan_files.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -13,7 +14,7 @@ struct asked {
     const char *model, *layers, *precision;
     int64_t nodes, gpus, vram, reserve;
     int64_t pp, tp, slots, max_context, max_rows;
-    bool json;
+    bool files, json;
 };
 
 // A stage lies on one node, and a node with more devices than tp holds several. r's pp is set where
@@ -107,6 +108,30 @@ static json_t *stages_json(const struct plan *p)
     return list;
 }
 
+// For scripts: a line a file, with the stage that reads it; neighbours may share one.
+static void print_files(const struct plan_files *f)
+{
+    for (int i = 0; i < f->n_stages; i++) {
+        for (int k = 0; k < f->index.n_files; k++) {
+            const char *name = plan_files_name(f, i, k);
+            if (name != NULL) printf("%d\t%s\n", i, name);
+        }
+    }
+}
+
+static void add_files(json_t *plan, const struct plan_files *f)
+{
+    for (int i = 0; i < f->n_stages; i++) {
+        json_t *list = json_array();
+        for (int k = 0; k < f->index.n_files; k++) {
+            const char *name = plan_files_name(f, i, k);
+            if (name != NULL) json_array_append_new(list, json_string(name));
+        }
+        json_object_set_new(json_array_get(json_object_get(plan, "stages"), (size_t) i), "files",
+                            list);
+    }
+}
+
 // Layers are [first, last).
 static json_t *plan_json(const struct plan *p)
 {
@@ -118,6 +143,20 @@ static json_t *plan_json(const struct plan *p)
         "kv_tokens", (json_int_t) p->kv_blocks * KV_BLOCK_ROWS, "slots", p->slots, "max_context",
         p->max_context, "max_rows", p->max_rows, "steps_in_flight", p->steps_in_flight, "reason",
         p->reason[0] != '\0' ? p->reason : NULL);
+}
+
+static int answer(const struct asked *a, const struct plan *p, const struct plan_files *files)
+{
+    int status = p->fits ? EXIT_DONE : EXIT_FAILED;
+    if (a->json) {
+        json_t *plan = plan_json(p);
+        if (a->files) add_files(plan, files);
+        return outcome_json(plan, status);
+    }
+    if (a->files) print_files(files);
+    else print_table(a, p);
+    if (a->files && !p->fits) fprintf(stderr, "penstock plan: %s\n", p->reason);
+    return status;
 }
 
 int cmd_plan(int argc, char **argv)
@@ -151,6 +190,8 @@ int cmd_plan(int argc, char **argv)
          .help = "Of activations and KV (default bf16)."},
         {.name = "reserve", .kind = OPTION_BYTES, .value = &a.reserve, .argument = "BYTES",
          .help = "Of each GPU, left to others (default 0)."},
+        {.name = "files", .kind = OPTION_FLAG, .value = &a.files,
+         .help = "Instead of the table: STAGE and the name of each checkpoint file it reads."},
         {.name = "json", .kind = OPTION_FLAG, .value = &a.json,
          .help = "One JSON object on stdout instead of the table."},
     };
@@ -176,8 +217,11 @@ int cmd_plan(int argc, char **argv)
     struct plan p;
     if (model_config_load(&c, a.model, &e) != OK) return outcome_failed(o.program, &e, a.json);
     if (make(&a, &c, &p, &e) != OK) return outcome_failed(o.program, &e, a.json);
-    int status = p.fits ? EXIT_DONE : EXIT_FAILED;
-    if (a.json) return outcome_json(plan_json(&p), status);
-    print_table(&a, &p);
+    struct plan_files files = {0};
+    if (a.files && plan_files_find(&files, a.model, &c, &p, &e) != OK) {
+        return outcome_failed(o.program, &e, a.json);
+    }
+    int status = answer(&a, &p, &files);
+    plan_files_deinit(&files);
     return status;
 }
