@@ -99,7 +99,7 @@ static bool say(struct jobs *j, const struct peer *to, const struct wire_message
 
 static void say_cancel(struct jobs *j, const struct job_key *key)
 {
-    struct wire_message m = {.command = WIRE_CANCEL, .key = *key};
+    struct wire_message m = {.command = WIRE_CANCEL, .cancel = {.key = *key}};
     if (j->epoch != 0) say(j, &j->head, &m);
 }
 

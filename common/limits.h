@@ -69,6 +69,11 @@
 #define RETRY_BASE_MS 1000ll
 #define RETRY_MOST_MS (300ll * 1000)
 
+// --- streams
+#define STREAM_REPORT_MS 50ll   // a head tells text of a job with `stream` so often, or
+#define STREAM_REPORT_TOKENS 32 // after so many tokens
+#define STREAM_CHUNK_MAX (1 * MIB) // text of one TOKENS
+
 // --- wire
 #define WIRE_HEADER_MAX (4 * KIB)
 #define WIRE_BODY_MAX (64 * MIB) // control plane: JOB with a whole context of ids, RESULT, HELLO
@@ -81,6 +86,7 @@
 
 _Static_assert(JOB_MESSAGE_MAX > JOB_BODY_MAX, "a job holds its body and its other fields");
 _Static_assert(CONTEXT_MAX * 4ll <= WIRE_BODY_MAX, "a JOB frame carries a whole context of ids");
+_Static_assert(CONTEXT_MAX * 4ll + STREAM_CHUNK_MAX < WIRE_BODY_MAX, "a TOKENS frame fits");
 _Static_assert(LEASE_MS > 3 * DEAD_AFTER_MS, "liveness ends before the lease does");
 _Static_assert(STEPS_IN_FLIGHT_MAX <= PP_MAX, "sanity");
 

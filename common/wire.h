@@ -31,6 +31,7 @@ enum wire_command {
 };
 
 enum wire_state { WIRE_IDLE, WIRE_LOADING, WIRE_LOADED, WIRE_SERVING, WIRE_DRAINING, WIRE_LOST };
+enum wire_reason { WIRE_REASON_CANCELLED, WIRE_REASON_EXPIRED };
 enum wire_outcome { WIRE_OUTCOME_OK, WIRE_OUTCOME_STALE, WIRE_OUTCOME_UNKNOWN };
 
 // Borrowed bytes: of the received frames, or of the caller when encoding.
@@ -137,6 +138,7 @@ struct wire_job {
     int n_stop_ids;
     bool ignore_eos;
     bool score;        // logits of every row come back (LOGITS)
+    bool stream;       // TOKENS carry text, and come often
     char custom_id[JOB_CUSTOM_ID_MAX + 1];
     int attempts;      // this one included; for the result
     uint64_t queued_ms; // spent until now; for the result
@@ -156,9 +158,10 @@ struct wire_reject {
 struct wire_tokens {
     struct job_key key;
     int offset; // of the first id among the generated tokens
+    int text_offset; // of the first byte of `text` in the whole text
     // --- body
     struct wire_bytes ids;  // int32 little-endian
-    struct wire_bytes text; // bytes released by these tokens, UTF-8
+    struct wire_bytes text; // whole characters that no later token changes
 };
 
 struct wire_logits {
@@ -175,6 +178,11 @@ struct wire_result {
 struct wire_committed {
     struct job_key key;
     enum wire_outcome outcome;
+};
+
+struct wire_cancel {
+    struct job_key key;
+    enum wire_reason reason;
 };
 
 struct wire_error {
@@ -205,12 +213,13 @@ struct wire_message {
         struct wire_failed failed;
         struct wire_credit credit;
         struct wire_job job;
-        struct job_key key;        // ACCEPT, CANCEL
+        struct job_key key;        // ACCEPT
         struct wire_reject reject;
         struct wire_tokens tokens;
         struct wire_logits logits;
         struct wire_result result;
         struct wire_committed committed;
+        struct wire_cancel cancel;
         struct wire_error error;
         struct wire_ping ping;
         struct wire_pong pong;
@@ -243,6 +252,7 @@ void wire_ids_copy(struct wire_bytes ids, int32_t *to);
 
 const char *wire_command_name(enum wire_command command);
 const char *wire_state_name(enum wire_state state);
+const char *wire_reason_name(enum wire_reason reason);
 const char *wire_outcome_name(enum wire_outcome outcome);
 
 #endif

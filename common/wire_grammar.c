@@ -2,6 +2,7 @@
 
 const char *const wire_state_names[] = {"idle",    "loading",  "loaded", "serving",
                                         "draining", "lost", NULL};
+const char *const wire_reason_names[] = {"cancelled", "expired", NULL};
 const char *const wire_outcome_names[] = {"ok", "stale", "unknown", NULL};
 
 #define KEY(s, k)                                                                                  \
@@ -155,6 +156,7 @@ static const struct schema_field job[] = {
      SCHEMA_OPTIONAL, .most = STOP_IDS_MAX},
     BOOL("ignore_eos", M, job.ignore_eos),
     BOOL("score", M, job.score),
+    BOOL("stream", M, job.stream),
     TEXT("custom_id", M, job.custom_id, SCHEMA_OPTIONAL),
     INT("attempts", M, job.attempts, INT32_MAX),
     U64("queued_ms", M, job.queued_ms, SCHEMA_OPTIONAL),
@@ -168,7 +170,7 @@ static const struct schema_field job_body[] = {
      .most = STOP_STRINGS_MAX},
 };
 
-static const struct schema_field only_key[] = {TERM, KEY(M, key)}; // ACCEPT, CANCEL
+static const struct schema_field only_key[] = {TERM, KEY(M, key)}; // ACCEPT
 
 static const struct schema_field reject[] = {
     TERM,
@@ -181,6 +183,7 @@ static const struct schema_field tokens[] = {
     TERM,
     KEY(M, tokens.key),
     INT("offset", M, tokens.offset, CONTEXT_MAX),
+    INT("text_offset", M, tokens.text_offset, WIRE_BODY_MAX, SCHEMA_OPTIONAL),
 };
 
 static const struct schema_field tokens_body[] = {
@@ -202,6 +205,12 @@ static const struct schema_field committed[] = {
     TERM,
     KEY(M, committed.key),
     ENUM("outcome", M, committed.outcome, wire_outcome_names),
+};
+
+static const struct schema_field cancel[] = {
+    TERM,
+    KEY(M, cancel.key),
+    ENUM("reason", M, cancel.reason, wire_reason_names, SCHEMA_OPTIONAL),
 };
 
 static const struct schema_field error[] = {
@@ -244,7 +253,7 @@ const struct wire_grammar wire_grammars[WIRE_N_COMMANDS] = {
     [WIRE_LOGITS] = {.name = "LOGITS", .header = SCHEMA_FIELDS(logits), RAW(logits.rows)},
     [WIRE_RESULT] = {.name = "RESULT", .header = SCHEMA_FIELDS(result), RAW(result.result)},
     [WIRE_COMMITTED] = {.name = "COMMITTED", .header = SCHEMA_FIELDS(committed)},
-    [WIRE_CANCEL] = {.name = "CANCEL", .header = SCHEMA_FIELDS(only_key)},
+    [WIRE_CANCEL] = {.name = "CANCEL", .header = SCHEMA_FIELDS(cancel)},
     [WIRE_DRAIN] = {.name = "DRAIN", .header = SCHEMA_FIELDS(only_term)},
     [WIRE_BYE] = {.name = "BYE", .header = SCHEMA_FIELDS(only_term)},
     [WIRE_ERROR] = {.name = "ERROR", .header = SCHEMA_FIELDS(error)},

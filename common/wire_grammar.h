@@ -15,6 +15,7 @@ struct wire_grammar {
 
 extern const struct wire_grammar wire_grammars[WIRE_N_COMMANDS];
 extern const char *const wire_state_names[];
+extern const char *const wire_reason_names[];
 extern const char *const wire_outcome_names[];
 
 #endif

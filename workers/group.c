@@ -445,7 +445,7 @@ static void on_message(struct group *g, const struct wire_message *m, int64_t no
     case WIRE_UNASSIGN: on_unassign(g, &m->stage); break;
     case WIRE_JOB: on_job(g, &m->job, now_ms); break;
     case WIRE_CANCEL:
-        if (g->head != NULL) head_cancel(g->head, &m->key, now_ms);
+        if (g->head != NULL) head_cancel(g->head, &m->cancel.key, m->cancel.reason, now_ms);
         break;
     case WIRE_COMMITTED:
         if (g->head != NULL) head_committed(g->head, &m->committed.key);
@@ -518,6 +518,17 @@ static enum status serve(struct group *g, int64_t now_ms, struct error *e)
     return OK;
 }
 
+// How long the loop may sleep: TOKENS that are due next are not left lying.
+static long turn_ms(const struct group *g)
+{
+    if (g->linking) return LINK_TURN_MS;
+    int64_t due = g->head != NULL && g->state == WIRE_SERVING ? head_report_due(g->head)
+                                                              : INT64_MAX;
+    if (due == INT64_MAX) return TURN_MS;
+    int64_t left = due - clock_ms();
+    return left < 1 ? 1 : left < TURN_MS ? (long) left : TURN_MS;
+}
+
 static void wait_for_events(struct group *g)
 {
     zmq_pollitem_t items[5] = {{.socket = g->control.socket, .events = ZMQ_POLLIN},
@@ -532,7 +543,7 @@ static void wait_for_events(struct group *g)
     if (g->open && !g->ending && g->epoch.tokens_in.socket != NULL) {
         items[n++] = (zmq_pollitem_t){.socket = g->epoch.tokens_in.socket, .events = ZMQ_POLLIN};
     }
-    zmq_poll(items, n, g->linking ? LINK_TURN_MS : TURN_MS);
+    zmq_poll(items, n, turn_ms(g));
     uint64_t times;
     if (g->stage != NULL && read(stage_fd(g->stage), &times, sizeof times) < 0) {
         check(errno == EAGAIN || errno == EINTR, "eventfd: %s", strerror(errno));

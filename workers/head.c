@@ -2,6 +2,7 @@
 
 #include "common/carve.h"
 #include "common/log.h"
+#include "common/utf8.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -223,10 +224,16 @@ enum status head_accept(struct head *h, const struct wire_job *job, int64_t now_
     return OK;
 }
 
-void head_cancel(struct head *h, const struct job_key *key, int64_t now_ms)
+void head_cancel(struct head *h, const struct job_key *key, enum wire_reason reason,
+                 int64_t now_ms)
 {
     struct seq *q = find_seq(h, key);
-    if (q != NULL) finish(h, q, RESULT_CANCELLED, RESULT_NO_FINISH, NULL, now_ms);
+    struct error why;
+    bool expired = reason == WIRE_REASON_EXPIRED;
+    error_set(&why, ERR_ABORTED, wire_reason_name(reason), "%s",
+              expired ? "the deadline passed" : "the job was cancelled");
+    if (q == NULL) return;
+    finish(h, q, expired ? RESULT_EXPIRED : RESULT_CANCELLED, RESULT_NO_FINISH, &why, now_ms);
 }
 
 void head_drop(struct head *h, const struct job_key *key)
@@ -329,31 +336,56 @@ void head_tokens(struct head *h, uint64_t step, const struct step_token *tokens,
 
 // --- reports
 
+// The text to be told now: whole characters, no more than a frame takes.
+static struct wire_bytes fresh_text(const struct seq *q)
+{
+    size_t n = q->text.ready - q->text_reported;
+    if (!q->stream || q->text.text.data == NULL || n == 0) return (struct wire_bytes){"", 0};
+    const char *at = (const char *) q->text.text.data + q->text_reported;
+    if (n > (size_t) STREAM_CHUNK_MAX) n = utf8_valid_prefix(at, (size_t) STREAM_CHUNK_MAX);
+    return (struct wire_bytes){at, n};
+}
+
 static void report_tokens(struct head *h, struct seq *q, int64_t now_ms)
 {
     int n = q->n_known - q->n_prompt;
     struct wire_tokens t = {.key = q->key,
                             .offset = q->n_reported,
+                            .text_offset = q->stream ? (int) q->text_reported : 0,
                             .ids = {q->ids + q->n_prompt + q->n_reported,
                                     (size_t) (n - q->n_reported) * sizeof *q->ids},
-                            .text = {q->text.text.data + q->text_reported,
-                                     q->text.ready - q->text_reported}};
-    if (q->text.text.data == NULL) t.text = (struct wire_bytes){"", 0};
+                            .text = fresh_text(q)};
     if (!h->events.tokens(h->events.arg, &t)) return;
     q->n_reported = n;
-    q->text_reported = q->text.ready;
+    if (q->stream) q->text_reported += t.text.n;
     q->reported_ms = now_ms;
+}
+
+// When the sequence's TOKENS are due; INT64_MAX: there is nothing to tell.
+static int64_t report_due(const struct head *h, const struct seq *q)
+{
+    int most = q->stream ? STREAM_REPORT_TOKENS : h->options.report_tokens;
+    int fresh = q->used ? q->n_known - q->n_prompt - q->n_reported : 0;
+    bool text = q->used && q->stream && q->text.ready > q->text_reported;
+    if (fresh == 0 && !text) return INT64_MAX;
+    if (fresh >= most) return INT64_MIN;
+    return q->reported_ms + (q->stream ? STREAM_REPORT_MS : h->options.report_ms);
+}
+
+int64_t head_report_due(const struct head *h)
+{
+    int64_t first = INT64_MAX;
+    for (int i = 0; i < h->options.limits.slots; i++) {
+        int64_t due = report_due(h, &h->seqs[i]);
+        if (due < first) first = due;
+    }
+    return first;
 }
 
 void head_report(struct head *h, int64_t now_ms, int64_t again_ms)
 {
     for (int i = 0; i < h->options.limits.slots; i++) {
-        struct seq *q = &h->seqs[i];
-        int fresh = q->used ? q->n_known - q->n_prompt - q->n_reported : 0;
-        if (fresh >= h->options.report_tokens ||
-            (fresh > 0 && now_ms - q->reported_ms >= h->options.report_ms)) {
-            report_tokens(h, q, now_ms);
-        }
+        if (report_due(h, &h->seqs[i]) <= now_ms) report_tokens(h, &h->seqs[i], now_ms);
     }
     for (struct kept_result *r = h->kept; r != NULL; r = r->next) {
         if (r->sent_ms > 0 && now_ms - r->sent_ms < again_ms) continue;
@@ -366,7 +398,7 @@ void head_report_again(struct head *h)
     for (int i = 0; i < h->options.limits.slots; i++) {
         struct seq *q = &h->seqs[i];
         q->n_reported = q->n_resumed;
-        q->text_reported = q->text_resumed;
+        q->text_reported = 0;
     }
     for (struct kept_result *r = h->kept; r != NULL; r = r->next) r->sent_ms = 0;
 }

@@ -21,7 +21,7 @@ struct head_options {
     int steps_in_flight;
     const char *model_hash, *plan_hash;  // copied
     int report_tokens;    // TOKENS leave after so many new ones, or
-    int64_t report_ms;    // after this time
+    int64_t report_ms;    // after this time; jobs with `stream`: STREAM_REPORT_TOKENS, _MS
 };
 
 // A result that waits for COMMITTED.
@@ -74,8 +74,10 @@ void head_destroy(struct head **head);
 enum status head_accept(struct head *h, const struct wire_job *job, int64_t now_ms,
                         struct error *e);
 
-// Ends a sequence whose result is `cancelled`. Unknown keys are ignored.
-void head_cancel(struct head *h, const struct job_key *key, int64_t now_ms);
+// Ends a sequence with what it has; the result's status is the reason. No later step has rows of
+// it. Unknown keys are ignored.
+void head_cancel(struct head *h, const struct job_key *key, enum wire_reason reason,
+                 int64_t now_ms);
 
 // Drops a sequence without a result: another attempt owns the job.
 void head_drop(struct head *h, const struct job_key *key);
@@ -91,8 +93,11 @@ void head_tokens(struct head *h, uint64_t step, const struct step_token *tokens,
 // Offers what is due: TOKENS, and RESULTs never sent or sent more than `again_ms` ago.
 void head_report(struct head *h, int64_t now_ms, int64_t again_ms);
 
+// When TOKENS are due next; INT64_MAX: there are none.
+int64_t head_report_due(const struct head *h);
+
 // Another broker listens, or the connection is new: this attempt's tokens are told from its
-// beginning.
+// beginning, and the text of a stream from its own.
 void head_report_again(struct head *h);
 
 // The broker has the result (or nobody wants it).

@@ -57,6 +57,7 @@ enum status seq_begin(struct seq *q, const struct wire_job *job, const struct mo
                       .n_stop_ids = job->n_stop_ids,
                       .ignore_eos = job->ignore_eos,
                       .score = job->score,
+                      .stream = job->stream,
                       .ids = ids,
                       .n_prompt = wire_ids_count(job->ids),
                       .n_resumed = wire_ids_count(job->resume),
@@ -88,7 +89,6 @@ enum status seq_begin(struct seq *q, const struct wire_job *job, const struct mo
         return status;
     }
     q->n_reported = q->n_known - q->n_prompt;
-    q->text_reported = q->text_resumed = q->text.ready;
     return OK;
 }
 

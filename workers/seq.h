@@ -22,15 +22,14 @@ struct seq {
     struct sampling sampling;
     int32_t stop_ids[STOP_IDS_MAX];
     int n_stop_ids;
-    bool ignore_eos, score;
+    bool ignore_eos, score, stream;
     int32_t *ids;    // (max_context) prompt, resumed and chosen; the head's storage
     int n_prompt, n_known, n_resumed;
     int max_tokens;  // in all, resumed ones included
     int n_scored;    // score: rows whose logits have left
     struct text_stream text;
     int n_reported;  // tokens told to the broker
-    size_t text_reported;
-    size_t text_resumed; // bytes of the resumed tokens' text
+    size_t text_reported; // stream: bytes told, from the text's beginning on
     int64_t reported_ms;
     struct result_token *logprobs; // (max_tokens, 1 + n_logprobs); NULL unless asked for
     int *n_top;                    // (max_tokens)
@@ -50,7 +49,7 @@ enum status seq_append(struct seq *q, const struct model_config *config,
                        const struct step_token *token, int64_t now_ms, enum result_finish *end,
                        struct error *e);
 
-// What became of it, as msgpack; `status` RESULT_OK, _CANCELLED, or _ERROR with `why`.
+// What became of it, as msgpack; `why` unless it is RESULT_OK.
 enum status seq_result(struct seq *q, enum result_status status, enum result_finish finish,
                        const char *model_hash, const char *plan_hash, const struct error *why,
                        struct buffer *to, struct error *e);

@@ -247,7 +247,7 @@ static void on_message(struct fake_group *g, const struct wire_message *m)
         send(g, &answer);
         break;
     case WIRE_CANCEL:
-        j = find(g, &m->key);
+        j = find(g, &m->cancel.key);
         if (j == NULL || !j->running) break;
         j->cancelled = true;
         fake_group_finish(g, j);

@@ -84,7 +84,7 @@ static void job(struct wire_job *j, bool full)
                                     .frequency_penalty = 0.25f, .top_k = 40, .n_logprobs = 5,
                                     .seed = 0x123456789abcdef0};
     j->stop_ids[0] = 1, j->stop_ids[1] = 100001, j->n_stop_ids = 2;
-    j->ignore_eos = j->score = true;
+    j->ignore_eos = j->score = j->stream = true;
     TEXT_INTO(j->custom_id, "row 17");
     j->attempts = 2;
     j->queued_ms = 90000;
@@ -118,7 +118,7 @@ static void fill(struct wire_message *m, bool full)
         m->credit = (struct wire_credit){1, 7, 1020, full ? UINT64_MAX : 40000};
         break;
     case WIRE_JOB: job(&m->job, full); break;
-    case WIRE_ACCEPT: case WIRE_CANCEL: set_key(&m->key); break;
+    case WIRE_ACCEPT: set_key(&m->key); break;
     case WIRE_REJECT:
         set_key(&m->reject.key);
         failure(m->reject.code, m->reject.message, full);
@@ -127,8 +127,8 @@ static void fill(struct wire_message *m, bool full)
         set_key(&m->tokens.key);
         m->tokens.offset = full ? 17 : 0;
         m->tokens.ids = bytes_of(some_ids, full ? sizeof some_ids : 4);
-        if (full)
-            m->tokens.text = bytes_of("gr\xc3\xbc\xc3", 5); // released bytes may cut a character
+        m->tokens.text_offset = full ? 40 : 0;
+        if (full) m->tokens.text = bytes_of("gr\xc3\xbc", 4);
         break;
     case WIRE_LOGITS:
         set_key(&m->logits.key);
@@ -142,6 +142,10 @@ static void fill(struct wire_message *m, bool full)
     case WIRE_COMMITTED:
         set_key(&m->committed.key);
         m->committed.outcome = full ? WIRE_OUTCOME_UNKNOWN : WIRE_OUTCOME_OK;
+        break;
+    case WIRE_CANCEL:
+        set_key(&m->cancel.key);
+        m->cancel.reason = full ? WIRE_REASON_EXPIRED : WIRE_REASON_CANCELLED;
         break;
     case WIRE_ERROR: failure(m->error.code, m->error.message, full); break;
     case WIRE_PING: m->ping.seq = 99; break;

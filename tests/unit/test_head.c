@@ -382,7 +382,7 @@ static void test_random_lives(void **state)
                 struct wire_running running[SLOTS];
                 int n = head_list_running(p.head, running, SLOTS);
                 if (n > 0 && rand() % 2 == 0) {
-                    head_cancel(p.head, &running[rand() % n].key, now_ms);
+                    head_cancel(p.head, &running[rand() % n].key, WIRE_REASON_CANCELLED, now_ms);
                     last_results = p.said.n_results;
                 } else if (n > 0) {
                     head_drop(p.head, &running[rand() % n].key);
