@@ -139,6 +139,7 @@ struct wire_job {
     bool ignore_eos;
     bool score;        // logits of every row come back (LOGITS)
     bool stream;       // TOKENS carry text, and come often
+    int class;         // prompts of a lower one are prefilled first
     char custom_id[JOB_CUSTOM_ID_MAX + 1];
     int attempts;      // this one included; for the result
     uint64_t queued_ms; // spent until now; for the result

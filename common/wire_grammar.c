@@ -157,6 +157,7 @@ static const struct schema_field job[] = {
     BOOL("ignore_eos", M, job.ignore_eos),
     BOOL("score", M, job.score),
     BOOL("stream", M, job.stream),
+    INT("class", M, job.class, JOB_CLASSES - 1, SCHEMA_OPTIONAL),
     TEXT("custom_id", M, job.custom_id, SCHEMA_OPTIONAL),
     INT("attempts", M, job.attempts, INT32_MAX),
     U64("queued_ms", M, job.queued_ms, SCHEMA_OPTIONAL),

@@ -218,7 +218,7 @@ enum status head_accept(struct head *h, const struct wire_job *job, int64_t now_
     h->n_blocks[slot] = n_blocks;
     h->opened[slot] = 0;
     h->n_running++;
-    sched_admit(&h->sched, slot, q->n_prompt, q->n_known, q->score);
+    sched_admit(&h->sched, slot, q->n_prompt, q->n_known, job->class, q->score);
     // An earlier attempt had all tokens, and only its result was lost.
     if (end != RESULT_NO_FINISH) finish(h, q, RESULT_OK, end, NULL, now_ms);
     return OK;

@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+enum { CLASS_SHIFT = 56 }; // in `order`: so many bits number the sequences
+
 void sched_init(struct sched *s, struct sched_seq *storage, const struct step_limits *l, int chunk,
                 int steps_in_flight)
 {
@@ -17,14 +19,15 @@ void sched_init(struct sched *s, struct sched_seq *storage, const struct step_li
     memset(storage, 0, (size_t) l->slots * sizeof *storage);
 }
 
-void sched_admit(struct sched *s, int slot, int n_prompt, int n_known, bool all_logits)
+void sched_admit(struct sched *s, int slot, int n_prompt, int n_known, int class, bool all_logits)
 {
-    check(!s->seqs[slot].active && n_prompt >= 1 && n_known >= n_prompt);
+    check(!s->seqs[slot].active && n_prompt >= 1 && n_known >= n_prompt && class >= 0);
+    uint64_t first = (uint64_t) class << CLASS_SHIFT;
     s->seqs[slot] = (struct sched_seq){.active = true,
                                        .all_logits = all_logits,
                                        .n_known = n_known,
                                        .n_prompt = n_prompt,
-                                       .order = s->n_admitted++};
+                                       .order = first | s->n_admitted++};
 }
 
 void sched_remove(struct sched *s, int slot)
@@ -77,8 +80,8 @@ static void plan_decodes(struct sched *s, struct room *room, struct step_run *ru
     }
 }
 
-// The oldest sequence with more than one row to go (or a prompt of one) that isn't planned yet.
-static int oldest_prefill(const struct sched *s, uint64_t from)
+// The first sequence, by class and age, with more than one row to go (or a prompt of one) that isn't planned yet.
+static int next_prefill(const struct sched *s, uint64_t from)
 {
     int best = -1;
     for (int i = 0; i < s->slots; i++) {
@@ -94,7 +97,7 @@ static void plan_prefills(struct sched *s, struct room *room, struct step_run *r
 {
     uint64_t from = 0;
     while (room->rows > 0) {
-        int slot = oldest_prefill(s, from);
+        int slot = next_prefill(s, from);
         if (slot < 0) return;
         struct sched_seq *q = &s->seqs[slot];
         from = q->order + 1;

@@ -1,7 +1,7 @@
 // The scheduler: which rows of which sequences make the next step. Pure: no clock, heap, device or
 // socket; the head's leader calls it and applies what it says. Decodes go first and are spread
 // evenly over the steps in flight, so that every stage always has a batch; the rest of the token
-// budget goes to prefill chunks, oldest sequence first. A sequence's rows go in order, and a row
+// budget goes to prefill chunks: a lower class first, then the oldest sequence. A sequence's rows go in order, and a row
 // whose token isn't known yet is never planned, so the order of steps cannot change a result.
 #ifndef PENSTOCK_WORKERS_SCHED_H
 #define PENSTOCK_WORKERS_SCHED_H
@@ -17,7 +17,7 @@ struct sched_seq {
     int32_t n_known; // ids there are: prompt and chosen tokens
     int32_t n_sent;  // rows handed to the pipeline
     int32_t n_prompt;
-    uint64_t order;  // admission number: lower is older
+    uint64_t order;  // class, then admission number: lower goes first
 };
 
 struct sched {
@@ -36,7 +36,8 @@ void sched_init(struct sched *s, struct sched_seq *storage, const struct step_li
                 int steps_in_flight);
 
 // A sequence takes the free slot `slot`; n_known >= n_prompt ids are known (more when it resumes).
-void sched_admit(struct sched *s, int slot, int n_prompt, int n_known, bool all_logits);
+void sched_admit(struct sched *s, int slot, int n_prompt, int n_known, int class,
+                 bool all_logits);
 void sched_remove(struct sched *s, int slot);
 
 // The token after the last known one was chosen.

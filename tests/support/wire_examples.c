@@ -86,6 +86,7 @@ static void job(struct wire_job *j, bool full)
     j->stop_ids[0] = 1, j->stop_ids[1] = 100001, j->n_stop_ids = 2;
     j->ignore_eos = j->score = j->stream = true;
     TEXT_INTO(j->custom_id, "row 17");
+    j->class = 3;
     j->attempts = 2;
     j->queued_ms = 90000;
     j->resume = bytes_of(some_ids, 8);

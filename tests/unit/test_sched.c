@@ -18,7 +18,7 @@ static void one_sequence_prefills_in_chunks_then_decodes(void **state)
     struct step_limits l = {.max_rows = 16, .slots = 2, .max_out = 2};
     struct step_run runs[2];
     sched_init(&s, storage, &l, 8, 1);
-    sched_admit(&s, 1, 20, 20, false);
+    sched_admit(&s, 1, 20, 20, 0, false);
     int expected[3][3] = {{0, 8, RUN_NO_LOGITS}, {8, 8, RUN_NO_LOGITS}, {16, 4, RUN_LAST_ROW}};
     for (int i = 0; i < 3; i++) {
         assert_int_equal(sched_plan(&s, runs), 1);
@@ -34,6 +34,25 @@ static void one_sequence_prefills_in_chunks_then_decodes(void **state)
     assert_int_equal(runs[0].n, 1);
 }
 
+static void a_lower_class_is_prefilled_before_what_came_earlier(void **state)
+{
+    (void) state;
+    struct sched_seq storage[3];
+    struct sched s;
+    struct step_limits l = {.max_rows = 16, .slots = 3, .max_out = 3};
+    struct step_run runs[3];
+    sched_init(&s, storage, &l, 0, 1);
+    sched_admit(&s, 0, 40, 40, 3, false);
+    assert_int_equal(sched_plan(&s, runs), 1);
+    sched_admit(&s, 1, 10, 10, 3, false);
+    sched_admit(&s, 2, 10, 10, 0, false);
+    assert_int_equal(sched_plan(&s, runs), 2); // the long prompt has not come to its end
+    assert_int_equal(runs[0].slot, 2);
+    assert_int_equal(runs[0].n, 10);
+    assert_int_equal(runs[1].slot, 0);
+    assert_int_equal(runs[1].n, 6);
+}
+
 static void decodes_are_spread_over_the_steps_in_flight(void **state)
 {
     (void) state;
@@ -42,7 +61,7 @@ static void decodes_are_spread_over_the_steps_in_flight(void **state)
     struct step_limits l = {.max_rows = 64, .slots = SLOTS, .max_out = SLOTS};
     struct step_run runs[SLOTS];
     sched_init(&s, storage, &l, 0, 3);
-    for (int i = 0; i < 9; i++) sched_admit(&s, i, 1, 2, false); // each resumes: one row is due
+    for (int i = 0; i < 9; i++) sched_admit(&s, i, 1, 2, 0, false); // each resumes: one row is due
     for (int i = 0; i < 9; i++) storage[i].n_sent = 1;
     bool seen[SLOTS] = {false};
     for (int step = 0; step < 3; step++) {
@@ -63,7 +82,7 @@ static void scores_every_row_within_the_output_bound(void **state)
     struct step_limits l = {.max_rows = 16, .slots = 1, .max_out = 5};
     struct step_run runs[1];
     sched_init(&s, storage, &l, 0, 2);
-    sched_admit(&s, 0, 12, 12, true);
+    sched_admit(&s, 0, 12, 12, 0, true);
     for (int sent = 0; sent < 12; sent += runs[0].n) {
         assert_int_equal(sched_plan(&s, runs), 1);
         assert_int_equal(runs[0].pos, sent);
@@ -134,7 +153,7 @@ static void random_loads_finish_without_starving(void **state)
             for (int i = 0; i < SLOTS && to_admit > 0; i++) {
                 if (storage[i].active || rand() % 4 != 0) continue;
                 int n_prompt = 1 + rand() % 60, n_known = n_prompt + rand() % 3;
-                sched_admit(&s, i, n_prompt, n_known, false);
+                sched_admit(&s, i, n_prompt, n_known, 0, false);
                 length[i] = n_known + 1 + rand() % 30;
                 sent[i] = idle[i] = 0;
                 to_admit--;
@@ -188,13 +207,14 @@ static bool model_ready(const struct model_seq *q)
 static void model_admit(struct model *m, int slot)
 {
     struct model_seq *q = &m->seqs[slot];
+    int class = rand() % JOB_CLASSES;
     *q = (struct model_seq){.active = true,
                             .all_logits = rand() % 5 == 0,
                             .prompt = 1 + rand() % 60,
-                            .order = m->n_admitted++};
+                            .order = ((uint64_t) class << 32) + m->n_admitted++};
     q->known = q->prompt + (q->all_logits ? 0 : rand() % 4);
     q->length = q->all_logits ? q->known : q->known + 1 + rand() % 20;
-    sched_admit(&m->s, slot, q->prompt, q->known, q->all_logits);
+    sched_admit(&m->s, slot, q->prompt, q->known, class, q->all_logits);
 }
 
 // The oldest step comes back: tokens are chosen, sequences end.
@@ -339,7 +359,7 @@ static void decodes_take_turns(void **state)
             int length[SLOTS], idle[SLOTS] = {0}, count[SLOTS] = {0};
             sched_init(&s, storage, &l, 0, depth);
             for (int k = 0; k < n; k++) {
-                sched_admit(&s, k, 1, 2, false);
+                sched_admit(&s, k, 1, 2, 0, false);
                 storage[k].n_sent = 1;
                 length[k] = 1 << 20;
             }
@@ -366,6 +386,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_sequence_prefills_in_chunks_then_decodes),
+        cmocka_unit_test(a_lower_class_is_prefilled_before_what_came_earlier),
         cmocka_unit_test(decodes_are_spread_over_the_steps_in_flight),
         cmocka_unit_test(scores_every_row_within_the_output_bound),
         cmocka_unit_test(random_loads_finish_without_starving),
