@@ -1,0 +1,121 @@
+// What people ask of a queue (broker/queue_admin.lua).
+#include "tests/support/queue_library.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <hiredis/hiredis.h>
+
+static void test_tenants_and_their_budgets(void **state)
+{
+    (void) state;
+    expect("[0 [default 1 0 0 0 0 0]]", "tenants");
+    expect("ok", "tenant_set", "add", "big", "4", "1000", "8", "50000");
+    expect("exists", "tenant_set", "add", "big", "", "", "", "");
+    expect("unknown", "tenant_set", "set", "other", "2", "", "", "");
+    expect("ok", "tenant_set", "set", "big", "", "10", "", "");
+    expect_cmd("weight=4 bytes=10 jobs=8 tokens=50000", "HGET", "%Ttenants", "big");
+    assert_non_null(strstr(call("tenants"), "[big 4 10 8 50000 0 0]"));
+    expect("!BADARG", "tenant_set", "set", "big", "0", "", "", "");
+    expect("!BADARG", "tenant_set", "set", "big", "1001", "", "", "");
+    // What somebody wrote by hand is read as well as it can be.
+    cmd("HSET", "%Ttenants", "big", "7");
+    assert_non_null(strstr(call("tenants"), "[big 7 0 0 0 0 0]"));
+    cmd("HSET", "%Ttenants", "big", "junk");
+    assert_non_null(strstr(call("tenants"), "[big 1 0 0 0 0 0]"));
+}
+
+static void test_a_paused_queue_or_tenant_starts_nothing(void **state)
+{
+    (void) state;
+    make_job("1", "a");
+    expect("unknown", "pause", "nobody", "1");
+    expect("ok", "pause", "default", "1");
+    expect("[0 [default 1 0 0 0 1 1]]", "tenants");
+    expect("[[later default a]]", "claim", "1", "g", "30000", "100", "1", "default", "a");
+    expect("ok", "pause", "*", "1");
+    expect("ok", "pause", "default", "0");
+    expect("[1 [default 1 0 0 0 0 1]]", "tenants");
+    expect("[[later default a]]", "claim", "1", "g", "30000", "100", "2", "default", "a");
+    assert_non_null(strstr(call("stats"), "paused 1 paused_tenants 0"));
+    expect("ok", "pause", "*", "0");
+    const char *got = call("claim", "1", "g", "30000", "100", "3", "default", "a");
+    assert_non_null(strstr(got, "[ok default a 1"));
+    // What runs goes on, and a claim whose reply was lost is read back.
+    expect("ok", "pause", "*", "1");
+    got = call("claim", "1", "g", "30000", "100", "3", "default", "a");
+    assert_non_null(strstr(got, "[ok default a 1"));
+    expect("ok", "done", "1", "default", "a", "1", "done", "R");
+}
+
+static void test_dead_letters_are_listed_retried_and_purged(void **state)
+{
+    (void) state;
+    cmd("RPUSH", "%Tin:default", "junk");
+    call("take", "1", "default", "10", "1000", "1000");
+    expect("dead", "reject", "1", "default", "1", "", "", "bad_msgpack", "a sentence", "");
+    make_running("2", "b", "1");
+    expect("[dead 0]", "fail", "1", "default", "b", "1", "code", "why", "0", "1", "1", "0", "");
+    expect_cmd("[junk b]", "HVALS", "%Traw");
+    const char *got = call("dead", "default", "0", "10");
+    assert_non_null(strstr(got, "[0 [")); // all of them, newest first (or the same millisecond)
+    assert_non_null(strstr(got, " code why 1 0]"));
+    assert_non_null(strstr(got, " bad_msgpack a sentence 0 0]"));
+    got = call("dead", "default", "0", "1");
+    assert_memory_equal(got, "[1 [", 4);
+    expect("[0]", "dead", "other", "0", "10");
+    expect("unknown", "retry", "default", "nobody");
+    expect("ok", "retry", "default", "b");
+    expect("unknown", "retry", "default", "b");
+    expect_cmd("[b]", "LRANGE", "%Tin:default", "0", "-1");
+    expect_cmd("0", "EXISTS", "%Tj:default:b", "%Tr:default:b");
+    expect("ok", "purge", "default", "raw-1");
+    expect("unknown", "purge", "default", "raw-1");
+    expect_clean();
+    // It is a job like any other again.
+    make_running("3", "b", "2");
+    expect("unknown", "retry", "default", "b");
+    expect("unknown", "purge", "default", "b");
+    expect("ok", "done", "1", "default", "b", "2", "done", "R");
+}
+
+static void test_show_tells_where_a_job_is(void **state)
+{
+    (void) state;
+    expect("[]", "show", "default", "a");
+    make_job("1", "a");
+    make_job("2", "b");
+    const char *got = call("show", "default", "b");
+    assert_non_null(strstr(got, "state queued"));
+    assert_non_null(strstr(got, " ahead 1 waiting 2]"));
+    expect("ok", "pause", "*", "1");
+    assert_non_null(strstr(call("show", "default", "b"), " paused 1 ahead 1 waiting 2]"));
+    expect("ok", "pause", "*", "0");
+    call("claim", "1", "group", "30000", "100", "1", "default", "b");
+    call("checkpoint", "1", "default", "b", "1", "0", "ABCD");
+    got = call("show", "default", "b");
+    assert_non_null(strstr(got, "state running"));
+    assert_non_null(strstr(got, "owner group"));
+    assert_non_null(strstr(got, " checkpoint 4 lease "));
+    call("fail", "1", "default", "b", "1", "code", "why", "0", "1", "1", "0", "");
+    assert_non_null(strstr(call("show", "default", "b"), " dead "));
+}
+
+#define test(f) cmocka_unit_test_setup(f, library_new_queue)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        test(test_tenants_and_their_budgets),
+        test(test_a_paused_queue_or_tenant_starts_nothing),
+        test(test_dead_letters_are_listed_retried_and_purged),
+        test(test_show_tells_where_a_job_is),
+    };
+    return cmocka_run_group_tests(tests, library_start, library_stop);
+}
