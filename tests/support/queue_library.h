@@ -1,6 +1,6 @@
 // The Redis function library on a redis-server of the test's own. Replies are compared as text:
-// arrays in brackets, nil as nil, an error as ! and its first word. One thread; whatever fails, fails
-// the running test.
+// arrays in brackets, nil as nil, an error as ! and its first word. One thread; a failure fails the
+// running test.
 #ifndef PENSTOCK_TESTS_SUPPORT_QUEUE_LIBRARY_H
 #define PENSTOCK_TESTS_SUPPORT_QUEUE_LIBRARY_H
 
