@@ -13,7 +13,6 @@ enum {
     ADOPT_MS = 6000,   // how long all stages of a pipeline that runs are waited for
     RETRY_MS = 1000,   // after a group could not load or lost a link
     PLAN_AGAIN_MS = 5000,
-    RECEIVE_MOST = 256,
     EPOCH_BITS = 20,   // epochs of one term
 };
 
@@ -304,9 +303,12 @@ static void note_candidate(struct groups *g, const struct peer *from, const stru
 {
     struct candidate *c = candidate_for(g, from->key, h->name);
     if (c == NULL) {
-        answer(g, from, "fleet_full", "the broker knows too many groups already");
+        struct error e = {0};
+        error_set(&e, ERR_LIMIT, "fleet_full", "the broker knows too many groups already");
+        peers_refuse(&g->peers, from, h->name, &e);
         return;
     }
+    refusals_forget(&g->peers.refusals, from->key, h->name);
     bool known = is_candidate(c, from->key, h->name);
     *c = (struct candidate){.used = true,
                             .peer = *from,
@@ -359,9 +361,7 @@ static void on_hello(struct groups *g, const struct peer *from, const struct wir
         status = check_hello(g, from->key, &m->hello, &e);
     }
     if (status != OK) {
-        log_line(LOG_WARN, "group_refused", log_str("group", m->hello.name),
-                 log_str("code", e.code), log_str("error", e.text));
-        answer(g, from, e.code, e.text);
+        peers_refuse(&g->peers, from, m->hello.name, &e);
         return;
     }
     if (!g->planned) {
@@ -384,8 +384,9 @@ static void log_drain(const struct group *group)
     log_line(LOG_INFO, "draining", log_str("group", group->name), log_int("stage", group->stage));
 }
 
-static void on_message(struct groups *g, const struct peer *from, const struct wire_message *m)
+static void on_message(void *arg, const struct peer *from, const struct wire_message *m)
 {
+    struct groups *g = arg;
     if (m->command == WIRE_ERROR) {
         log_line(LOG_WARN, "group_error", log_str("code", m->error.code),
                  log_str("error", m->error.message));
@@ -416,16 +417,8 @@ static void on_message(struct groups *g, const struct peer *from, const struct w
 
 bool groups_receive(struct groups *g, int64_t now_ms)
 {
-    struct peer from;
-    struct wire_message m;
     g->now_ms = now_ms;
-    if (!g->started) return true;
-    for (int i = 0; i < RECEIVE_MOST; i++) {
-        if (!peers_receive(&g->peers, &from, &m)) return true;
-        on_message(g, &from, &m);
-        wire_message_deinit(&m);
-    }
-    return false;
+    return !g->started || peers_turn(&g->peers, on_message, g);
 }
 
 // --- time

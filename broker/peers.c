@@ -1,9 +1,12 @@
 #include "broker/peers.h"
 
+#include "common/clock.h"
 #include "common/log.h"
 
 #include <stdio.h>
 #include <string.h>
+
+enum { TELL_AGAIN_MS = 10000 };
 
 void peers_init(struct peers *p, void *socket, uint64_t term)
 {
@@ -26,28 +29,68 @@ bool peers_send(struct peers *p, const struct peer *to, const struct wire_messag
     return status == OK;
 }
 
-bool peers_receive(struct peers *p, struct peer *from, struct wire_message *m)
+// A peer that sends nothing else must not fill the log.
+static void log_malformed(struct peers *p, const struct error *e)
 {
-    for (;;) {
-        struct error e = {0};
-        const void *id = NULL;
-        size_t n = 0;
-        enum status status = wire_socket_receive(&p->wire, &id, &n, m, &e);
-        if (status == ERR_UNAVAILABLE) return false;
-        bool fits = n > 0 && n <= PEER_MAX; // ids that libzmq makes have 5 bytes; nobody sets one
-        if (fits) {
-            from->n = (uint8_t) n;
-            memcpy(from->bytes, id, n);
-            snprintf(from->key, sizeof from->key, "%s", wire_socket_key(&p->wire));
-        }
-        bool allowed = p->allow == NULL || (fits && allow_has(p->allow, from->key));
-        if (status == OK && fits && allowed) return true;
-        wire_message_deinit(m);
-        if (!allowed) error_set(&e, ERR_INPUT, "not_allowed", "the broker does not allow this key");
-        log_line(LOG_WARN, "bad_frames", log_str("code", e.code), log_str("error", e.text));
-        struct wire_message answer = wire_error_message(e.code, e.text);
-        if (fits && m->command != WIRE_ERROR) peers_send(p, from, &answer);
+    int64_t now_ms = clock_ms();
+    if (p->told_ms != 0 && now_ms - p->told_ms < TELL_AGAIN_MS) {
+        p->n_quiet++;
+        return;
     }
+    log_line(LOG_WARN, "bad_frames", log_str("code", e->code), log_str("error", e->text),
+             log_int("more", p->n_quiet));
+    p->told_ms = now_ms;
+    p->n_quiet = 0;
+}
+
+enum peers_got peers_receive(struct peers *p, struct peer *from, struct wire_message *m)
+{
+    struct error e = {0};
+    const void *id = NULL;
+    size_t n = 0;
+    enum status status = wire_socket_receive(&p->wire, &id, &n, m, &e);
+    if (status == ERR_UNAVAILABLE) return PEERS_NOTHING;
+    bool fits = n > 0 && n <= PEER_MAX; // ids that libzmq makes have 5 bytes; nobody sets one
+    if (fits) {
+        from->n = (uint8_t) n;
+        memcpy(from->bytes, id, n);
+        snprintf(from->key, sizeof from->key, "%s", wire_socket_key(&p->wire));
+    }
+    bool allowed = p->allow == NULL || (fits && allow_has(p->allow, from->key));
+    if (status == OK && fits && allowed) return PEERS_MESSAGE;
+    wire_message_deinit(m);
+    if (!allowed) error_set(&e, ERR_INPUT, "not_allowed", "the broker does not allow this key");
+    log_malformed(p, &e);
+    struct wire_message answer = wire_error_message(e.code, e.text);
+    if (fits && m->command != WIRE_ERROR) peers_send(p, from, &answer);
+    return PEERS_REFUSED;
+}
+
+bool peers_turn(struct peers *p,
+                void (*fn)(void *arg, const struct peer *from, const struct wire_message *m),
+                void *arg)
+{
+    struct peer from;
+    struct wire_message m;
+    for (int i = 0; i < TURN_MESSAGES_MAX; i++) {
+        enum peers_got got = peers_receive(p, &from, &m);
+        if (got == PEERS_NOTHING) return true;
+        if (got == PEERS_REFUSED) continue;
+        fn(arg, &from, &m);
+        wire_message_deinit(&m);
+    }
+    return false;
+}
+
+void peers_refuse(struct peers *p, const struct peer *from, const char *name,
+                  const struct error *why)
+{
+    struct wire_message answer = wire_error_message(why->code, why->text);
+    if (refusals_new(&p->refusals, from->key, name, why)) {
+        log_line(LOG_WARN, "group_refused", log_str("group", name), log_str("code", why->code),
+                 log_str("error", why->text));
+    }
+    peers_send(p, from, &answer);
 }
 
 struct wire_assign peers_template(const struct plan *p, const char *plan_hash, bool f32, bool score)
@@ -113,9 +156,11 @@ static void on_hello(struct peers *p, struct fleet *f, const struct peer *from,
     uint64_t boot;
     memcpy(&boot, h->boot, sizeof boot);
     snprintf(held.plan_hash, sizeof held.plan_hash, "%.*s", PLAN_HASH_MAX, h->assignment.plan);
-    if (fleet_hello(f, from, h->name, h->node, boot, &held, now_ms, &e) == OK) return;
-    struct wire_message answer = wire_error_message(e.code, e.text);
-    peers_send(p, from, &answer);
+    if (fleet_hello(f, from, h->name, h->node, boot, &held, now_ms, &e) == OK) {
+        refusals_forget(&p->refusals, from->key, h->name);
+    } else {
+        peers_refuse(p, from, h->name, &e);
+    }
 }
 
 bool peers_to_fleet(struct peers *p, struct fleet *f, const struct peer *from,

@@ -5,6 +5,7 @@
 
 #include "broker/allow.h"
 #include "broker/fleet.h"
+#include "broker/refusals.h"
 #include "common/plan.h"
 #include "common/wire.h"
 #include "common/wire_socket.h"
@@ -15,6 +16,9 @@ struct peers {
     struct wire_socket wire;
     uint64_t term;
     const struct allow *allow; // borrowed; set it after init. NULL: plain, anyone may speak
+    struct refusals refusals;
+    int64_t told_ms;  // when malformed frames were logged last
+    uint64_t n_quiet; // of those since
 };
 
 // `socket`: a libzmq ROUTER, bound by the caller and borrowed.
@@ -24,10 +28,23 @@ void peers_deinit(struct peers *p);
 // False if the peer is gone or the message can't be encoded (logged).
 bool peers_send(struct peers *p, const struct peer *to, const struct wire_message *m);
 
-// The next message; false if there is none. Malformed ones, and those under a key that is not
-// allowed (any more), are answered ERROR and skipped. Release with wire_message_deinit before the
-// next call.
-bool peers_receive(struct peers *p, struct peer *from, struct wire_message *m);
+enum peers_got {
+    PEERS_NOTHING,
+    PEERS_MESSAGE, // release it with wire_message_deinit before the next call
+    PEERS_REFUSED, // malformed, or under a key that is not allowed (any more): answered ERROR
+};
+
+enum peers_got peers_receive(struct peers *p, struct peer *from, struct wire_message *m);
+
+// Hands on what is there, TURN_MESSAGES_MAX messages at most, good or bad: whoever sends without
+// end must not keep the loop from all else. False: there may be more.
+bool peers_turn(struct peers *p,
+                void (*fn)(void *arg, const struct peer *from, const struct wire_message *m),
+                void *arg);
+
+// Answers ERROR to the HELLO of a group that cannot be had, and logs it once a reason.
+void peers_refuse(struct peers *p, const struct peer *from, const char *name,
+                  const struct error *why);
 
 // What every ASSIGN of a plan says, whatever the stage.
 struct wire_assign peers_template(const struct plan *p, const char *plan_hash, bool f32,

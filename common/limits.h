@@ -83,6 +83,7 @@
 #define HEARTBEAT_MS 1000ll
 #define DEAD_AFTER_MS 5000ll
 #define ALLOW_KEYS_MAX 1024 // public keys of an allow-list
+#define TURN_MESSAGES_MAX 256 // of groups, good or bad, before the loop looks at anything else
 
 _Static_assert(JOB_MESSAGE_MAX > JOB_BODY_MAX, "a job holds its body and its other fields");
 _Static_assert(CONTEXT_MAX * 4ll <= WIRE_BODY_MAX, "a JOB frame carries a whole context of ids");

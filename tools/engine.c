@@ -242,8 +242,9 @@ static void commit(struct engine *g, const struct peer *to, const struct job_key
     peers_send(&g->peers, to, &m);
 }
 
-static void on_message(struct engine *g, const struct peer *from, const struct wire_message *m)
+static void on_message(void *arg, const struct peer *from, const struct wire_message *m)
 {
+    struct engine *g = arg;
     int64_t now_ms = clock_ms();
     fleet_seen(&g->fleet, from, now_ms);
     if (m->command == WIRE_FAILED && g->failure.status == OK) {
@@ -288,13 +289,8 @@ static void ping_groups(struct engine *g)
 static enum status turn(struct engine *g, struct error *e)
 {
     zmq_pollitem_t item = {.socket = g->router, .events = ZMQ_POLLIN};
-    struct peer from;
-    struct wire_message m;
     if (zmq_poll(&item, 1, TURN_MS) == 0) ping_groups(g);
-    while (peers_receive(&g->peers, &from, &m)) {
-        on_message(g, &from, &m);
-        wire_message_deinit(&m);
-    }
+    while (!peers_turn(&g->peers, on_message, g)) {}
     fleet_tick(&g->fleet, clock_ms());
     return check_groups(g, e);
 }

@@ -146,6 +146,16 @@ bool control_send(struct control *c, const struct wire_message *m)
     return false;
 }
 
+bool control_error_is_new(struct control *c, const struct wire_error *error)
+{
+    if (strcmp(c->refusal.code, error->code) == 0 &&
+        strcmp(c->refusal.message, error->message) == 0) {
+        return false;
+    }
+    c->refusal = *error;
+    return true;
+}
+
 bool control_receive(struct control *c, struct wire_message *m, int64_t now_ms)
 {
     for (;;) {
@@ -156,6 +166,8 @@ bool control_receive(struct control *c, struct wire_message *m, int64_t now_ms)
         c->heard_ms = now_ms;
         if (status == OK && m->term >= c->term) {
             c->term = m->term;
+            // It is taken for a member again.
+            if (m->command == WIRE_ASSIGN) c->refusal = (struct wire_error){0};
             return true;
         }
         if (status == OK) {

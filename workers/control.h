@@ -31,6 +31,7 @@ struct control {
     uint64_t term;      // highest seen; 0: none
     int64_t heard_ms;   // when the broker last said anything
     uint64_t n_dropped; // sends that found no broker
+    struct wire_error refusal; // what the broker said last of what it refuses
 };
 
 enum status control_open(struct control *c, void *context, const struct control_options *o,
@@ -39,6 +40,9 @@ enum status control_open(struct control *c, void *context, const struct control_
 // Call a few times a second: says what is wrong with a connection that is never made, and makes a
 // refused one anew; then `socket` is another one.
 void control_watch(struct control *c, int64_t now_ms);
+
+// Whether an ERROR says what the last one did not: a group that is refused asks again and again.
+bool control_error_is_new(struct control *c, const struct wire_error *error);
 
 // linger_ms: how long a last message (BYE) may take to leave.
 void control_close(struct control *c, int linger_ms);

@@ -424,6 +424,7 @@ static void on_error(struct group *g, const struct wire_error *error, int64_t no
         send_hello(g, now_ms);
         return;
     }
+    if (!control_error_is_new(&g->control, error)) return;
     log_line(LOG_WARN, "broker_error", log_str("code", error->code),
              log_str("error", error->message));
 }

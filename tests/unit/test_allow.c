@@ -92,7 +92,7 @@ static bool turn(struct peer *from, struct wire_message *m)
     now_ms += TURN_MS;
     while (allow_answer(&allow, zap)) {}
     control_watch(&group, now_ms);
-    return peers_receive(&peers, from, m);
+    return peers_receive(&peers, from, m) == PEERS_MESSAGE;
 }
 
 // The group says HELLO until the broker has it.

@@ -160,6 +160,28 @@ static void what_is_malformed_is_answered_and_skipped(void **state)
     close_both();
 }
 
+static void the_same_error_is_news_once(void **state)
+{
+    (void) state;
+    open_both(false);
+    meet();
+    struct wire_error refused = wire_error_message("too_small", "1 of 2 bytes").error;
+    assert_true(control_error_is_new(&control, &refused));
+    assert_false(control_error_is_new(&control, &refused));
+    struct wire_error other = wire_error_message("too_small", "1 of 3 bytes").error;
+    assert_true(control_error_is_new(&control, &other));
+    assert_true(control_error_is_new(&control, &refused));
+    say(WIRE_PING, 5);
+    struct wire_message m = next_at_group(100);
+    wire_message_deinit(&m);
+    assert_false(control_error_is_new(&control, &refused));
+    say(WIRE_ASSIGN, 5); // it was let in meanwhile
+    m = next_at_group(100);
+    wire_message_deinit(&m);
+    assert_true(control_error_is_new(&control, &refused));
+    close_both();
+}
+
 static void what_finds_no_broker_is_dropped_and_counted(void **state)
 {
     (void) state;
@@ -219,6 +241,7 @@ int main(void)
         cmocka_unit_test_setup(a_group_says_hello_and_follows_the_term, setup),
         cmocka_unit_test_setup(an_older_term_is_answered_and_skipped, setup),
         cmocka_unit_test_setup(what_is_malformed_is_answered_and_skipped, setup),
+        cmocka_unit_test_setup(the_same_error_is_news_once, setup),
         cmocka_unit_test_setup(what_finds_no_broker_is_dropped_and_counted, setup),
         cmocka_unit_test_setup(what_cannot_be_encoded_is_not_sent, setup),
         cmocka_unit_test_setup(an_endpoint_that_is_none_is_named, setup),

@@ -94,8 +94,8 @@ static bool tell(const struct wire_message *m, struct peer *from)
 {
     struct wire_message got;
     assert_int_equal(wire_socket_send(&group, NULL, 0, m, &e), OK);
-    sockets_wait(peers.wire.socket, ZMQ_POLLIN);
-    assert_true(peers_receive(&peers, from, &got));
+    do sockets_wait(peers.wire.socket, ZMQ_POLLIN);
+    while (peers_receive(&peers, from, &got) != PEERS_MESSAGE);
     assert_int_equal(got.command, m->command);
     bool taken = peers_to_fleet(&peers, &fleet, from, &got, 100);
     wire_message_deinit(&got);
@@ -202,8 +202,32 @@ static void what_is_malformed_is_answered_and_skipped(void **state)
         assert_string_equal(m.error.code, table[i].code);
     }
     struct wire_message m;
-    assert_false(peers_receive(&peers, &from, &m));
+    assert_int_equal(peers_receive(&peers, &from, &m), PEERS_NOTHING);
     assert_int_equal(wire_socket_receive(&group, NULL, NULL, &m, &e), ERR_UNAVAILABLE);
+}
+
+static void count(void *arg, const struct peer *from, const struct wire_message *m)
+{
+    (void) from;
+    assert_int_equal(m->command, WIRE_PING);
+    ++*(int *) arg;
+}
+
+// The frames of a turn are counted, whatever they hold: two turns for twice as many, and the word
+// that came behind them is heard in the third.
+static void a_flood_of_malformed_frames_ends_a_turn(void **state)
+{
+    (void) state;
+    struct wire_message ping = wire_example(WIRE_PING, false);
+    int n = 0, turns = 1;
+    for (int i = 0; i < 2 * TURN_MESSAGES_MAX; i++) sockets_send(group.socket, "junk", NULL);
+    assert_int_equal(wire_socket_send(&group, NULL, 0, &ping, &e), OK);
+    for (; n == 0; turns++) {
+        sockets_wait(peers.wire.socket, ZMQ_POLLIN);
+        bool over = peers_turn(&peers, count, &n);
+        assert_int_equal(over, n > 0);
+    }
+    assert_int_equal(turns - 1, 3);
 }
 
 static void a_peer_that_is_gone_cannot_be_told(void **state)
@@ -226,6 +250,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(other_commands_are_for_others, setup, teardown),
         cmocka_unit_test_setup_teardown(a_full_fleet_refuses, setup, teardown),
         cmocka_unit_test_setup_teardown(what_is_malformed_is_answered_and_skipped, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_flood_of_malformed_frames_ends_a_turn, setup, teardown),
         cmocka_unit_test_setup_teardown(a_peer_that_is_gone_cannot_be_told, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
