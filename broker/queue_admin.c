@@ -90,6 +90,18 @@ enum status queue_admin_pause(struct queue_sync *s, const char *tenant, bool pau
     return strcmp(word, "ok") == 0 ? OK : no_tenant(tenant, e);
 }
 
+enum status queue_admin_busy(struct queue_sync *s, const char *tenant, uint64_t *running,
+                             struct error *e)
+{
+    redisReply *r;
+    const char *who = tenant != NULL ? tenant : "*";
+    enum status status = queue_sync_fcall(s, true, "busy", 1, &who, &r, e);
+    if (status == OK && r->type != REDIS_REPLY_INTEGER) status = unknown_form("busy", e);
+    if (status == OK) *running = (uint64_t) r->integer;
+    if (r != NULL) freeReplyObject(r);
+    return status;
+}
+
 // --- dead letters
 
 static bool take_dead(const redisReply *r, struct queue_dead *d)

@@ -56,6 +56,18 @@ local function pause(keys, args)
     return 'ok'
 end
 
+-- tenant or * for the queue -> how many of its jobs run. After a pause no more start, so that 0
+-- stays 0 until it is resumed.
+local function busy(keys, args)
+    local p = prefix(keys, args, 1)
+    if args[1] == '*' then return call('ZCARD', p .. 'ls') end
+    local tenant, n = name(args[1], 'tenant', 64), 0
+    for _, member in ipairs(call('ZRANGE', p .. 'ls', 0, -1)) do
+        if split(member) == tenant then n = n + 1 end
+    end
+    return n
+end
+
 -- --- dead letters
 
 -- tenant, offset, limit -> {next offset or 0, {id, time, code, text, attempts, lost}...}: looks at

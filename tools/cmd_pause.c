@@ -26,14 +26,18 @@ static enum status read_flags(struct asked *a, struct options *o, int argc, char
     return OK;
 }
 
+static const char *name_of(const struct asked *a)
+{
+    return a->tenant != NULL ? a->tenant : "the queue";
+}
+
 static int say(const struct options *o, const struct asked *a, const char *state)
 {
-    const char *what = a->tenant != NULL ? a->tenant : "the queue";
     if (a->json) {
         return outcome_json(json_pack("{s:s, s:s?, s:s}", "queue", a->queue.queue, "tenant",
                                       a->tenant, "state", state), EXIT_DONE);
     }
-    fprintf(stderr, "%s: %s is %s\n", o->program, what, state);
+    fprintf(stderr, "%s: %s is %s\n", o->program, name_of(a), state);
     return EXIT_DONE;
 }
 
@@ -78,26 +82,26 @@ int cmd_resume(int argc, char **argv)
 }
 
 // Waits until nothing runs; every look is a call of the library.
-static enum status wait_idle(struct queue_sync *q, double timeout, uint64_t *running,
-                             struct error *e)
+static enum status wait_idle(struct queue_sync *q, const struct asked *a, struct error *e)
 {
-    int64_t until = timeout < 0 ? INT64_MAX : clock_ms() + timeout_ms(timeout);
+    int64_t until = a->timeout < 0 ? INT64_MAX : clock_ms() + timeout_ms(a->timeout);
+    uint64_t running;
     for (;;) {
-        struct queue_stats stats;
-        try(queue_sync_stats(q, &stats, e));
-        *running = stats.running;
-        if (stats.running == 0) return OK;
+        try(queue_admin_busy(q, a->tenant, &running, e));
+        if (running == 0) return OK;
         if (clock_ms() >= until) break;
         poll(NULL, 0, LOOK_MS);
     }
-    return error_set(e, ERR_TIMEOUT, NULL, "%" PRIu64 " jobs still run; the queue stays paused",
-                     *running);
+    return error_set(e, ERR_TIMEOUT, NULL, "%" PRIu64 " jobs still run; %s stays paused", running,
+                     name_of(a));
 }
 
 int cmd_drain(int argc, char **argv)
 {
     struct asked a = {.queue = queue_flags_default(), .timeout = -1};
     struct option_spec specs[] = {
+        {.name = "tenant", .kind = OPTION_STRING, .value = &a.tenant, .argument = "NAME",
+         .help = "Only this tenant's jobs (default: the whole queue)."},
         {.name = "timeout", .kind = OPTION_NUMBER, .value = &a.timeout, .argument = "S",
          .help = "In seconds (default: none).", .least = 0, .most = 1e9},
         {.name = "json", .kind = OPTION_FLAG, .value = &a.json,
@@ -106,18 +110,18 @@ int cmd_drain(int argc, char **argv)
     };
     struct options o = {.program = "penstock drain",
                         .usage = "[OPTIONS]",
-                        .about = "Pauses the queue and waits until nothing runs; penstock resume "
-                                 "starts it again.",
+                        .about = "Pauses, then waits until nothing runs. From then on nothing "
+                                 "does until penstock\nresume. Exit status 1: the time was up; "
+                                 "it stays paused.",
                         .specs = specs,
                         .n_specs = sizeof specs / sizeof *specs};
     struct error e = {0};
-    uint64_t running = 0;
     if (read_flags(&a, &o, argc, argv, &e) != OK) return outcome_usage(o.program, &e);
     if (o.help) return EXIT_DONE;
     struct queue_sync *q;
     if (queue_flags_open(&a.queue, &q, &e) != OK) return outcome_failed(o.program, &e, a.json);
-    enum status status = queue_admin_pause(q, NULL, true, &e);
-    if (status == OK) status = wait_idle(q, a.timeout, &running, &e);
+    enum status status = queue_admin_pause(q, a.tenant, true, &e);
+    if (status == OK) status = wait_idle(q, &a, &e);
     queue_sync_close(&q);
     if (status != OK) return outcome_failed(o.program, &e, a.json);
     return say(&o, &a, "drained");

@@ -54,6 +54,30 @@ static void test_a_paused_queue_or_tenant_starts_nothing(void **state)
     expect("ok", "done", "1", "default", "a", "1", "done", "R");
 }
 
+static void test_busy_counts_what_runs(void **state)
+{
+    (void) state;
+    expect("ok", "tenant_set", "add", "default-2", "1", "0", "0", "0"); // not the same by its start
+    expect("0", "busy", "*");
+    make_running("1", "a", "1");
+    make_running("2", "b", "2");
+    make_job("3", "c");
+    expect("2", "busy", "*");
+    expect("2", "busy", "default");
+    expect("0", "busy", "default-2");
+    // Paused, it can only become less, whatever the way.
+    expect("ok", "pause", "default", "1");
+    expect("ok", "done", "1", "default", "a", "1", "done", "R");
+    expect("1", "busy", "default");
+    make_due("ls", "default:b");
+    call("reap", "1", "10");
+    expect("0", "busy", "default");
+    expect("[[later default b]]", "claim", "1", "g", "30000", "100", "5", "default", "b");
+    expect("0", "busy", "default");
+    expect("!BADARG", "busy", "a b");
+    expect("!BADARG", "busy");
+}
+
 static void test_dead_letters_are_listed_retried_and_purged(void **state)
 {
     (void) state;
@@ -114,6 +138,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         test(test_tenants_and_their_budgets),
         test(test_a_paused_queue_or_tenant_starts_nothing),
+        test(test_busy_counts_what_runs),
         test(test_dead_letters_are_listed_retried_and_purged),
         test(test_show_tells_where_a_job_is),
     };
