@@ -7,6 +7,7 @@
 #include "broker/loop.h"
 #include "broker/queue.h"
 #include "common/clock.h"
+#include "common/health.h"
 #include "common/log.h"
 
 #include <errno.h>
@@ -42,6 +43,7 @@ struct broker {
     struct plan plan;
     struct tenants tenants;
     bool listening, led;
+    struct health_writer health;
     char endpoint[ENDPOINT_MAX + 1];
     int64_t ingest_ms, promote_ms, reap_ms, tenants_ms, allow_ms;
     bool asking_tenants, promoting, reaping;
@@ -362,11 +364,20 @@ static void tend_queue(struct broker *b, int64_t now_ms)
     if (may_reap && is_due(&b->reap_ms, REAP_MS, now_ms)) reap(b);
 }
 
+static void say_health(struct broker *b, int64_t now_ms)
+{
+    if (!health_due(&b->health, now_ms)) return;
+    struct health h = {.state = b->led ? HEALTH_LEADING : HEALTH_WAITING,
+                       .redis = queue_ready(b->queue)};
+    health_write(&b->health, &h, now_ms);
+}
+
 static int on_tick(zloop_t *loop, int timer, void *arg)
 {
     struct broker *b = arg;
     int64_t now_ms = clock_ms();
     (void) loop, (void) timer;
+    say_health(b, now_ms);
     if (b->why.status != OK) return -1;
     if (b->stop_ms != 0) {
         bool settled = claims_idle(b->claims) && queue_open_calls(b->queue) == 0;
@@ -502,7 +513,7 @@ enum status broker_run(const struct broker_options *o, struct error *e)
 {
     static struct broker broker;
     struct broker *b = &broker;
-    *b = (struct broker){.options = *o, .signals = -1};
+    *b = (struct broker){.options = *o, .signals = -1, .health.path = o->status};
     try(broker_check_listen(o, e));
     enum status status = open_sockets(b, e);
     if (status == OK) status = secure(b, e);
@@ -510,6 +521,7 @@ enum status broker_run(const struct broker_options *o, struct error *e)
     if (status == OK) status = create_parts(b, e);
     if (status == OK) status = listen_on(b, e);
     if (status == OK) status = run_loop(b, e);
+    health_end(&b->health);
     close_all(b);
     return status;
 }

@@ -25,6 +25,7 @@ struct broker_options {
     const char *key;    // secret file: groups connect with CURVE; NULL: plain
     const char *allow;  // folder of their public keys
     bool insecure;      // plain beyond loopback
+    const char *status; // file that the broker's health is written to; NULL: none
 };
 
 // ERR_INPUT bad_usage; not_loopback: beyond this machine it takes keys, or `insecure`.

@@ -423,11 +423,14 @@ bool groups_receive(struct groups *g, int64_t now_ms)
 
 // --- time
 
+// Who waits for a plan is pinged, too: or it would take the broker for dead.
 static void ping_all(struct groups *g)
 {
     struct wire_message m = {.command = WIRE_PING, .ping.seq = ++g->pings};
     g->pinged_ms = g->now_ms;
     for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
+        const struct candidate *c = &g->candidates[i];
+        if (!g->planned && is_fresh(g, c)) groups_send(g, &c->peer, &m);
         if (g->planned && g->fleet.groups[i].used) groups_send(g, &g->fleet.groups[i].peer, &m);
     }
 }

@@ -85,6 +85,11 @@
 #define ALLOW_KEYS_MAX 1024 // public keys of an allow-list
 #define TURN_MESSAGES_MAX 256 // of groups, good or bad, before the loop looks at anything else
 
+// --- health (what a daemon says of itself in a file)
+#define HEALTH_MS 1000ll
+#define HEALTH_STALE_MS 10000ll // a file older than this is of a daemon that hangs
+#define HEALTH_FILE_MAX 2048
+
 _Static_assert(JOB_MESSAGE_MAX > JOB_BODY_MAX, "a job holds its body and its other fields");
 _Static_assert(CONTEXT_MAX * 4ll <= WIRE_BODY_MAX, "a JOB frame carries a whole context of ids");
 _Static_assert(CONTEXT_MAX * 4ll + STREAM_CHUNK_MAX < WIRE_BODY_MAX, "a TOKENS frame fits");

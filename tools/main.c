@@ -31,6 +31,7 @@ static const struct {
     {"keygen", cmd_keygen, "makes a key pair for a broker or a group"},
     {"acl", cmd_acl, "prints Redis users for producer, broker and viewer"},
     {"doctor", cmd_doctor, "what is wrong with Redis, queue and keys, with remedies"},
+    {"health", cmd_health, "whether a broker or a group of this machine is well"},
     {"tokenize", cmd_tokenize, "text to token ids and back, chats to prompts"},
     {NULL, NULL, NULL},
 };

@@ -1,6 +1,7 @@
 #include "workers/group.h"
 
 #include "common/clock.h"
+#include "common/health.h"
 #include "common/log.h"
 #include "workers/control.h"
 #include "workers/epoch.h"
@@ -49,6 +50,8 @@ struct group {
     int64_t said_ms, credit_ms, hello_ms;
     uint64_t credit_slots, credit_blocks; // told last
     uint64_t steps;           // through this group, ever
+    struct health_writer health;
+    struct error trouble;     // why it has no stage
     bool leave;
     struct wire_running running[SLOTS_MAX];
     struct job_key kept[SLOTS_MAX];
@@ -193,6 +196,7 @@ static void settle(struct group *g)
 
 static void fail_epoch(struct group *g, const struct error *why)
 {
+    g->trouble = *why;
     send_failed(g, why);
     end_epoch(g);
 }
@@ -380,6 +384,7 @@ static void try_linked(struct group *g, int64_t now_ms)
     }
     g->linking = false;
     g->state = WIRE_SERVING;
+    g->trouble = (struct error){0};
     g->said_ms = now_ms;
     log_line(LOG_INFO, "linked", log_int("stage", g->assign.stage),
              log_int("epoch", g->assign.epoch));
@@ -423,6 +428,9 @@ static void on_error(struct group *g, const struct wire_error *error, int64_t no
     if (strcmp(error->code, "unknown_peer") == 0) {
         send_hello(g, now_ms);
         return;
+    }
+    if (g->state == WIRE_IDLE) {
+        error_set(&g->trouble, ERR_STATE, error->code, "the broker says: %s", error->message);
     }
     if (!control_error_is_new(&g->control, error)) return;
     log_line(LOG_WARN, "broker_error", log_str("code", error->code),
@@ -493,7 +501,8 @@ static void stop_turn(struct group *g, int64_t now_ms)
     if (g->stop == 0) return;
     bool idle = g->head == NULL || (g->head->n_running == 0 && g->head->n_kept == 0);
     bool nobody = g->control.heard_ms == 0 || now_ms - g->control.heard_ms > DEAD_AFTER_MS;
-    if (g->stop > 1 || now_ms - g->stop_ms > g->options.drain_ms || (nobody && idle)) {
+    if (g->stop > 1 || now_ms - g->stop_ms > g->options.drain_ms ||
+        (idle && (nobody || !g->assigned))) {
         g->leave = true;
     }
 }
@@ -528,6 +537,25 @@ static long turn_ms(const struct group *g)
     if (due == INT64_MAX) return TURN_MS;
     int64_t left = due - clock_ms();
     return left < 1 ? 1 : left < TURN_MS ? (long) left : TURN_MS;
+}
+
+static void say_health(struct group *g, int64_t now_ms)
+{
+    static const enum health_state states[] = {
+        [WIRE_IDLE] = HEALTH_IDLE, [WIRE_LOADING] = HEALTH_LOADING, [WIRE_LOADED] = HEALTH_LOADED,
+        [WIRE_SERVING] = HEALTH_SERVING};
+    if (!health_due(&g->health, now_ms)) return;
+    struct health h = {.state = states[g->state],
+                       .heard = g->control.heard_ms != 0 &&
+                                now_ms - g->control.heard_ms <= DEAD_AFTER_MS,
+                       .stage = g->assigned ? g->assign.stage : -1,
+                       .work = (g->open && epoch_busy(&g->epoch)) ||
+                               (g->head != NULL && g->head->n_running > 0),
+                       .steps = g->steps,
+                       .patience_ms = g->options.step_deadline_ms / 2, // before the group gives up
+                       .trouble = g->trouble};
+    if (g->stage != NULL) stage_progress(g->stage, &h.loaded_bytes, &h.load_bytes);
+    health_write(&g->health, &h, now_ms);
 }
 
 static void wait_for_events(struct group *g)
@@ -567,6 +595,7 @@ static enum status loop(struct group *g, struct error *e)
         try_linked(g, now_ms);
         if (g->state == WIRE_SERVING) try(serve(g, now_ms, e));
         say_again(g, now_ms);
+        say_health(g, now_ms);
         stop_turn(g, now_ms);
     }
     return OK;
@@ -577,6 +606,7 @@ enum status group_run(const struct group_options *o, struct error *e)
     struct group *g = calloc(1, sizeof *g);
     if (g == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for a group");
     g->options = *o;
+    g->health.path = o->status;
     check(getrandom(g->boot, sizeof g->boot, 0) == sizeof g->boot, "no random numbers");
     struct control_options control = {o->broker, o->key, o->broker_key};
     enum status status = control_open(&g->control, o->zmq, &control, e);
@@ -586,6 +616,7 @@ enum status group_run(const struct group_options *o, struct error *e)
         send_plain(g, WIRE_BYE);
         control_close(&g->control, LEAVE_LINGER_MS);
     }
+    health_end(&g->health);
     head_destroy(&g->head);
     stage_destroy(&g->stage);
     if (g->open) epoch_close(&g->epoch);

@@ -31,7 +31,8 @@ static void on_signal(int signal)
 }
 
 struct settings {
-    const char *broker, *model, *devices, *bind, *name, *precision, *log_level, *key, *broker_key;
+    const char *broker, *model, *devices, *bind, *name, *precision, *log_level, *key, *broker_key,
+        *status;
     int64_t data_port, threads, device_memory, drain_s, step_deadline_s;
     bool log_json, insecure;
 };
@@ -69,6 +70,8 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
         {.name = "step-deadline", .kind = OPTION_INT, .value = &s->step_deadline_s,
          .argument = "S", .help = "A step that takes longer ends the epoch.", .least = 1,
          .most = 86400},
+        {.name = "status", .kind = OPTION_STRING, .value = &s->status, .argument = "FILE",
+         .help = "Where the group writes how it is, for penstock health."},
         {.name = "log-json", .kind = OPTION_FLAG, .value = &s->log_json,
          .help = "Log lines as JSON objects."},
         {.name = "log-level", .kind = OPTION_STRING, .value = &s->log_level,
@@ -155,6 +158,7 @@ static enum status fill(struct group_options *o, const struct settings *s, char 
     o->memory_bytes = s->device_memory > 0 ? (uint64_t) s->device_memory
                                            : memory_share(o->tp);
     o->step_deadline_ms = s->step_deadline_s * 1000;
+    o->status = s->status;
     o->drain_ms = s->drain_s * 1000;
     return OK;
 }
