@@ -47,7 +47,11 @@ enum status conformance_broker_init(struct conformance_broker *b, struct redisCo
     try(call(b, "term_next", none, NULL, &r, e));
     snprintf(b->term, sizeof b->term, "%lld", r->integer);
     freeReplyObject(r);
-    return OK;
+    // A log that is not new: its first entry is older than the program.
+    r = redisCommand(c, "XADD ps:{%s}:ev:%s * id c-before event done attempt 1", queue, b->tenant);
+    status = redis_reply_check(r, e);
+    if (r != NULL) freeReplyObject(r);
+    return status;
 }
 
 static void remove_keys(struct conformance_broker *b)
@@ -195,21 +199,29 @@ static void add_unknown(struct buffer *map)
     buffer_append(map, FIELD, sizeof FIELD - 1);
 }
 
-static enum status publish(struct conformance_broker *b, const char *id, const char *text,
-                           struct error *e)
+enum status conformance_broker_publish(struct conformance_broker *b, const char *id, int attempt,
+                                       size_t offset, const char *bytes, size_t n,
+                                       char entry[CONFORMANCE_ENTRY_SIZE], struct error *e)
 {
-    // Three chunks that cut characters; the last two overlap, as after a second attempt.
-    size_t n = strlen(text), cuts[][2] = {{0, n / 3}, {n / 3, n * 2 / 3}, {n / 2, n - n / 8}};
-    for (int i = 0; i < 3; i++) {
-        redisReply *r = redisCommand(b->c, "XADD ps:{%s}:t:%s:%s * attempt %d offset %llu bytes %b",
-                                     b->queue, b->tenant, id, i / 2 + 1,
-                                     (unsigned long long) cuts[i][0], text + cuts[i][0],
-                                     cuts[i][1] - cuts[i][0]);
-        enum status status = redis_reply_check(r, e);
-        if (r != NULL) freeReplyObject(r);
-        if (status != OK) return status;
-    }
-    return OK;
+    redisReply *r = redisCommand(b->c, "XADD ps:{%s}:t:%s:%s * attempt %d offset %llu bytes %b",
+                                 b->queue, b->tenant, id, attempt, (unsigned long long) offset,
+                                 bytes, n);
+    enum status status = redis_reply_check(r, e);
+    if (status == OK) snprintf(entry, CONFORMANCE_ENTRY_SIZE, "%s", r->str);
+    if (r != NULL) freeReplyObject(r);
+    return status;
+}
+
+enum status conformance_broker_cancel(struct conformance_broker *b, const char *id,
+                                      struct error *e)
+{
+    char message[JOB_ID_MAX + 32];
+    size_t n = (size_t) snprintf(message, sizeof message, "\x83\xa1v\x01\xa2op\xa6"
+                                 "cancel\xa2id\xd9%c%s", (int) strlen(id), id);
+    redisReply *r = redisCommand(b->c, "RPUSH ps:{%s}:in:%s %b", b->queue, b->tenant, message, n);
+    enum status status = redis_reply_check(r, e);
+    if (r != NULL) freeReplyObject(r);
+    return status;
 }
 
 static enum status answer(struct conformance_broker *b, const struct job *job, const char *attempt,
@@ -230,7 +242,6 @@ static enum status answer(struct conformance_broker *b, const struct job *job, c
     buffer_init(&to, RESULT_BYTES_MAX);
     enum status status = result_encode(&result, &to, e);
     if (status == OK) add_unknown(&to);
-    if (status == OK && job->stream) status = publish(b, job->id, text, e);
     if (status == OK) {
         const char *words[] = {b->term, b->tenant, job->id, attempt, "done",
                                (const char *) to.data, NULL};

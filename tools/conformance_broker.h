@@ -44,6 +44,16 @@ void conformance_broker_deinit(struct conformance_broker *b);
 // Takes what came and ends what is ready, as far as it is not told to hold.
 enum status conformance_broker_step(struct conformance_broker *b, struct error *e);
 
+// Publishes a chunk of a job's text; `entry` is its id in the stream.
+enum { CONFORMANCE_ENTRY_SIZE = 48 };
+enum status conformance_broker_publish(struct conformance_broker *b, const char *id, int attempt,
+                                       size_t offset, const char *bytes, size_t n,
+                                       char entry[CONFORMANCE_ENTRY_SIZE], struct error *e);
+
+// Cancels a job as another producer would.
+enum status conformance_broker_cancel(struct conformance_broker *b, const char *id,
+                                      struct error *e);
+
 // The first or last message with this id; NULL: none.
 struct seen *conformance_first(struct conformance_broker *b, const char *id);
 struct seen *conformance_last(struct conformance_broker *b, const char *id);

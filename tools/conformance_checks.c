@@ -9,126 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { REPLY_MS = 60000, TURN_MS = 2, BULK_N = 120, BULK_WINDOW = 16, BIG_BYTES = 1 << 20 };
-
-static enum status wrong(struct error *e, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
-
-static enum status wrong(struct error *e, const char *format, ...)
-{
-    char text[ERROR_TEXT_SIZE];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    return error_set(e, ERR_STATE, "not_conforming", "%s", text);
-}
-
-// --- wishes and replies
-
-static enum status turn(void *arg, struct error *e)
-{
-    struct conformance *c = arg;
-    return conformance_broker_step(&c->broker, e);
-}
-
-static enum status say(struct conformance *c, json_t *wish, struct error *e)
-{
-    return conformance_program_ask(&c->program, wish, turn, c, e);
-}
-
-static enum status checked(json_t **reply, struct error *e)
-{
-    const char *failure = json_string_value(json_object_get(*reply, "failure"));
-    if (failure != NULL) wrong(e, "the program says: %.300s", failure);
-    bool unsupported = json_is_true(json_object_get(*reply, "unsupported"));
-    if (failure == NULL && !unsupported) return OK;
-    if (unsupported) error_set(e, ERR_UNSUPPORTED, "unsupported", "the program does not do this");
-    json_decref(*reply);
-    *reply = NULL;
-    return e->status;
-}
-
-// The broker goes on until the reply is there.
-static enum status listen_for(struct conformance *c, json_t **reply, struct error *e)
-{
-    int64_t until = clock_ms() + REPLY_MS;
-    for (;;) {
-        try(conformance_program_reply(&c->program, TURN_MS, reply, e));
-        if (*reply != NULL) return checked(reply, e);
-        if (clock_ms() > until) return wrong(e, "no reply within %d s", REPLY_MS / 1000);
-        try(turn(c, e));
-    }
-}
-
-static enum status ask(struct conformance *c, json_t *wish, json_t **reply, struct error *e)
-{
-    *reply = NULL;
-    try(say(c, wish, e));
-    return listen_for(c, reply, e);
-}
-
-static json_t *chat_wish(const char *id, const char *prompt, json_t *fields)
-{
-    json_t *wish = json_pack("{s:s, s:s, s:{s:[{s:s, s:s}], s:i}}", "do", "enqueue", "op", "chat",
-                             "body", "messages", "role", "user", "content", prompt, "max_tokens",
-                             16);
-    if (id != NULL) json_object_set_new(wish, "id", json_string(id));
-    if (fields != NULL) json_object_set_new(wish, "fields", fields);
-    return wish;
-}
-
-// Enqueues a chat; its id as the program tells it.
-static enum status enqueue(struct conformance *c, const char *id, const char *prompt,
-                           json_t *fields, char told[JOB_ID_MAX + 1], struct error *e)
-{
-    json_t *reply;
-    try(ask(c, chat_wish(id, prompt, fields), &reply, e));
-    const char *text = json_string_value(json_object_get(reply, "id"));
-    bool good = text != NULL && job_id_ok(text, strlen(text)) &&
-                (id == NULL || strcmp(id, text) == 0);
-    snprintf(told, JOB_ID_MAX + 1, "%s", good ? text : "");
-    json_decref(reply);
-    return good ? OK : wrong(e, "the reply to enqueue does not hold the id");
-}
-
-static json_t *wish_of(const char *what, const char *id, int timeout_s)
-{
-    return json_pack("{s:s, s:s, s:i}", "do", what, "id", id, "timeout", timeout_s);
-}
-
-// Is the field of the reply this text (NULL: any or none)?
-static enum status expect(const json_t *reply, const char *field, const char *text, struct error *e)
-{
-    const char *got = json_string_value(json_object_get(reply, field));
-    if (text == NULL || (got != NULL && strcmp(got, text) == 0)) return OK;
-    return wrong(e, "%s is \"%.80s\", not \"%.80s\"", field, got != NULL ? got : "null", text);
-}
-
-static enum status result_is(struct conformance *c, const char *wish, const char *id,
-                             const char *status, const char *text, const char *code,
-                             struct error *e)
-{
-    json_t *reply;
-    try(ask(c, wish_of(wish, id, 30), &reply, e));
-    enum status s = expect(reply, "status", status, e);
-    if (s == OK) s = expect(reply, "text", text, e);
-    if (s == OK) s = expect(reply, "error", code, e);
-    json_decref(reply);
-    return s;
-}
-
-static enum status job_came(struct conformance *c, const char *id, const char *prompt,
-                            struct error *e)
-{
-    const struct seen *s = conformance_last(&c->broker, id);
-    if (s == NULL) return wrong(e, "no message with the id %s came", id);
-    if (s->refused[0] != 0) return wrong(e, "the message is refused: %s", s->refused);
-    if (strcmp(s->prompt, prompt) != 0) return wrong(e, "the prompt came as \"%.80s\"", s->prompt);
-    return OK;
-}
-
-static enum status step(struct conformance *c, struct error *e) { return turn(c, e); }
+enum { BIG_BYTES = 1 << 20, QUIET_MS = 300 };
 
 // --- the checks
 
@@ -137,14 +18,16 @@ static enum status message(struct conformance *c, struct error *e)
     char id[JOB_ID_MAX + 1];
     json_t *fields = json_pack("{s:i, s:s, s:b}", "class", 1, "custom_id", "mine: \xc3\xbc",
                                "stream", 1);
-    try(enqueue(c, "c-message", "hello", fields, id, e));
-    try(step(c, e));
-    try(job_came(c, id, "hello", e));
+    try(conformance_enqueue(c, "c-message", "hello", fields, id, e));
+    try(conformance_step(c, e));
+    try(conformance_came(c, id, "hello", e));
     const struct seen *s = conformance_last(&c->broker, id);
-    if (s->op != JOB_CHAT) return wrong(e, "the op came as %s", job_op_name(s->op));
-    if (s->class != 1 || !s->stream) return wrong(e, "class or stream did not come as given");
+    if (s->op != JOB_CHAT) return conformance_wrong(e, "the op came as %s", job_op_name(s->op));
+    if (s->class != 1 || !s->stream) {
+        return conformance_wrong(e, "class or stream did not come as given");
+    }
     if (strcmp(s->custom_id, "mine: \xc3\xbc") != 0) {
-        return wrong(e, "custom_id came as \"%.80s\"", s->custom_id);
+        return conformance_wrong(e, "custom_id came as \"%.80s\"", s->custom_id);
     }
     return OK;
 }
@@ -155,30 +38,53 @@ static enum status text_of_all_kinds(struct conformance *c, struct error *e)
                                "\xf0\x9f\x99\x82 \"q\" back\\slash, tab\t, line\nend %s $(x) `y`";
     char id[JOB_ID_MAX + 1], answer[sizeof TEXT + 8];
     snprintf(answer, sizeof answer, "re: %s", TEXT);
-    try(enqueue(c, "c-text", TEXT, NULL, id, e));
-    try(step(c, e));
-    try(job_came(c, id, TEXT, e));
-    return result_is(c, "wait", id, "ok", answer, NULL, e);
+    try(conformance_enqueue(c, "c-text", TEXT, NULL, id, e));
+    try(conformance_step(c, e));
+    try(conformance_came(c, id, TEXT, e));
+    return conformance_result_is(c, "wait", id, "ok", answer, NULL, e);
 }
 
 static enum status ids_made(struct conformance *c, struct error *e)
 {
     char a[JOB_ID_MAX + 1], b[JOB_ID_MAX + 1];
-    try(enqueue(c, NULL, "one", NULL, a, e));
-    try(enqueue(c, NULL, "two", NULL, b, e));
-    try(step(c, e));
-    if (strcmp(a, b) == 0) return wrong(e, "two jobs got the same id");
-    try(job_came(c, a, "one", e));
-    return job_came(c, b, "two", e);
+    try(conformance_enqueue(c, NULL, "one", NULL, a, e));
+    try(conformance_enqueue(c, NULL, "two", NULL, b, e));
+    try(conformance_step(c, e));
+    if (strcmp(a, b) == 0) return conformance_wrong(e, "two jobs got the same id");
+    try(conformance_came(c, a, "one", e));
+    return conformance_came(c, b, "two", e);
 }
 
 // All is over before the program is asked to wait: only the event from before the push helps.
 static enum status end_before_wait(struct conformance *c, struct error *e)
 {
     char id[JOB_ID_MAX + 1];
-    try(enqueue(c, "c-early", "early", NULL, id, e));
-    try(step(c, e));
-    return result_is(c, "wait", id, "ok", "re: early", NULL, e);
+    try(conformance_enqueue(c, "c-early", "early", NULL, id, e));
+    try(conformance_step(c, e));
+    return conformance_result_is(c, "wait", id, "ok", "re: early", NULL, e);
+}
+
+// The program of an earlier run enqueued it, and the log holds its event no more.
+static enum status end_long_ago(struct conformance *c, struct error *e)
+{
+    char id[JOB_ID_MAX + 1];
+    try(conformance_enqueue(c, "c-long-ago", "long ago", NULL, id, e));
+    try(conformance_step(c, e));
+    try(conformance_trim(c, 0, e));
+    try(conformance_restart(c, e));
+    return conformance_result_is(c, "wait", id, "ok", "re: long ago", NULL, e);
+}
+
+// While the program was busy elsewhere, so many jobs ended that the event is gone.
+static enum status event_dropped(struct conformance *c, struct error *e)
+{
+    char id[JOB_ID_MAX + 1], other[JOB_ID_MAX + 1];
+    try(conformance_enqueue(c, "c-dropped", "dropped", NULL, id, e));
+    try(conformance_step(c, e));
+    try(conformance_enqueue(c, "c-newer", "newer", NULL, other, e));
+    try(conformance_step(c, e));
+    try(conformance_trim(c, 1, e));
+    return conformance_result_is(c, "wait", id, "ok", "re: dropped", NULL, e);
 }
 
 static enum status end_after_wait(struct conformance *c, struct error *e)
@@ -186,19 +92,19 @@ static enum status end_after_wait(struct conformance *c, struct error *e)
     char id[JOB_ID_MAX + 1];
     json_t *reply = NULL;
     c->broker.hold_runs = true;
-    try(enqueue(c, "c-late", "late", NULL, id, e));
-    try(say(c, wish_of("wait", id, 30), e));
-    for (int64_t until = clock_ms() + 300; reply == NULL && clock_ms() < until;) {
-        try(step(c, e));
-        try(conformance_program_reply(&c->program, TURN_MS, &reply, e));
+    try(conformance_enqueue(c, "c-late", "late", NULL, id, e));
+    try(conformance_say(c, conformance_wish("wait", id, c->timeout_s), e));
+    for (int64_t until = clock_ms() + QUIET_MS; reply == NULL && clock_ms() < until;) {
+        try(conformance_step(c, e));
+        try(conformance_program_reply(&c->program, CONFORMANCE_TURN_MS, &reply, e));
     }
     c->broker.hold_runs = false;
     if (reply != NULL) {
         json_decref(reply);
-        return wrong(e, "wait ended before the job did");
+        return conformance_wrong(e, "wait ended before the job did");
     }
-    try(listen_for(c, &reply, e));
-    enum status status = expect(reply, "text", "re: late", e);
+    try(conformance_listen(c, false, &reply, e));
+    enum status status = conformance_expect(reply, "text", "re: late", e);
     json_decref(reply);
     return status;
 }
@@ -206,51 +112,57 @@ static enum status end_after_wait(struct conformance *c, struct error *e)
 static enum status wait_in_vain(struct conformance *c, struct error *e)
 {
     json_t *reply;
-    try(ask(c, wish_of("wait", "c-nobody", 1), &reply, e));
+    try(conformance_ask(c, conformance_wish("wait", "c-nobody", 1), &reply, e));
     bool timeout = json_is_true(json_object_get(reply, "timeout"));
     json_decref(reply);
-    return timeout ? OK : wrong(e, "waiting for a job that never was did not time out");
+    return timeout ? OK : conformance_wrong(e, "waiting for a job that never was did not time out");
 }
 
 // Every answer holds fields of a later version.
 static enum status unknown_fields(struct conformance *c, struct error *e)
 {
-    return result_is(c, "result", "c-early", "ok", "re: early", NULL, e);
+    char id[JOB_ID_MAX + 1];
+    try(conformance_enqueue(c, "c-unknown", "unknown", NULL, id, e));
+    try(conformance_step(c, e));
+    return conformance_result_is(c, "result", id, "ok", "re: unknown", NULL, e);
 }
 
 static enum status no_result(struct conformance *c, struct error *e)
 {
     json_t *reply;
-    try(ask(c, wish_of("result", "c-nobody", 1), &reply, e));
+    try(conformance_ask(c, conformance_wish("result", "c-nobody", 1), &reply, e));
     bool none = json_is_null(json_object_get(reply, "status"));
     json_decref(reply);
-    return none ? OK : wrong(e, "a job that never was has a status");
+    return none ? OK : conformance_wrong(e, "a job that never was has a status");
 }
 
 static enum status duplicate(struct conformance *c, struct error *e)
 {
     char id[JOB_ID_MAX + 1];
     for (int i = 0; i < 2; i++) {
-        try(enqueue(c, "c-twice", "twice", NULL, id, e));
-        try(result_is(c, "wait", id, "ok", "re: twice", NULL, e));
+        try(conformance_enqueue(c, "c-twice", "twice", NULL, id, e));
+        try(conformance_result_is(c, "wait", id, "ok", "re: twice", NULL, e));
     }
-    int runs = conformance_first(&c->broker, id)->runs;
-    return runs == 1 ? OK : wrong(e, "the job ran %d times", runs);
+    const struct seen *seen = conformance_first(&c->broker, id);
+    int runs = seen != NULL ? seen->runs : 0;
+    return runs == 1 ? OK : conformance_wrong(e, "the job ran %d times", runs);
 }
 
 static enum status conflict(struct conformance *c, struct error *e)
 {
     char id[JOB_ID_MAX + 1];
-    try(enqueue(c, "c-twice", "something else", NULL, id, e));
-    try(result_is(c, "wait", id, NULL, NULL, "id_conflict", e));
-    return result_is(c, "result", id, "ok", "re: twice", NULL, e);
+    try(conformance_enqueue(c, "c-mine", "mine", NULL, id, e));
+    try(conformance_step(c, e));
+    try(conformance_enqueue(c, "c-mine", "something else", NULL, id, e));
+    try(conformance_result_is(c, "wait", id, NULL, NULL, "id_conflict", e));
+    return conformance_result_is(c, "result", id, "ok", "re: mine", NULL, e);
 }
 
 static enum status failure(struct conformance *c, struct error *e)
 {
     char id[JOB_ID_MAX + 1];
-    try(enqueue(c, "c-fail", "fail", NULL, id, e));
-    return result_is(c, "wait", id, "error", NULL, "told_to_fail", e);
+    try(conformance_enqueue(c, "c-fail", "fail", NULL, id, e));
+    return conformance_result_is(c, "wait", id, "error", NULL, "told_to_fail", e);
 }
 
 static enum status cancel(struct conformance *c, struct error *e)
@@ -258,25 +170,11 @@ static enum status cancel(struct conformance *c, struct error *e)
     char id[JOB_ID_MAX + 1];
     json_t *reply;
     c->broker.hold_runs = true;
-    try(enqueue(c, "c-cancel", "never mind", NULL, id, e));
-    try(ask(c, wish_of("cancel", id, 1), &reply, e));
+    try(conformance_enqueue(c, "c-cancel", "never mind", NULL, id, e));
+    try(conformance_ask(c, conformance_wish("cancel", id, 1), &reply, e));
     json_decref(reply);
-    enum status status = result_is(c, "wait", id, "cancelled", NULL, NULL, e);
+    enum status status = conformance_result_is(c, "wait", id, "cancelled", NULL, NULL, e);
     c->broker.hold_runs = false;
-    return status;
-}
-
-static enum status stream(struct conformance *c, struct error *e)
-{
-    static const char TEXT[] = "\xc3\xa4\xc3\xb6\xc3\xbc \xe6\xbc\xa2\xe5\xad\x97 streams "
-                               "\xf0\x9f\x99\x82!";
-    char id[JOB_ID_MAX + 1], answer[sizeof TEXT + 8];
-    json_t *reply;
-    snprintf(answer, sizeof answer, "re: %s", TEXT);
-    try(enqueue(c, "c-stream", TEXT, json_pack("{s:b}", "stream", 1), id, e));
-    try(ask(c, wish_of("stream", id, 30), &reply, e));
-    enum status status = expect(reply, "text", answer, e);
-    json_decref(reply);
     return status;
 }
 
@@ -287,164 +185,12 @@ static enum status big(struct conformance *c, struct error *e)
     memcpy(text, "re: ", 4);
     memset(text + 4, 'x', BIG_BYTES);
     text[BIG_BYTES + 4] = 0;
-    enum status status = enqueue(c, "c-big", text + 4, NULL, id, e);
-    if (status == OK) status = step(c, e);
-    if (status == OK) status = job_came(c, id, text + 4, e);
-    if (status == OK) status = result_is(c, "wait", id, "ok", text, NULL, e);
+    enum status status = conformance_enqueue(c, "c-big", text + 4, NULL, id, e);
+    if (status == OK) status = conformance_step(c, e);
+    if (status == OK) status = conformance_came(c, id, text + 4, e);
+    if (status == OK) status = conformance_result_is(c, "wait", id, "ok", text, NULL, e);
     free(text);
     return status;
-}
-
-// --- lost connections
-
-static enum status command(struct conformance *c, const char *text, redisReply **reply,
-                           struct error *e)
-{
-    redisReply *r = redisCommand(c->broker.c, text);
-    enum status status = redis_reply_check(r, e);
-    if (status == OK && reply != NULL) *reply = r;
-    else if (r != NULL) freeReplyObject(r);
-    return status;
-}
-
-static enum status cut(struct conformance *c, struct error *e)
-{
-    return command(c, "CLIENT KILL TYPE normal SKIPME yes", NULL, e);
-}
-
-// Waits until a push has reached Redis, which holds it back.
-static enum status push_is_held(struct conformance *c, struct error *e)
-{
-    for (int64_t until = clock_ms() + REPLY_MS;;) {
-        redisReply *r;
-        json_t *reply;
-        try(command(c, "CLIENT LIST TYPE normal", &r, e));
-        bool held = strstr(r->str, "cmd=rpush") != NULL;
-        freeReplyObject(r);
-        if (held) return OK;
-        if (clock_ms() > until) return wrong(e, "no RPUSH came");
-        try(conformance_program_reply(&c->program, TURN_MS, &reply, e));
-        if (reply != NULL) {
-            json_decref(reply);
-            return wrong(e, "enqueue was over before its RPUSH was answered");
-        }
-    }
-}
-
-static enum status push_cut_off(struct conformance *c, struct error *e)
-{
-    json_t *reply;
-    try(cut(c, e));
-    try(command(c, "CLIENT PAUSE 60000 WRITE", NULL, e));
-    enum status status = say(c, chat_wish(NULL, "cut off", NULL), e);
-    if (status == OK) status = push_is_held(c, e);
-    if (status == OK) status = cut(c, e);
-    try(command(c, "CLIENT UNPAUSE", NULL, e));
-    if (status != OK) return status;
-    try(listen_for(c, &reply, e));
-    const char *id = json_string_value(json_object_get(reply, "id"));
-    status = step(c, e);
-    if (status == OK) status = job_came(c, id != NULL ? id : "", "cut off", e);
-    for (int i = 0; status == OK && i < c->broker.n_seen; i++) {
-        const struct seen *s = &c->broker.seen[i];
-        if (strcmp(s->prompt, "cut off") == 0 && strcmp(s->id, id) != 0) {
-            status = wrong(e, "the job was pushed again under another id");
-        }
-    }
-    if (status == OK) status = result_is(c, "wait", id, "ok", "re: cut off", NULL, e);
-    json_decref(reply);
-    return status;
-}
-
-static enum status wait_cut_off(struct conformance *c, struct error *e)
-{
-    char id[JOB_ID_MAX + 1];
-    json_t *reply = NULL;
-    c->broker.hold_runs = true;
-    try(enqueue(c, "c-cut", "cut", NULL, id, e));
-    try(say(c, wish_of("wait", id, 30), e));
-    for (int64_t until = clock_ms() + 300; reply == NULL && clock_ms() < until;) {
-        try(step(c, e));
-        try(conformance_program_reply(&c->program, TURN_MS, &reply, e));
-    }
-    c->broker.hold_runs = false;
-    if (reply != NULL) {
-        json_decref(reply);
-        return wrong(e, "wait ended before the job did");
-    }
-    try(cut(c, e));
-    try(listen_for(c, &reply, e));
-    enum status status = expect(reply, "text", "re: cut", e);
-    json_decref(reply);
-    return status;
-}
-
-// --- many
-
-static enum status bulk_results(const json_t *reply, const char *prefix, struct error *e)
-{
-    const json_t *results = json_object_get(reply, "results");
-    if (json_object_size(results) != BULK_N) {
-        return wrong(e, "%zu results of %d jobs", json_object_size(results), BULK_N);
-    }
-    for (int i = 0; i < BULK_N; i++) {
-        char id[64], text[72];
-        snprintf(id, sizeof id, "%s-%d", prefix, i);
-        snprintf(text, sizeof text, "re: %s", id);
-        try(expect(results, id, text, e));
-    }
-    return OK;
-}
-
-// Until as many jobs are in the queue as may be.
-static enum status fill_window(struct conformance *c, json_t **reply, struct error *e)
-{
-    for (int64_t until = clock_ms() + REPLY_MS;
-         c->broker.most_open < BULK_WINDOW && *reply == NULL;) {
-        try(conformance_program_reply(&c->program, TURN_MS, reply, e));
-        try(step(c, e));
-        if (clock_ms() > until) {
-            return wrong(e, "%d jobs of a window of %d came, and no more", c->broker.most_open,
-                         BULK_WINDOW);
-        }
-    }
-    return *reply == NULL ? OK : checked(reply, e);
-}
-
-static enum status run_bulk(struct conformance *c, const char *prefix, bool cut_it, struct error *e)
-{
-    json_t *reply = NULL;
-    c->broker.hold_runs = true;
-    c->broker.open = c->broker.most_open = 0;
-    enum status status = say(c, json_pack("{s:s, s:i, s:i, s:s}", "do", "bulk", "n", BULK_N,
-                                          "window", BULK_WINDOW, "prefix", prefix), e);
-    if (status == OK) status = fill_window(c, &reply, e);
-    for (int i = 0; i < 50 && status == OK; i++) { // room for one too many
-        status = conformance_program_reply(&c->program, TURN_MS, &reply, e);
-        if (status == OK) status = step(c, e);
-    }
-    c->broker.hold_runs = false;
-    c->broker.most_runs = 1;
-    if (status == OK && cut_it) status = cut(c, e);
-    if (status == OK) status = listen_for(c, &reply, e);
-    c->broker.most_runs = 0;
-    if (status == OK && c->broker.most_open > BULK_WINDOW) {
-        status = wrong(e, "%d jobs were in the queue at once, the window is %d",
-                       c->broker.most_open, BULK_WINDOW);
-    }
-    if (status == OK) status = bulk_results(reply, prefix, e);
-    json_decref(reply);
-    return status;
-}
-
-static enum status bulk(struct conformance *c, struct error *e)
-{
-    return run_bulk(c, "c-bulk", false, e);
-}
-
-static enum status bulk_cut_off(struct conformance *c, struct error *e)
-{
-    return run_bulk(c, "c-bulk-cut", true, e);
 }
 
 const struct conformance_check CONFORMANCE_CHECKS[] = {
@@ -453,6 +199,8 @@ const struct conformance_check CONFORMANCE_CHECKS[] = {
     {"ids", "ids that are made up are valid and differ", ids_made},
     {"end-before-wait", "an end before wait is called is not missed", end_before_wait},
     {"end-after-wait", "wait lasts until the job has ended", end_after_wait},
+    {"end-long-ago", "of a job of an earlier process the result is looked for", end_long_ago},
+    {"event-dropped", "where the log may have dropped the event, too", event_dropped},
     {"timeout", "wait ends in time where nothing comes", wait_in_vain},
     {"unknown-fields", "unknown fields of a result are ignored", unknown_fields},
     {"no-result", "where there is no result, that is said", no_result},
@@ -460,11 +208,24 @@ const struct conformance_check CONFORMANCE_CHECKS[] = {
     {"conflict", "the same id with another body is an id_conflict", conflict},
     {"failure", "the error code of a failed job is told", failure},
     {"cancel", "a cancelled job ends as cancelled", cancel},
-    {"stream", "chunks are placed by offset, characters are whole", stream},
     {"big", "a body of 1 MiB arrives, and its answer", big},
-    {"push-cut-off", "a push that was cut off is made again with the same id", push_cut_off},
-    {"wait-cut-off", "wait goes on after the connection was lost", wait_cut_off},
-    {"bulk", "bulk keeps to its window, and fills it", bulk},
-    {"bulk-cut-off", "bulk goes on after the connection was lost", bulk_cut_off},
+    {"push-cut-off", "a push that was cut off is made again with the same id",
+     conformance_push_cut_off},
+    {"push-full", "a push that a full Redis refused is made again", conformance_push_full},
+    {"wait-cut-off", "wait goes on after the connection was lost", conformance_wait_cut_off},
+    {"bulk", "bulk keeps to its window, and fills it", conformance_bulk},
+    {"bulk-cut-off", "bulk goes on after the connection was lost", conformance_bulk_cut_off},
+    {"stream", "text is given as it comes, in whole characters", conformance_stream_comes},
+    {"stream-overlap", "what a later attempt says again is given once", conformance_stream_overlap},
+    {"stream-gap", "what lies behind a gap waits for the result", conformance_stream_gap},
+    {"stream-rest", "what was not streamed comes from the result", conformance_stream_rest},
+    {"stream-offset", "from an offset on, only what follows is given", conformance_stream_offset},
+    {"stream-long-ago", "a stream that has ended long ago is given whole",
+     conformance_stream_long_ago},
+    {"stream-differs", "a stream that is not the result's is no answer",
+     conformance_stream_differs},
+    {"stream-cut-off", "a stream goes on where the connection was lost",
+     conformance_stream_cut_off},
+    {"stream-cancel", "a stream ends with its job, done or not", conformance_stream_cancel},
 };
 const int CONFORMANCE_N_CHECKS = sizeof CONFORMANCE_CHECKS / sizeof *CONFORMANCE_CHECKS;

@@ -106,12 +106,12 @@ static json_t *stream(const json_t *wish)
     struct penstock_result r;
     struct pieces p = {0};
     enum penstock_code code = penstock_stream(client, job_of(wish), int_of(wish, "timeout") * 1000,
-                                              add_piece, &p, &r);
+                                              (size_t) int_of(wish, "offset"), add_piece, &p, &r);
     json_t *reply = code != PENSTOCK_DONE
                         ? failure(code)
                         : json_pack("{s:s, s:s%, s:I}", "id", text_of(wish, "id"), "text",
                                     p.n > 0 ? p.text : "", p.n, "pieces", (json_int_t) p.count);
-    if (code == PENSTOCK_DONE) penstock_result_free(&r);
+    penstock_result_free(&r);
     free(p.text);
     return reply;
 }

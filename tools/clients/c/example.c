@@ -57,7 +57,7 @@ int main(void)
         return 2;
     }
     enum penstock_code code = penstock_enqueue(p, &job);
-    if (code == PENSTOCK_DONE) code = penstock_stream(p, &job, 300000, print_piece, NULL, &r);
+    if (code == PENSTOCK_DONE) code = penstock_stream(p, &job, 300000, 0, print_piece, NULL, &r);
     if (code == PENSTOCK_DONE) {
         printf("\n%s\n", r.status);
         penstock_result_free(&r);

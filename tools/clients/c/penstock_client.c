@@ -11,6 +11,7 @@
 
 enum { KEY_SIZE = 320, BLOCK_MS = 5000, WORDS_MAX = 12, IO_SECONDS = 30 };
 #define ENTRIES_TEXT "1000" // at once
+#define HASH_START 0xcbf29ce484222325u
 
 struct penstock {
     redisContext *c;
@@ -488,8 +489,25 @@ struct follow {
     char since[PENSTOCK_ENTRY_SIZE], at[PENSTOCK_ENTRY_SIZE];
     penstock_piece_fn *piece; // NULL: no streaming
     void *arg;
-    size_t have; // bytes of text given
+    size_t skip; // bytes of text that are not given
+    size_t have; // bytes of text that came
+    uint64_t hash; // of these
 };
+
+// FNV-1a, to compare what came with the result without keeping it.
+static uint64_t hash_more(uint64_t hash, const char *bytes, size_t n)
+{
+    for (size_t i = 0; i < n; i++) hash = (hash ^ (unsigned char) bytes[i]) * 0x100000001b3;
+    return hash;
+}
+
+static void give(struct follow *f, const char *bytes, size_t n)
+{
+    size_t hidden = f->skip > f->have ? f->skip - f->have : 0;
+    f->hash = hash_more(f->hash, bytes, n);
+    f->have += n;
+    if (n > hidden) f->piece(f->arg, bytes + hidden, n - hidden);
+}
 
 // Chunks are placed by their offsets; what lies behind a gap comes from the result.
 static void place(struct follow *f, const redisReply *chunk)
@@ -498,8 +516,7 @@ static void place(struct follow *f, const redisReply *chunk)
     if (offset == NULL || bytes == NULL) return;
     size_t from = strtoull(offset->str, NULL, 10), n = (size_t) bytes->len;
     if (from > f->have || from + n <= f->have) return;
-    f->piece(f->arg, bytes->str + (f->have - from), from + n - f->have);
-    f->have = from + n;
+    give(f, bytes->str + (f->have - from), from + n - f->have);
 }
 
 static enum penstock_code turn(struct penstock *p, struct follow *f, struct penstock_result *r)
@@ -537,11 +554,25 @@ static enum penstock_code turn(struct penstock *p, struct follow *f, struct pens
     return gap ? penstock_result(p, f->id, r) : code;
 }
 
-static enum penstock_code follow(struct penstock *p, const struct penstock_job *job,
-                                 int64_t timeout_ms, penstock_piece_fn *piece, void *arg,
-                                 struct penstock_result *r)
+// What is missing at the end. A job that was not done may have streamed more than it has.
+static enum penstock_code finish(struct penstock *p, struct follow *f,
+                                 const struct penstock_result *r)
 {
-    struct follow f = {.id = job->id, .at = "0-0", .piece = piece, .arg = arg,
+    bool done = strcmp(r->status, "ok") == 0;
+    if (r->text_bytes < f->have && !done) return PENSTOCK_DONE;
+    if (r->text_bytes < f->have || f->hash != hash_more(HASH_START, r->text, f->have)) {
+        return fail(p, PENSTOCK_DIFFERS, "the streamed text is not the result's");
+    }
+    if (r->text_bytes > f->have) give(f, r->text + f->have, r->text_bytes - f->have);
+    return PENSTOCK_DONE;
+}
+
+static enum penstock_code follow(struct penstock *p, const struct penstock_job *job,
+                                 int64_t timeout_ms, size_t skip, penstock_piece_fn *piece,
+                                 void *arg, struct penstock_result *r)
+{
+    struct follow f = {.id = job->id, .at = "0-0", .piece = piece, .arg = arg, .skip = skip,
+                       .hash = HASH_START,
                        .until = timeout_ms < 0 ? -1 : now_ms() + timeout_ms};
     enum penstock_code code = PENSTOCK_NONE;
     *r = (struct penstock_result){0};
@@ -551,23 +582,20 @@ static enum penstock_code follow(struct penstock *p, const struct penstock_job *
         if (code == PENSTOCK_DONE) code = penstock_result(p, f.id, r);
     }
     while (code == PENSTOCK_NONE) code = turn(p, &f, r);
-    if (code == PENSTOCK_DONE && piece != NULL && r->text_bytes > f.have) {
-        piece(arg, r->text + f.have, r->text_bytes - f.have);
-    }
-    return code;
+    return code == PENSTOCK_DONE && piece != NULL ? finish(p, &f, r) : code;
 }
 
 enum penstock_code penstock_wait(struct penstock *p, const struct penstock_job *job,
                                  int64_t timeout_ms, struct penstock_result *r)
 {
-    return follow(p, job, timeout_ms, NULL, NULL, r);
+    return follow(p, job, timeout_ms, 0, NULL, NULL, r);
 }
 
 enum penstock_code penstock_stream(struct penstock *p, const struct penstock_job *job,
-                                   int64_t timeout_ms, penstock_piece_fn *piece, void *arg,
-                                   struct penstock_result *r)
+                                   int64_t timeout_ms, size_t offset, penstock_piece_fn *piece,
+                                   void *arg, struct penstock_result *r)
 {
-    return follow(p, job, timeout_ms, piece, arg, r);
+    return follow(p, job, timeout_ms, offset, piece, arg, r);
 }
 
 // --- many

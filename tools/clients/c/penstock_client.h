@@ -18,6 +18,7 @@ enum penstock_code {
     PENSTOCK_REFUSED, // by Redis: login, rights
     PENSTOCK_INVALID, // an argument, or a reply that cannot be read
     PENSTOCK_NOMEM,
+    PENSTOCK_DIFFERS, // what was streamed is not the result's text; only the result counts
 };
 
 enum { PENSTOCK_ID_SIZE = 65, PENSTOCK_ENTRY_SIZE = 48 };
@@ -72,12 +73,13 @@ enum penstock_code penstock_result(struct penstock *p, const char *id, struct pe
 enum penstock_code penstock_wait(struct penstock *p, const struct penstock_job *job,
                                  int64_t timeout_ms, struct penstock_result *r);
 
-// The same, and the text as it comes: whole at the end, whatever came before. Pieces may cut a
-// UTF-8 character.
+// The same, and the text as it comes: whole at the end, whatever came before. `offset`: bytes that
+// are here already and don't come again. Pieces may cut a UTF-8 character. PENSTOCK_DIFFERS: the
+// pieces were not the text of *r, which is there nevertheless.
 typedef void penstock_piece_fn(void *arg, const char *bytes, size_t n);
 enum penstock_code penstock_stream(struct penstock *p, const struct penstock_job *job,
-                                   int64_t timeout_ms, penstock_piece_fn *piece, void *arg,
-                                   struct penstock_result *r);
+                                   int64_t timeout_ms, size_t offset, penstock_piece_fn *piece,
+                                   void *arg, struct penstock_result *r);
 
 // Many jobs, at most `window` of them in the queue. `next` fills a job (its strings may go when it
 // is called again) or returns false at the end; `ended` gets every result, in no order, which it

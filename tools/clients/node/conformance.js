@@ -34,9 +34,8 @@ const wishes = {
   },
   async stream(wish) {
     const pieces = [];
-    for await (const piece of client.stream(jobOf(wish), {timeout: wish.timeout * 1000})) {
-      pieces.push(piece);
-    }
+    const settings = {timeout: wish.timeout * 1000, offset: wish.offset};
+    for await (const piece of client.stream(jobOf(wish), settings)) pieces.push(piece);
     return {id: wish.id, text: pieces.join(''), pieces: pieces.length};
   },
   async cancel({id}) {

@@ -53,26 +53,36 @@ const fieldsOf = (flat) => {
   return fields;
 };
 
-/** Streamed chunks, placed by their offsets; add and end return what is new. */
+/** Streamed chunks, placed by their offsets; add and end return what is new behind the first
+ * `skip` bytes. */
 class Text {
   bytes = Buffer.alloc(0);
   decoder = new TextDecoder();
 
+  constructor(skip) {
+    this.skip = skip;
+  }
+
   add(offset, chunk) {
     const known = this.bytes.length - offset;
     if (known < 0 || known >= chunk.length) return ''; // behind a gap: the result has it
-    const fresh = chunk.subarray(known);
-    this.bytes = Buffer.concat([this.bytes, fresh]);
-    return this.decoder.decode(fresh, {stream: true});
+    return this.#give(chunk.subarray(known), true);
   }
 
   end(result) {
     const whole = Buffer.from(result.text ?? '');
     const n = Math.min(whole.length, this.bytes.length);
-    if (!whole.subarray(0, n).equals(this.bytes.subarray(0, n))) {
+    const short = result.status === 'ok' && n < this.bytes.length;
+    if (short || !whole.subarray(0, n).equals(this.bytes.subarray(0, n))) {
       throw new PenstockError("the streamed text is not the result's; only the result counts");
     }
-    return this.decoder.decode(whole.subarray(n), {stream: true});
+    return this.#give(whole.subarray(n), false);
+  }
+
+  #give(fresh, stream) {
+    const hidden = Math.max(0, this.skip - this.bytes.length);
+    this.bytes = Buffer.concat([this.bytes, fresh]);
+    return this.decoder.decode(fresh.subarray(hidden), {stream});
   }
 }
 
@@ -129,9 +139,9 @@ export class Client {
   }
 
   /** Pieces of the text as they come, and what is missing at the end. For jobs with `stream`; the
-   * text of others comes at once. */
-  async* stream(job, {timeout} = {}) {
-    const text = new Text();
+   * text of others comes at once. `offset`: bytes that are here already. */
+  async* stream(job, {timeout, offset = 0} = {}) {
+    const text = new Text(offset);
     const result = yield* this.#follow(job, timeout, text);
     const rest = text.end(result);
     if (rest !== '') yield rest;

@@ -8,7 +8,9 @@ import sys
 
 from penstock import AsyncClient, Client, Job
 
-QUEUE = [os.environ[name] for name in ("PENSTOCK_REDIS", "PENSTOCK_QUEUE", "PENSTOCK_TENANT")]
+
+def queue():
+    return [os.environ[name] for name in ("PENSTOCK_REDIS", "PENSTOCK_QUEUE", "PENSTOCK_TENANT")]
 
 
 def wished(wish):
@@ -35,7 +37,7 @@ def brief(result):
 
 class Plain:
     def __init__(self):
-        self.client, self.jobs = Client(*QUEUE), {}
+        self.client, self.jobs = Client(*queue()), {}
 
     def job(self, wish):
         return self.jobs.get(wish["id"], wish["id"])
@@ -52,7 +54,7 @@ class Plain:
         return shown(wish["id"], self.client.result(wish["id"]))
 
     def stream(self, wish):
-        pieces = list(self.client.stream(self.job(wish), wish["timeout"]))
+        pieces = list(self.client.stream(self.job(wish), wish["timeout"], wish.get("offset", 0)))
         return {"id": wish["id"], "text": "".join(pieces), "pieces": len(pieces)}
 
     def cancel(self, wish):
@@ -66,7 +68,7 @@ class Plain:
 
 class Asynchronous:
     def __init__(self):
-        self.client, self.jobs = AsyncClient(*QUEUE), {}
+        self.client, self.jobs = AsyncClient(*queue()), {}
         self.loop = asyncio.new_event_loop()
 
     def job(self, wish):
@@ -86,7 +88,8 @@ class Asynchronous:
 
     def stream(self, wish):
         async def read():
-            return [piece async for piece in self.client.stream(self.job(wish), wish["timeout"])]
+            pieces = self.client.stream(self.job(wish), wish["timeout"], wish.get("offset", 0))
+            return [piece async for piece in pieces]
 
         pieces = self.loop.run_until_complete(read())
         return {"id": wish["id"], "text": "".join(pieces), "pieces": len(pieces)}

@@ -123,24 +123,28 @@ def _left(until: Optional[float]) -> int:
 
 
 class _Text:
-    """Streamed chunks, placed by their offsets; `new` is what add and end found out."""
+    """Streamed chunks, placed by their offsets; `new` is what add and end found out behind the
+    first `skip` bytes."""
 
-    def __init__(self) -> None:
-        self.bytes, self.new = b"", ""
-        self.decoder = codecs.getincrementaldecoder("utf-8")()
+    def __init__(self, skip: int = 0) -> None:
+        self.bytes, self.new, self.skip = b"", "", skip
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def add(self, offset: int, chunk: bytes) -> bool:
         known = len(self.bytes) - offset
-        fresh = chunk[known:] if known >= 0 else b""  # behind a gap: the result has it
-        self.bytes += fresh
-        self.new = self.decoder.decode(fresh)
-        return self.new != ""
+        return self._give(chunk[known:] if known >= 0 else b"")  # behind a gap: the result has it
 
     def end(self, result: Result) -> bool:
         whole = (result.text or "").encode()
-        if not whole.startswith(self.bytes[:len(whole)]):
+        known = len(self.bytes)
+        if whole[:known] != self.bytes[:len(whole)] or (result.ok and len(whole) < known):
             raise PenstockError("the streamed text is not the result's; only the result counts")
-        self.new = self.decoder.decode(whole[len(self.bytes):])
+        return self._give(whole[known:], final=True)
+
+    def _give(self, fresh: bytes, final: bool = False) -> bool:
+        hidden = max(0, self.skip - len(self.bytes))
+        self.bytes += fresh
+        self.new = self.decoder.decode(fresh[hidden:], final)
         return self.new != ""
 
 
@@ -292,10 +296,11 @@ class Client(_Protocol):
         """The result, at the job's end. TimeoutError after `timeout` seconds."""
         return self._run(self._follow(job, timeout, None))
 
-    def stream(self, job: Union[Job, str], timeout: Optional[float] = None) -> Iterator[str]:
+    def stream(self, job: Union[Job, str], timeout: Optional[float] = None, offset: int = 0
+               ) -> Iterator[str]:
         """Pieces of the text as they come, and what is missing at the end. For jobs with the field
-        `stream`; the text of others comes at once."""
-        return self._each(self._follow(job, timeout, _Text()), iter(()))
+        `stream`; the text of others comes at once. `offset`: bytes that are here already."""
+        return self._each(self._follow(job, timeout, _Text(offset)), iter(()))
 
     def bulk(self, jobs: Iterable[Job], window: int = 256) -> Iterator[Tuple[Job, Result]]:
         """Runs many jobs and yields them as they end. At most `window` are in the queue, and new
@@ -363,8 +368,9 @@ class AsyncClient(_Protocol):
     async def wait(self, job: Union[Job, str], timeout: Optional[float] = None) -> Result:
         return await self._run(self._follow(job, timeout, None))
 
-    def stream(self, job: Union[Job, str], timeout: Optional[float] = None) -> AsyncIterator[str]:
-        return self._each(self._follow(job, timeout, _Text()), _none())
+    def stream(self, job: Union[Job, str], timeout: Optional[float] = None, offset: int = 0
+               ) -> AsyncIterator[str]:
+        return self._each(self._follow(job, timeout, _Text(offset)), _none())
 
     def bulk(self, jobs: Union[Iterable[Job], AsyncIterable[Job]], window: int = 256
              ) -> AsyncIterator[Tuple[Job, Result]]:

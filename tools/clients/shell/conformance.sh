@@ -28,10 +28,27 @@ wait_for() {
     return $status
 }
 
+# What one read gets is a piece.
 stream() {
-    local text
-    text=$(penstock_stream "$2" "${since[$2]}" "$(jq .timeout <<<"$1")" && printf x) || return
-    jq -cn --arg id "$2" --arg text "${text%x}" '{id: $id, text: $text, pieces: 1}'
+    local text fd pid status pieces=-1 before=-1 size=0
+    text=$(mktemp)
+    exec {fd}< <(penstock_stream "$2" "${since[$2]:-}" "$(jq .timeout <<<"$1")" \
+        "$(jq '.offset // 0' <<<"$1")")
+    pid=$!
+    while ((size > before)); do
+        before=$size pieces=$((pieces + 1))
+        dd bs=65536 count=1 status=none <&"$fd" >>"$text"
+        size=$(wc -c <"$text")
+    done
+    exec {fd}<&-
+    wait $pid
+    status=$?
+    if [ $status = 0 ]; then
+        jq -cn --arg id "$2" --rawfile text "$text" --argjson pieces "$pieces" \
+            '{id: $id, text: $text, pieces: $pieces}'
+    fi
+    rm -f "$text"
+    return $status
 }
 
 bulk() {

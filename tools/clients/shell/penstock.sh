@@ -7,7 +7,7 @@
 # Bodies are JSON text, which the schema allows, so only a flat map of msgpack is to be written.
 # What is told in variables is lost in a pipe, whose ends are processes of their own.
 # Status 0: done; 1: Redis refused, or was away or full for longer than PENSTOCK_PATIENCE (60 s);
-# 3: not in time.
+# 3: not in time; 4: what was streamed is not the result's text.
 # shellcheck shell=bash
 
 PENSTOCK_BLOCK_MS=5000 # of one XREAD
@@ -309,9 +309,10 @@ penstock_bulk() {
 
 _penstock_chunk() { _penstock_redis --raw XRANGE "$1" "($2" + COUNT 1 >"$3"; }
 
-# Prints what is new in the chunk of a file; $at and $have move on. 1: there is no chunk.
+# Prints what is new in the chunk of a file, and keeps it in $all; $at and $have move on. 1: there
+# is no chunk.
 _penstock_place() {
-    local lines offset size known
+    local lines offset size known from
     mapfile -t -n 6 lines <"$1"
     at=${lines[0]:-}
     [ -n "$at" ] && [ "${lines[5]:-}" = bytes ] || return 1
@@ -319,28 +320,77 @@ _penstock_place() {
     size=$(($(wc -c <"$1") - $(head -n 6 "$1" | wc -c) - 1)) # redis-cli ends it with a newline
     known=$((have - offset))
     if ((known >= 0 && known < size)); then
-        tail -n +7 "$1" | head -c "$size" | tail -c +$((known + 1))
+        tail -n +7 "$1" | head -c "$size" | tail -c +$((known + 1)) >>"$all"
+        from=$((have > skip ? have : skip))
         have=$((offset + size))
+        tail -c +$((from + 1)) "$all"
     fi
 }
 
-# penstock_stream ID SINCE [SECONDS]: the text as it comes, for jobs with stream=true; what is
-# missing at the end comes from the result (which penstock_result gives whole). Needs jq.
-penstock_stream() {
-    local key since=$2 until=$((SECONDS + ${3:-2000000000})) at=0-0 last=0-0 have=0 ended='' chunk
+# Prints chunks until the job's event; its result is then in $penstock_reply.
+_penstock_chunks() { # ID SINCE UNTIL
+    local since=$2 last=0-0 at ended='' key
     key=$(_penstock_key t):$1
-    chunk=$(mktemp) || return 1
-    while [ -z "$ended" ] && ((SECONDS < until)); do
+    while ((SECONDS < $3)); do
         # Chunks are read after the events, so that none before the end is missed.
-        penstock_events "$since" 200 || break
+        penstock_events "$since" 200 || return 1
         since=$penstock_last
-        if [[ $'\n'$penstock_ends == *$'\n'"$1 "* ]]; then ended=1; fi
+        if [[ $'\n'$penstock_ends == *$'\n'"$1 "* ]]; then
+            ended=${penstock_ends##*"$1 "}
+            ended=${ended%%$'\n'*}
+        fi
+        local gap=$penstock_gap
         while _penstock_again _penstock_chunk "$key" "$last" "$chunk" &&
             _penstock_place "$chunk"; do
             last=$at
         done
+        if [ -n "$ended" ]; then
+            penstock_reply=$(_penstock_ended "$1" "$ended")
+            return
+        fi
+        if [ "$gap" = 1 ]; then
+            penstock_result "$1" >/dev/null || return 1
+            if [[ $penstock_reply == '{'* ]]; then return 0; fi
+        fi
     done
-    rm -f "$chunk"
-    [ -n "$ended" ] || return 3
-    penstock_result "$1" | jq -j '.text // ""' | tail -c +$((have + 1))
+    printf 'penstock: %s has not ended in time\n' "$1" >&2
+    return 3
+}
+
+# Prints what is missing at the end of the stream. A job that was not done may have streamed more
+# than its result has.
+_penstock_rest() { # RESULT
+    local size status
+    status=$(jq -r .status <<<"$1")
+    jq -j '.text // ""' <<<"$1" >"$chunk"
+    size=$(wc -c <"$chunk")
+    if ((size < have)) && [ "$status" != ok ]; then return 0; fi
+    if ((size < have)) || ! cmp -s -n "$have" "$chunk" "$all"; then
+        printf 'penstock: the streamed text is not that of the result\n' >&2
+        return 4
+    fi
+    tail -c +$(((have > skip ? have : skip) + 1)) "$chunk"
+}
+
+# penstock_stream ID [SINCE [SECONDS [OFFSET]]]: the text as it comes, for jobs with stream=true,
+# and what is missing at the end from the result (which penstock_result gives whole); behind OFFSET
+# bytes only. Without SINCE the result is looked for first. Needs jq. 4: the text was not that of
+# the result.
+penstock_stream() {
+    local since=${2:-} skip=${4:-0} have=0 chunk all status=0
+    chunk=$(mktemp) && all=$(mktemp) || return 1
+    penstock_reply=
+    if [ -z "$since" ]; then
+        penstock_last_event && since=$penstock_last && penstock_result "$1" >/dev/null || status=1
+    fi
+    if [ $status = 0 ] && [[ $penstock_reply != '{'* ]]; then
+        _penstock_chunks "$1" "$since" $((SECONDS + ${3:-2000000000}))
+        status=$?
+    fi
+    if [ $status = 0 ]; then
+        _penstock_rest "$penstock_reply"
+        status=$?
+    fi
+    rm -f "$chunk" "$all"
+    return $status
 }
