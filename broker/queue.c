@@ -1,7 +1,7 @@
 #include "broker/queue.h"
 
+#include "broker/queue_call.h"
 #include "broker/queue_connection.h"
-#include "broker/queue_reply.h"
 #include "broker/queue_watch.h"
 
 #include <czmq.h>
@@ -14,9 +14,6 @@ enum {
     WATCH_EVERY_MS = 200,  // how often a lost watch is begun again
     CALLS_MAX = 65536,     // open at once
     CALL_ARGS_MAX = 32768, // of one call; the functions take up to 10,000 jobs
-    FIXED_ARGS = 4,        // FCALL name 1 key
-    SMALL_ARGS = FIXED_ARGS + 16, // of the calls that need no list
-    NUMBER_SIZE = 24,
     RANDOM_TOP = 1000000,  // fail's jitter is below
 };
 // Of all open calls: a largest result and some more. Hiredis moves what is left to send after each
@@ -62,61 +59,48 @@ static void on_reply(struct redisAsyncContext *ac, void *reply, void *arg)
     free(call);
 }
 
-// The arguments of a call while it is put together.
-struct args {
-    size_t n, room;
-    const char **at;
-    size_t *sizes;
-    char (*digits)[NUMBER_SIZE]; // one for each argument
-    void *memory;
-    const char *small_at[SMALL_ARGS];
-    size_t small_sizes[SMALL_ARGS];
-    char small_digits[SMALL_ARGS][NUMBER_SIZE];
-};
-
-static void put_bytes(struct args *a, const void *bytes, size_t n)
+void put_bytes(struct args *a, const void *bytes, size_t n)
 {
     check(a->n < a->room);
     a->at[a->n] = bytes != NULL ? bytes : "";
     a->sizes[a->n++] = bytes != NULL ? n : 0;
 }
 
-static void put(struct args *a, const char *text)
+void put(struct args *a, const char *text)
 {
     put_bytes(a, text, text != NULL ? strlen(text) : 0);
 }
 
-static void put_number(struct args *a, uint64_t number)
+void put_number(struct args *a, uint64_t number)
 {
     char *digits = a->digits[a->n];
-    int n = snprintf(digits, NUMBER_SIZE, "%llu", (unsigned long long) number);
+    int n = snprintf(digits, CALL_NUMBER_SIZE, "%llu", (unsigned long long) number);
     put_bytes(a, digits, (size_t) n);
 }
 
-static void put_ms(struct args *a, int64_t ms) { put_number(a, ms > 0 ? (uint64_t) ms : 0); }
+void put_ms(struct args *a, int64_t ms) { put_number(a, ms > 0 ? (uint64_t) ms : 0); }
 
 // Room for n arguments behind the fixed ones. False without memory.
 static bool args_room(struct args *a, size_t n)
 {
     a->n = 0;
-    a->room = FIXED_ARGS + n;
+    a->room = CALL_FIXED_ARGS + n;
     a->memory = NULL;
-    if (a->room <= SMALL_ARGS) {
+    if (a->room <= CALL_SMALL_ARGS) {
         a->at = a->small_at;
         a->sizes = a->small_sizes;
         a->digits = a->small_digits;
         return true;
     }
-    a->memory = malloc(a->room * (sizeof *a->at + sizeof *a->sizes + NUMBER_SIZE));
+    a->memory = malloc(a->room * (sizeof *a->at + sizeof *a->sizes + CALL_NUMBER_SIZE));
     if (a->memory == NULL) return false;
     a->at = a->memory;
     a->sizes = (size_t *) (a->at + a->room);
-    a->digits = (char (*)[NUMBER_SIZE]) (a->sizes + a->room);
+    a->digits = (char (*)[CALL_NUMBER_SIZE]) (a->sizes + a->room);
     return true;
 }
 
-// Begins a call of `function` with n more arguments, the first of which is the term.
-static enum status begin(struct queue *q, struct args *a, const char *function, size_t n)
+enum status call_begin(struct queue *q, struct args *a, const char *function, size_t n)
 {
     a->memory = NULL;
     if (!queue_ready(q)) return ERR_UNAVAILABLE;
@@ -152,8 +136,8 @@ static enum status send_call(struct queue *q, const struct args *a, enum queue_f
     return OK;
 }
 
-static enum status end(struct queue *q, struct args *a, enum queue_form form, size_t n_asked,
-                       queue_fn *fn, void *arg)
+enum status call_end(struct queue *q, struct args *a, enum queue_form form, size_t n_asked,
+                     queue_fn *fn, void *arg)
 {
     enum status status = send_call(q, a, form, n_asked, fn, arg);
     free(a->memory);
@@ -167,14 +151,14 @@ static enum status take_from(struct queue *q, const char *function, const char *
                              queue_fn *fn, void *arg)
 {
     struct args a;
-    try(begin(q, &a, function, tenant != NULL ? 6 : 5));
+    try(call_begin(q, &a, function, tenant != NULL ? 6 : 5));
     if (tenant != NULL) put(&a, tenant);
     else put_number(&a, after);
     put_number(&a, max_n);
     put_number(&a, max_bytes);
     put_number(&a, JOB_MESSAGE_MAX);
     if (tenant != NULL) put_number(&a, max_total);
-    return end(q, &a, QUEUE_FORM_MESSAGES, 0, fn, arg);
+    return call_end(q, &a, QUEUE_FORM_MESSAGES, 0, fn, arg);
 }
 
 enum status queue_take(struct queue *q, const char *tenant, size_t max_n, size_t max_bytes,
@@ -192,7 +176,7 @@ enum status queue_recover(struct queue *q, uint64_t after, size_t max_n, size_t 
 enum status queue_admit(struct queue *q, const struct queue_admit *job, queue_fn *fn, void *arg)
 {
     struct args a;
-    try(begin(q, &a, "admit", 16));
+    try(call_begin(q, &a, "admit", 16));
     put(&a, job->tenant);
     put_number(&a, job->seq);
     put(&a, job->id);
@@ -208,13 +192,13 @@ enum status queue_admit(struct queue *q, const struct queue_admit *job, queue_fn
     put_number(&a, job->stream);
     put(&a, job->custom_id);
     put(&a, job->batch);
-    return end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
+    return call_end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
 }
 
 enum status queue_reject(struct queue *q, const struct queue_reject *r, queue_fn *fn, void *arg)
 {
     struct args a;
-    try(begin(q, &a, "reject", 8));
+    try(call_begin(q, &a, "reject", 8));
     put(&a, r->tenant);
     put_number(&a, r->seq);
     put(&a, r->id);
@@ -222,18 +206,18 @@ enum status queue_reject(struct queue *q, const struct queue_reject *r, queue_fn
     put(&a, r->code);
     put(&a, r->text);
     put_bytes(&a, r->result, r->n_result);
-    return end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
+    return call_end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
 }
 
 enum status queue_cancel(struct queue *q, const char *tenant, uint64_t seq, const char *id,
                          queue_fn *fn, void *arg)
 {
     struct args a;
-    try(begin(q, &a, "cancel", 4));
+    try(call_begin(q, &a, "cancel", 4));
     put(&a, tenant);
     put_number(&a, seq);
     put(&a, id);
-    return end(q, &a, QUEUE_FORM_CANCEL, 0, fn, arg);
+    return call_end(q, &a, QUEUE_FORM_CANCEL, 0, fn, arg);
 }
 
 // --- dispatch
@@ -242,12 +226,12 @@ enum status queue_window(struct queue *q, int class, const char *tenant, uint64_
                          size_t limit, queue_fn *fn, void *arg)
 {
     struct args a;
-    try(begin(q, &a, "window", 5));
+    try(call_begin(q, &a, "window", 5));
     put_number(&a, (uint64_t) class);
     put(&a, tenant);
     put_number(&a, after);
     put_number(&a, limit);
-    return end(q, &a, QUEUE_FORM_HEADERS, 0, fn, arg);
+    return call_end(q, &a, QUEUE_FORM_HEADERS, 0, fn, arg);
 }
 
 enum status queue_claim(struct queue *q, uint64_t claim, const char *owner, int64_t lease_ms,
@@ -255,7 +239,7 @@ enum status queue_claim(struct queue *q, uint64_t claim, const char *owner, int6
                         void *arg)
 {
     struct args a;
-    try(begin(q, &a, "claim", 5 + 2 * n));
+    try(call_begin(q, &a, "claim", 5 + 2 * n));
     put(&a, owner);
     put_ms(&a, lease_ms);
     put_number(&a, max_bytes);
@@ -264,7 +248,7 @@ enum status queue_claim(struct queue *q, uint64_t claim, const char *owner, int6
         put(&a, keys[i].tenant);
         put(&a, keys[i].id);
     }
-    return end(q, &a, QUEUE_FORM_JOBS, n, fn, arg);
+    return call_end(q, &a, QUEUE_FORM_JOBS, n, fn, arg);
 }
 
 // --- attempts
@@ -280,21 +264,21 @@ enum status queue_renew(struct queue *q, int64_t lease_ms, const struct queue_at
                         size_t n, queue_fn *fn, void *arg)
 {
     struct args a;
-    try(begin(q, &a, "renew", 2 + 3 * n));
+    try(call_begin(q, &a, "renew", 2 + 3 * n));
     put_ms(&a, lease_ms);
     for (size_t i = 0; i < n; i++) put_attempt(&a, &attempts[i]);
-    return end(q, &a, QUEUE_FORM_RENEWED, n, fn, arg);
+    return call_end(q, &a, QUEUE_FORM_RENEWED, n, fn, arg);
 }
 
 enum status queue_checkpoint(struct queue *q, const struct queue_attempt *attempt, uint64_t offset,
                              const uint8_t *bytes, size_t n, queue_fn *fn, void *arg)
 {
     struct args a;
-    try(begin(q, &a, "checkpoint", 6));
+    try(call_begin(q, &a, "checkpoint", 6));
     put_attempt(&a, attempt);
     put_number(&a, offset);
     put_bytes(&a, bytes, n);
-    return end(q, &a, QUEUE_FORM_NUMBER, 0, fn, arg);
+    return call_end(q, &a, QUEUE_FORM_NUMBER, 0, fn, arg);
 }
 
 enum status queue_done(struct queue *q, const struct queue_attempt *attempt, enum queue_end how,
@@ -302,11 +286,11 @@ enum status queue_done(struct queue *q, const struct queue_attempt *attempt, enu
 {
     static const char *const ends[] = {"done", "cancelled", "expired"};
     struct args a;
-    try(begin(q, &a, "done", 6));
+    try(call_begin(q, &a, "done", 6));
     put_attempt(&a, attempt);
     put(&a, ends[how]);
     put_bytes(&a, result, n);
-    return end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
+    return call_end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
 }
 
 // Xorshift: jitter needs no more.
@@ -322,7 +306,7 @@ enum status queue_fail(struct queue *q, const struct queue_attempt *attempt,
                        const struct queue_failure *f, queue_fn *fn, void *arg)
 {
     struct args a;
-    try(begin(q, &a, "fail", 11));
+    try(call_begin(q, &a, "fail", 11));
     put_attempt(&a, attempt);
     put(&a, f->code);
     put(&a, f->text);
@@ -331,17 +315,17 @@ enum status queue_fail(struct queue *q, const struct queue_attempt *attempt,
     put_ms(&a, RETRY_MOST_MS);
     put_number(&a, next_random(q) % RANDOM_TOP);
     put_bytes(&a, f->result, f->n_result);
-    return end(q, &a, QUEUE_FORM_NUMBER, 0, fn, arg);
+    return call_end(q, &a, QUEUE_FORM_NUMBER, 0, fn, arg);
 }
 
 enum status queue_nack(struct queue *q, const struct queue_attempt *attempt, bool lost,
                        queue_fn *fn, void *arg)
 {
     struct args a;
-    try(begin(q, &a, "nack", 5));
+    try(call_begin(q, &a, "nack", 5));
     put_attempt(&a, attempt);
     put_number(&a, lost);
-    return end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
+    return call_end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
 }
 
 // --- time
@@ -350,9 +334,9 @@ static enum status tick(struct queue *q, const char *function, size_t limit, que
                         void *arg)
 {
     struct args a;
-    try(begin(q, &a, function, 2));
+    try(call_begin(q, &a, function, 2));
     put_number(&a, limit);
-    return end(q, &a, QUEUE_FORM_VERDICTS, 0, fn, arg);
+    return call_end(q, &a, QUEUE_FORM_VERDICTS, 0, fn, arg);
 }
 
 enum status queue_reap(struct queue *q, size_t limit, queue_fn *fn, void *arg)
@@ -368,15 +352,15 @@ enum status queue_promote(struct queue *q, size_t limit, queue_fn *fn, void *arg
 enum status queue_stats(struct queue *q, queue_fn *fn, void *arg)
 {
     struct args a;
-    try(begin(q, &a, "stats", 0));
-    return end(q, &a, QUEUE_FORM_STATS, 0, fn, arg);
+    try(call_begin(q, &a, "stats", 0));
+    return call_end(q, &a, QUEUE_FORM_STATS, 0, fn, arg);
 }
 
 enum status queue_tenants(struct queue *q, queue_fn *fn, void *arg)
 {
     struct args a;
-    try(begin(q, &a, "tenants", 0));
-    return end(q, &a, QUEUE_FORM_TENANTS, 0, fn, arg);
+    try(call_begin(q, &a, "tenants", 0));
+    return call_end(q, &a, QUEUE_FORM_TENANTS, 0, fn, arg);
 }
 
 // --- life

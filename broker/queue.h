@@ -70,7 +70,7 @@ enum queue_word {
     QUEUE_STALE,          // another attempt owns the job, or it is finished
     QUEUE_UNKNOWN,        // no such job, or its record has expired
     QUEUE_GONE,           // claim: not ready any more
-    QUEUE_LATER,          // claim: over the byte budget, ask again
+    QUEUE_LATER,          // claim: over the byte budget, ask again; split: joins names it again
     QUEUE_GAP,            // checkpoint: `number` bytes are there, which is less than the offset
     QUEUE_READY,          // nack, reap: back in the queue. promote: a scheduled job became ready
     QUEUE_RETRY,          // fail: in the queue again after a backoff of `number` ms
@@ -118,6 +118,21 @@ struct queue_job {
     int64_t admitted_ms, deadline_ms, ttl_ms;
     bool poison, stream;
     const char *custom_id, *batch;
+    const char *prior; // usage of what was done for it before, "prompt cached completion"; or ""
+};
+
+// A job that was split, or is to be, and can be taken on.
+struct queue_join {
+    const char *tenant, *id;
+    int level;      // reached; 0: none
+    int n_children; // there
+};
+
+// The result of a child.
+struct queue_child_result {
+    int index;            // from 1 on
+    const uint8_t *bytes; // NULL: it is gone
+    size_t n_bytes;
 };
 
 // What happened to one job: renew (in the order asked), reap and promote.
@@ -150,6 +165,11 @@ struct queue_reply {
     const struct queue_job *jobs;         // claim
     const struct queue_verdict *verdicts; // renew, reap, promote
     const struct queue_tenant *tenants;   // tenants
+    const struct queue_join *joins;                 // joins
+    const struct queue_child_result *results;       // gather
+    const uint8_t *message;                         // gather: the parent's; NULL: not asked for
+    size_t n_message;
+    const char *prior;                              // gather: as queue_job's
     struct queue_stats stats;
 };
 
@@ -171,7 +191,7 @@ struct queue_admit {
     uint64_t seq;
     int class; // 0 first
     const char *body_hash; // hex; equal hashes mean the same job
-    uint64_t need_blocks, n_prompt, max_tokens;
+    uint64_t need_blocks, n_prompt, max_tokens; // need 0: it is to be split first
     int64_t at_ms, deadline_ms; // since 1970, 0: none
     int64_t ttl_ms;             // life of the result; 0: RESULT_TTL_MS
     int attempts;               // 1..JOB_ATTEMPTS_MAX

@@ -116,6 +116,7 @@ local function purge(keys, args)
     local tenant, id = name(args[1], 'tenant', 64), name(args[2], 'id', 64)
     local job = dead_job(p, tenant, id)
     if not job then return 'unknown' end
+    drop_children(p, tenant, id, job)
     drop_dead(p, tenant, id, job)
     return 'ok'
 end
@@ -136,11 +137,15 @@ local function show(keys, args)
         end
     end
     say('now', str(now_ms()))
-    say('bytes', call('HSTRLEN', p .. 'raw', job.seq))
+    say('bytes', call('HSTRLEN', p .. 'raw', message_at(job)))
     say('checkpoint', call('STRLEN', p .. 'c:' .. member))
     say('due', call('ZSCORE', p .. 'dly', member))
     say('lease', call('ZSCORE', p .. 'ls', member))
     say('dead', call('ZSCORE', p .. 'dead', member))
+    if job.split then
+        say('open', call('ZCARD', open_key(p, tenant, id)))
+        say('joins', call('ZSCORE', p .. 'join', member))
+    end
     if is_paused(p, tenant) then say('paused', 1) end
     if job.class then
         say('ahead', call('ZRANK', ready_key(p, job.class, tenant), id))

@@ -1,7 +1,7 @@
 #!lua name=penstock_v1
 -- The state machine of Penstock's queue: every transition of a job is one of these functions, so
 -- that it happens wholly and in one order. README.md in this folder lists keys, arguments, replies.
--- The library is one program in five files, in this order: base, ingest, run, admin, time.
+-- The library is one program in six files, in this order: base, ingest, split, run, admin, time.
 --
 -- A function is atomic but not transactional: an error in the middle keeps what was written. So
 -- every argument is validated before the first write, what is moved is copied first and removed
@@ -102,7 +102,17 @@ end
 
 local function split(member) return string.match(member, '^([^:]+):(.+)$') end
 
-local function ended(job) return job.state ~= 'queued' and job.state ~= 'running' end
+local function ended(job)
+    return job.state ~= 'queued' and job.state ~= 'running' and job.state ~= 'waiting'
+end
+
+-- Children stand in their parent's place in the line.
+local function place(job) return job.place or job.seq end
+
+-- Where the bytes that run are: a job that was split first has others than it came with.
+local function message_at(job) return job.run or job.seq end
+
+local child_ended, parent_ended -- in the file on jobs that are split
 
 -- --- tenants
 
@@ -163,9 +173,10 @@ end
 local function finish(p, tenant, id, job, state, result, now, more)
     local key, member = job_key(p, tenant, id), tenant .. ':' .. id
     call('SET', p .. 'r:' .. member, result, 'PX', job.ttl)
-    event(p, tenant, id, state, job.attempt)
+    if not job.parent then event(p, tenant, id, state, job.attempt) end
     call('HSET', key, 'state', state, 'ended', now, unpack(more or {}))
-    if state == 'failed' then
+    local dead = state == 'failed' and not job.parent
+    if dead then
         call('ZADD', p .. 'dead', now, member)
     else
         call('PEXPIRE', key, job.ttl)
@@ -178,7 +189,13 @@ local function finish(p, tenant, id, job, state, result, now, more)
     call('ZREM', ready_key(p, job.class, tenant), id)
     call('DEL', p .. 'c:' .. member)
     lighten(p, tenant, job.seq)
-    if state ~= 'failed' then call('HDEL', p .. 'raw', job.seq) end
+    if not dead then call('HDEL', p .. 'raw', job.seq) end
+    if job.run then
+        lighten(p, tenant, job.run)
+        call('HDEL', p .. 'raw', job.run)
+    end
+    if job.split then parent_ended(p, tenant, id, job, state, now) end
+    if job.parent then child_ended(p, tenant, id, job, state, now, more) end
 end
 
 local function finish_failed(p, tenant, id, job, code, text, result, now)
@@ -222,7 +239,7 @@ local function requeue(p, tenant, id, job, lost, now)
         end
         if times == LOST_MAX then call('HSET', key, 'poison', 1) end
     end
-    call('ZADD', ready_key(p, job.class, tenant), job.seq, id)
+    call('ZADD', ready_key(p, job.class, tenant), place(job), id)
     call('HSET', key, 'state', 'queued')
     call('ZREM', p .. 'ls', tenant .. ':' .. id)
     return 'ready'

@@ -132,6 +132,7 @@ local function admit_fields(args)
         ttl = str(uint(args[12], 'ttl', 1, EXACT / 2)),
         max = str(uint(args[13], 'attempts', 1, 20)),
     }
+    if job.need == '0' then job.state, job.split = 'waiting', '0' end
     local at = uint(args[10], 'at', 0, EXACT / 2)
     local deadline = uint(args[11], 'deadline', 0, EXACT / 2)
     if deadline > 0 then job.deadline = str(deadline) end
@@ -158,6 +159,7 @@ local function admit_known(p, tenant, id, job, old, now)
     return 'duplicate_done'
 end
 
+-- A need of 0 says that the job is to be split first.
 -- term, tenant, seq, id, class, body hash, need, n_prompt, max_tokens, at, deadline, ttl, attempts,
 -- stream, custom_id, batch -> ok | duplicate | duplicate_done | id_conflict | unknown
 local function admit(keys, args)
@@ -186,6 +188,8 @@ local function admit(keys, args)
     if at > now then
         call('HSET', job_key(p, tenant, id), 'since', str(at))
         call('ZADD', p .. 'dly', at, member)
+    elseif job.split then
+        call('ZADD', p .. 'join', now, member)
     else
         call('ZADD', ready_key(p, job.class, tenant), job.seq, id)
     end
@@ -232,7 +236,7 @@ local function cancel(keys, args)
     local job, word = load_job(p, tenant, id), nil
     if not job then
         word = {'unknown'}
-    elseif job.state == 'queued' then
+    elseif job.state == 'queued' or job.state == 'waiting' then
         word = {finish_cancelled(p, tenant, id, job, now_ms())}
     elseif job.state == 'running' then
         call('HSET', job_key(p, tenant, id), 'cancel', 1)

@@ -25,8 +25,8 @@ static const char *const words[] = {
 };
 enum { N_WORDS = sizeof words / sizeof *words };
 
-enum { OWNER_BYTES_MAX = 256, HEADER_FIELDS = 9, JOB_FIELDS = 21, VERDICT_FIELDS = 5,
-       TENANT_FIELDS = 7 };
+enum { OWNER_BYTES_MAX = 256, HEADER_FIELDS = 9, JOB_FIELDS = 22, VERDICT_FIELDS = 5,
+       TENANT_FIELDS = 7, PRIOR_BYTES_MAX = 64 };
 
 const char *queue_word_name(enum queue_word word)
 {
@@ -153,7 +153,8 @@ static bool take_claimed(redisReply *const *e, struct queue_job *j)
                 take_ms(e[16], &j->ttl_ms) && take_bool(e[17], &j->poison) &&
                 take_bool(e[18], &j->stream) &&
                 take_text(e[19], 0, JOB_CUSTOM_ID_MAX, &j->custom_id) &&
-                take_text(e[20], 0, JOB_BATCH_MAX, &j->batch);
+                take_text(e[20], 0, JOB_BATCH_MAX, &j->batch) &&
+                take_text(e[21], 0, PRIOR_BYTES_MAX, &j->prior);
     j->class = (int) class;
     return good;
 }
@@ -199,6 +200,29 @@ static bool take_tenant(const redisReply *r, void *entry)
            take_bool(e[5], &t->paused);
 }
 
+static bool take_join(const redisReply *r, void *entry)
+{
+    struct queue_join *j = entry;
+    uint32_t level = 0, n = 0;
+    if (!is_tuple(r, 4)) return false;
+    redisReply *const *e = r->element;
+    bool good = take_key(e, &j->tenant, &j->id) && take_small(e[2], MAP_LEVELS_MAX, &level) &&
+                take_small(e[3], MAP_CHUNKS_MAX, &n);
+    j->level = (int) level;
+    j->n_children = (int) n;
+    return good;
+}
+
+static bool take_child_result(const redisReply *r, void *entry)
+{
+    struct queue_child_result *c = entry;
+    uint32_t index = 0;
+    if (!is_tuple(r, 2) || !take_small(r->element[0], MAP_CHUNKS_MAX, &index)) return false;
+    c->index = (int) index;
+    if (r->element[1]->type == REDIS_REPLY_NIL) return true;
+    return take_bytes(r->element[1], &c->bytes, &c->n_bytes);
+}
+
 // --- whole replies
 
 typedef bool take_entry(const redisReply *r, void *entry);
@@ -223,6 +247,21 @@ static bool take_cancel(const redisReply *r, struct queue_reply *to)
     if (to->word != QUEUE_RUNNING) return r->elements == 1;
     return r->elements == 3 && take_number(r->element[1], &to->number) &&
            take_text(r->element[2], 0, OWNER_BYTES_MAX, &to->owner);
+}
+
+static bool take_gathered(const redisReply *r, struct queue_reply *to, void **storage)
+{
+    enum { HEAD = 3 };
+    if (r->type != REDIS_REPLY_ARRAY || r->elements < 1) return false;
+    if (!take_word(r->element[0], &to->word)) return false;
+    if (to->word != QUEUE_OK) return r->elements == 1;
+    bool good = take_array(r, HEAD, sizeof *to->results, take_child_result, &to->n, storage);
+    to->results = *storage;
+    if (!good) return false;
+    if (r->element[1]->type == REDIS_REPLY_NIL) return take_text(r->element[2], 0, PRIOR_BYTES_MAX,
+                                                                 &to->prior);
+    return take_bytes(r->element[1], &to->message, &to->n_message) &&
+           take_text(r->element[2], 0, PRIOR_BYTES_MAX, &to->prior);
 }
 
 static bool decode(enum queue_form form, const redisReply *r, struct queue_reply *to,
@@ -261,6 +300,11 @@ static bool decode(enum queue_form form, const redisReply *r, struct queue_reply
                take_number(r->element[0], &to->number);
         to->tenants = *storage;
         return good;
+    case QUEUE_FORM_JOINS:
+        good = take_array(r, 0, sizeof *to->joins, take_join, &to->n, storage);
+        to->joins = *storage;
+        return good;
+    case QUEUE_FORM_GATHER: return take_gathered(r, to, storage);
     }
     return good;
 }

@@ -23,11 +23,11 @@ local function window(keys, args)
 end
 
 local function claimed(p, tenant, id, job)
-    return {'ok', tenant, id, job.attempt, job.seq, call('HGET', p .. 'raw', job.seq),
+    return {'ok', tenant, id, job.attempt, job.seq, call('HGET', p .. 'raw', message_at(job)),
             call('GET', p .. 'c:' .. tenant .. ':' .. id) or '', job.starts, job.fails or '0',
             job.lost or '0', job.class, job.need, job.prompt, job.most, job.admitted,
             job.deadline or '0', job.ttl, job.poison or '0', job.stream or '0', job.custom or '',
-            job.batch or ''}
+            job.batch or '', job.prior or ''}
 end
 
 -- An entry of the ready set whose job has ended or gone, left by a move that broke.
@@ -43,14 +43,10 @@ local function claimable(p, tenant, id, job, claim, term, now)
     end
     local again = job.state == 'running' and job.claim == claim and job.term == term
     if not again then
-        if job.state ~= 'queued' then return false end
-        if late(job, now) then
-            finish_expired(p, tenant, id, job, now)
-            return false
-        end
+        if job.state ~= 'queued' or ends_now(p, tenant, id, job, now) then return false end
         if not call('ZSCORE', ready_key(p, job.class, tenant), id) then return false end
     end
-    local size = call('HSTRLEN', p .. 'raw', job.seq)
+    local size = call('HSTRLEN', p .. 'raw', message_at(job))
     if size == 0 then
         finish_failed(p, tenant, id, job, 'bytes_lost', 'the bytes of the job are gone', '', now)
         return false

@@ -26,8 +26,9 @@ local function expire_due(p, now, limit, reply)
     for _, member in ipairs(due) do
         local tenant, id = split(member)
         local job = load_job(p, tenant, id)
-        if job and job.state == 'queued' then
-            local word = finish_expired(p, tenant, id, job, now)
+        if job and (job.state == 'queued' or job.state == 'waiting') then
+            local word = job.cancel and finish_cancelled(p, tenant, id, job, now)
+                or finish_expired(p, tenant, id, job, now)
             reply[#reply + 1] = {word, tenant, id, job.attempt or '0', ''}
         elseif job and job.state == 'running' then
             reply[#reply + 1] = {'cancel', tenant, id, job.attempt, job.owner}
@@ -42,8 +43,10 @@ local function ready_due(p, now, limit, reply)
         local tenant, id = split(member)
         local job = load_job(p, tenant, id)
         if job and job.state == 'queued' then
-            call('ZADD', ready_key(p, job.class, tenant), job.seq, id)
+            call('ZADD', ready_key(p, job.class, tenant), place(job), id)
             reply[#reply + 1] = {'ready', tenant, id, job.attempt or '0', ''}
+        elseif job and job.state == 'waiting' then
+            call('ZADD', p .. 'join', now, member)
         end
         call('ZREM', p .. 'dly', member)
     end
@@ -157,6 +160,11 @@ register('recover', recover)
 register('admit', admit)
 register('reject', reject)
 register('cancel', cancel, DRAINS)
+register('joins', joins, DRAINS)
+register('gather', gather, READS)
+register('split', split_job)
+register('reduce', reduce, DRAINS)
+register('joined', joined, DRAINS)
 register('window', window, READS)
 register('claim', claim, DRAINS)
 register('renew', renew, DRAINS)

@@ -62,6 +62,14 @@
 #define LOGPROBS_MAX 20
 #define TOP_K_MAX 1000000
 #define DEFAULT_MAX_TOKENS 1024
+#define MAP_PARENT_ID_MAX 48   // of a map_reduce job: its children's ids have more
+#define MAP_CHUNKS_MAX 4096    // children of a level
+#define MAP_LEVELS_MAX 8
+#define MAP_BYTES_MAX (16 * MIB) // of the children's messages of a level
+#define MAP_RESULTS_MAX (8 * MIB) // of the texts that a level made
+#define MAP_CHUNK_TOKENS_MIN 16
+#define MAP_OVERLAP_TOKENS 64  // where none is asked for, and a chunk has room
+#define MAP_SEPARATOR_MAX 1024
 #define RESULT_TTL_MS (24ll * 3600 * 1000)
 #define JOB_TTL_MAX_MS (30ll * 24 * 3600 * 1000)
 #define DEAD_TTL_MS (30ll * 24 * 3600 * 1000)
@@ -91,7 +99,9 @@
 #define HEALTH_FILE_MAX 2048
 
 _Static_assert(JOB_MESSAGE_MAX > JOB_BODY_MAX, "a job holds its body and its other fields");
+_Static_assert(MAP_PARENT_ID_MAX + sizeof "-m8-4096" - 1 <= JOB_ID_MAX, "children's ids are ids");
 _Static_assert(CONTEXT_MAX * 4ll <= WIRE_BODY_MAX, "a JOB frame carries a whole context of ids");
+_Static_assert(MAP_PARENT_ID_MAX + sizeof "-m8-4096" - 1 <= JOB_ID_MAX, "children's ids are ids");
 _Static_assert(CONTEXT_MAX * 4ll + STREAM_CHUNK_MAX < WIRE_BODY_MAX, "a TOKENS frame fits");
 _Static_assert(LEASE_MS > 3 * DEAD_AFTER_MS, "liveness ends before the lease does");
 _Static_assert(STEPS_IN_FLIGHT_MAX <= PP_MAX, "sanity");

@@ -646,10 +646,10 @@ static const char *const honest[] = {
         "*1\r\n*9\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\n3\r\n$1\r\n4\r\n$1\r\n0\r\n"
         "$1\r\n0\r\n$1\r\n0\r\n$1\r\n5\r\n",
     [QUEUE_FORM_JOBS] =
-        "*2\r\n*3\r\n$4\r\ngone\r\n$1\r\nt\r\n$1\r\na\r\n*21\r\n$2\r\nok\r\n$1\r\nt\r\n"
+        "*2\r\n*3\r\n$4\r\ngone\r\n$1\r\nt\r\n$1\r\na\r\n*22\r\n$2\r\nok\r\n$1\r\nt\r\n"
         "$1\r\nb\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\nm\r\n$0\r\n\r\n$1\r\n1\r\n$1\r\n0\r\n"
         "$1\r\n0\r\n$1\r\n3\r\n$1\r\n5\r\n$1\r\n6\r\n$1\r\n7\r\n$1\r\n8\r\n$1\r\n0\r\n"
-        "$1\r\n9\r\n$1\r\n0\r\n$1\r\n1\r\n$0\r\n\r\n$1\r\nb\r\n",
+        "$1\r\n9\r\n$1\r\n0\r\n$1\r\n1\r\n$0\r\n\r\n$1\r\nb\r\n$5\r\n1 0 2\r\n",
     [QUEUE_FORM_RENEWED] = "*1\r\n*5\r\n$2\r\nok\r\n$1\r\nt\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\n3\r\n",
     [QUEUE_FORM_VERDICTS] =
         "*1\r\n*5\r\n$5\r\nready\r\n$1\r\nt\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\ng\r\n",
@@ -657,6 +657,10 @@ static const char *const honest[] = {
     [QUEUE_FORM_TENANTS] =
         "*2\r\n:0\r\n*7\r\n$1\r\nt\r\n$1\r\n1\r\n$1\r\n0\r\n$1\r\n0\r\n$1\r\n0\r\n:1\r\n"
         "$1\r\n9\r\n",
+    [QUEUE_FORM_JOINS] = "*1\r\n*4\r\n$1\r\nt\r\n$1\r\np\r\n$1\r\n1\r\n$2\r\n12\r\n",
+    [QUEUE_FORM_GATHER] =
+        "*5\r\n$2\r\nok\r\n$1\r\nm\r\n$0\r\n\r\n*2\r\n$1\r\n1\r\n$1\r\nr\r\n"
+        "*2\r\n$1\r\n2\r\n$-1\r\n",
 };
 enum { N_FORMS = sizeof honest / sizeof *honest };
 

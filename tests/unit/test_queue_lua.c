@@ -29,7 +29,7 @@ static void test_the_life_of_a_job(void **state)
     const char *got = call("claim", "1", "group", "30000", "1000", "7", "default", "one");
     const char *wanted = "[[ok default one 1 1 message one  1 0 0 0 3 100 20 ";
     assert_memory_equal(got, wanted, strlen(wanted));
-    assert_non_null(strstr(got, " 0 60000 0 0 custom batch]]"));
+    assert_non_null(strstr(got, " 0 60000 0 0 custom batch ]]"));
     expect_window("[[two 2 3 100 20 0 0 0]]", "window", "1", "0", "default", "0", "10");
 
     expect("[[ok default one 1 3]]", "renew", "1", "30000", "default", "one", "1");

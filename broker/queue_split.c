@@ -1,0 +1,89 @@
+#include "broker/queue_split.h"
+
+#include "broker/queue_call.h"
+
+#include <stdio.h>
+
+enum { USAGE_SIZE = 64 };
+
+static void put_parent(struct args *a, const struct queue_parent *p, int level)
+{
+    put(a, p->tenant);
+    put(a, p->id);
+    put_number(a, (uint64_t) level);
+}
+
+static const char *usage_text(char text[USAGE_SIZE], const struct queue_usage *u)
+{
+    snprintf(text, USAGE_SIZE, "%llu %llu %llu", (unsigned long long) u->prompt,
+             (unsigned long long) u->cached, (unsigned long long) u->completion);
+    return text;
+}
+
+enum status queue_joins(struct queue *q, size_t limit, queue_fn *fn, void *arg)
+{
+    struct args a;
+    try(call_begin(q, &a, "joins", 2));
+    put_number(&a, limit);
+    return call_end(q, &a, QUEUE_FORM_JOINS, 0, fn, arg);
+}
+
+enum status queue_gather(struct queue *q, const struct queue_parent *p, int after,
+                         size_t max_bytes, queue_fn *fn, void *arg)
+{
+    struct args a;
+    try(call_begin(q, &a, "gather", 6));
+    put_parent(&a, p, p->level);
+    put_number(&a, (uint64_t) after);
+    put_number(&a, max_bytes);
+    return call_end(q, &a, QUEUE_FORM_GATHER, 0, fn, arg);
+}
+
+enum status queue_split(struct queue *q, const struct queue_parent *p,
+                        const struct queue_usage *usage, const struct queue_child *children,
+                        size_t n, queue_fn *fn, void *arg)
+{
+    struct args a;
+    char text[USAGE_SIZE];
+    try(call_begin(q, &a, "split", 5 + 5 * n));
+    put_parent(&a, p, p->level + 1);
+    put(&a, usage_text(text, usage));
+    for (size_t i = 0; i < n; i++) {
+        const struct queue_child *c = &children[i];
+        put(&a, c->body_hash);
+        put_number(&a, c->need_blocks);
+        put_number(&a, c->n_prompt);
+        put_number(&a, c->max_tokens);
+        put_bytes(&a, c->message, c->n_message);
+    }
+    return call_end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
+}
+
+enum status queue_reduce(struct queue *q, const struct queue_parent *p,
+                         const struct queue_usage *usage, const struct queue_child *run,
+                         queue_fn *fn, void *arg)
+{
+    struct args a;
+    char text[USAGE_SIZE];
+    try(call_begin(q, &a, "reduce", 9));
+    put_parent(&a, p, p->level);
+    put_number(&a, run->need_blocks);
+    put_number(&a, run->n_prompt);
+    put_number(&a, run->max_tokens);
+    put(&a, usage_text(text, usage));
+    put_bytes(&a, run->message, run->n_message);
+    return call_end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
+}
+
+enum status queue_joined(struct queue *q, const struct queue_parent *p, const struct error *why,
+                         const uint8_t *result, size_t n, queue_fn *fn, void *arg)
+{
+    struct args a;
+    try(call_begin(q, &a, "joined", 8));
+    put_parent(&a, p, p->level);
+    put(&a, why != NULL ? "failed" : "done");
+    put(&a, why != NULL ? why->code : "");
+    put(&a, why != NULL ? why->text : "");
+    put_bytes(&a, result, n);
+    return call_end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
+}
