@@ -16,6 +16,7 @@
 #define CHECKPOINT_FILES_MAX 4096
 #define CHECKPOINT_TENSORS_MAX 1000000
 #define TENSOR_NAME_MAX 256
+#define OPTION_FILE_MAX 4096 // an option's value in a file
 
 // --- model (what the kernels' scratch and the codecs are sized for)
 #define MODEL_LAYERS_MAX 1024

@@ -125,8 +125,45 @@ static void print_help(const struct options *o)
     printf("  %-26s %s\n", "--help", "Prints this.");
     if (o->environment) {
         puts("\nEvery option may be set by the environment instead: --some-name by "
-             "PENSTOCK_SOME_NAME.");
+             "PENSTOCK_SOME_NAME,\nor by a file of one line that PENSTOCK_SOME_NAME_FILE names.");
     }
+}
+
+static enum status read_file(const char *path, char text[OPTION_FILE_MAX + 1], struct error *e)
+{
+    FILE *f = fopen(path, "re");
+    size_t n = f != NULL ? fread(text, 1, OPTION_FILE_MAX, f) : 0;
+    bool ok = f != NULL && !ferror(f);
+    int why = errno;
+    if (f != NULL) fclose(f);
+    if (!ok) {
+        return error_set(e, ERR_INPUT, "bad_usage", "cannot read %s: %s", path, strerror(why));
+    }
+    text[n] = '\0';
+    text[strcspn(text, "\r\n")] = '\0';
+    if (n < OPTION_FILE_MAX && text[0] != '\0') return OK;
+    return error_set(e, ERR_INPUT, "bad_usage", "%s wants one line of 1 to %d bytes", path,
+                     OPTION_FILE_MAX - 1);
+}
+
+const char *options_environment(const char *name, struct error *e)
+{
+    char file[80], text[OPTION_FILE_MAX + 1];
+    *e = (struct error){0};
+    const char *value = getenv(name);
+    if (value != NULL && *value != 0) return value;
+    snprintf(file, sizeof file, "%s_FILE", name);
+    const char *path = getenv(file);
+    if (path == NULL || *path == 0) return NULL;
+    if (read_file(path, text, e) != OK) {
+        error_prefix(e, "%s", file);
+        return NULL;
+    }
+    int status = setenv(name, text, 1);
+    explicit_bzero(text, sizeof text);
+    if (status == 0) return getenv(name);
+    error_set(e, ERR_NOMEM, NULL, "no memory for the environment");
+    return NULL;
 }
 
 static enum status from_environment(struct options *o, struct error *e)
@@ -138,8 +175,9 @@ static enum status from_environment(struct options *o, struct error *e)
             name[n++] = *p == '-' ? '_' : (char) toupper((unsigned char) *p);
         }
         name[n] = 0;
-        const char *value = getenv(name);
-        if (value == NULL || *value == 0) continue;
+        const char *value = options_environment(name, e);
+        try(e->status);
+        if (value == NULL) continue;
         enum status status = set(&o->specs[i], value, e);
         if (status != OK) {
             error_prefix(e, "%s", name);

@@ -45,6 +45,11 @@ struct options {
 // o->help. ERR_INPUT bad_usage names the flag and what it wants.
 enum status options_parse(struct options *o, int argc, char **argv, struct error *e);
 
+// The value of an environment variable, or else the first line of the file that NAME_FILE names, as
+// secrets of containers come (it is put into the environment of this process). NULL: neither is
+// there, or the file can't be read: then e says so.
+const char *options_environment(const char *name, struct error *e);
+
 // A count of bytes, e.g. "24G", "1.5GiB", "512".
 enum status options_bytes(const char *text, int64_t *bytes, struct error *e);
 

@@ -1,11 +1,15 @@
 #include "tools/queue_options.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 static const char *from_environment(const char *name, const char *otherwise)
 {
-    const char *value = getenv(name);
-    return value != NULL && value[0] != '\0' ? value : otherwise;
+    struct error e;
+    const char *value = options_environment(name, &e);
+    if (e.status == OK) return value != NULL ? value : otherwise;
+    fprintf(stderr, "penstock: %s\n", e.text);
+    return ""; // is refused, unless a flag says it
 }
 
 struct queue_flags queue_flags_default(void)

@@ -9,6 +9,7 @@
 #include "workers/group.h"
 
 #include <arpa/inet.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
@@ -35,6 +36,7 @@ struct settings {
         *status;
     int64_t data_port, threads, device_memory, drain_s, step_deadline_s;
     bool log_json, insecure;
+    char address[INET_ADDRSTRLEN]; // that --bind means
 };
 
 static enum status parse(struct settings *s, int argc, char **argv, bool *help, struct error *e)
@@ -52,8 +54,8 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
          .argument = "BYTES", .help = "Memory of each rank; default: most of what is free."},
         {.name = "precision", .kind = OPTION_STRING, .value = &s->precision,
          .argument = "auto|f32|bf16", .help = "What this group prefers; the broker decides."},
-        {.name = "bind", .kind = OPTION_STRING, .value = &s->bind, .argument = "IP",
-         .help = "Address of this node for stage links; beyond loopback only with keys."},
+        {.name = "bind", .kind = OPTION_STRING, .value = &s->bind, .argument = "IP|HOST",
+         .help = "This node's address for stage links; beyond loopback only with keys."},
         {.name = "key", .kind = OPTION_STRING, .value = &s->key, .argument = "FILE",
          .help = "Secret key of this group: the broker is spoken to encrypted."},
         {.name = "broker-key", .kind = OPTION_STRING, .value = &s->broker_key,
@@ -100,8 +102,31 @@ static enum status read_devices(const char *text, int *tp, struct error *e)
     return OK;
 }
 
+// A name becomes the address that others are told; containers know their own names only.
+static enum status resolve_bind(struct settings *s, struct error *e)
+{
+    struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM}, *found = NULL;
+    int why = getaddrinfo(s->bind, NULL, &hints, &found);
+    if (why != 0) {
+        return error_set(e, ERR_INPUT, "bad_usage",
+                         "--bind wants an IPv4 address of this node or a name of one, not \"%s\": "
+                         "%s", s->bind, gai_strerror(why));
+    }
+    const struct sockaddr_in *a = (const void *) found->ai_addr;
+    inet_ntop(AF_INET, &a->sin_addr, s->address, sizeof s->address);
+    freeaddrinfo(found);
+    bool named = strcmp(s->bind, s->address) != 0;
+    if (named && curve_is_local(s->address) && !curve_is_local(s->broker)) {
+        return error_set(e, ERR_INPUT, "bad_usage",
+                         "--bind %s: that name is %s here, which no other machine can reach",
+                         s->bind, s->address);
+    }
+    s->bind = s->address;
+    return OK;
+}
+
 // Beyond this machine it takes keys, or --insecure.
-static enum status check_reach(const struct settings *s, struct error *e)
+static enum status check_reach(struct settings *s, struct error *e)
 {
     if ((s->key != NULL) != (s->broker_key != NULL)) {
         return error_set(e, ERR_INPUT, "bad_usage", "--key and --broker-key belong together");
@@ -111,11 +136,7 @@ static enum status check_reach(const struct settings *s, struct error *e)
                          "--bind %s: other groups are told this address, so it must be one of "
                          "this node's", s->bind);
     }
-    struct in_addr address;
-    if (inet_pton(AF_INET, s->bind, &address) != 1) {
-        return error_set(e, ERR_INPUT, "bad_usage", "--bind wants an IPv4 address, not \"%s\"",
-                         s->bind);
-    }
+    try(resolve_bind(s, e));
     bool local = curve_is_local(s->bind) && curve_is_local(s->broker);
     if (local || s->key != NULL || s->insecure) return OK;
     return error_set(e, ERR_INPUT, "bad_usage",
@@ -141,7 +162,7 @@ static enum status read_keys(const struct settings *s, struct curve_pair *pair,
     return OK;
 }
 
-static enum status fill(struct group_options *o, const struct settings *s, char *data,
+static enum status fill(struct group_options *o, struct settings *s, char *data,
                         size_t n_data, struct error *e)
 {
     if (s->broker == NULL || s->model == NULL) {

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <cmocka.h>
 #include <string.h>
+#include <unistd.h>
 
 static bool verbose;
 static const char *model;
@@ -70,6 +71,33 @@ static void a_flag_wins_over_the_environment(void **state)
     assert_non_null(strstr(e.text, "PENSTOCK_TP"));
 }
 
+static void a_file_may_hold_what_the_environment_would(void **state)
+{
+    (void) state;
+    char path[] = "/tmp/penstock-options-XXXXXX", big[OPTION_FILE_MAX + 1];
+    struct error e;
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    setenv("PENSTOCK_MODEL_DIR_FILE", path, 1);
+    assert_int_equal(parse(&e, NULL, NULL, NULL), ERR_INPUT); // an empty one
+    assert_non_null(strstr(e.text, "PENSTOCK_MODEL_DIR_FILE"));
+    assert_int_equal(write(fd, "redis://u:p@h\nmore\n", 19), 19);
+    assert_int_equal(parse(&e, NULL, NULL, NULL), OK);
+    assert_string_equal(model, "redis://u:p@h");
+    setenv("PENSTOCK_MODEL_DIR", "env", 1); // wins over a file
+    assert_int_equal(parse(&e, NULL, NULL, NULL), OK);
+    assert_string_equal(model, "env");
+    unsetenv("PENSTOCK_MODEL_DIR");
+    memset(big, 'x', sizeof big);
+    assert_int_equal(pwrite(fd, big, sizeof big, 0), sizeof big);
+    assert_int_equal(parse(&e, NULL, NULL, NULL), ERR_INPUT);
+    close(fd);
+    unlink(path);
+    assert_int_equal(parse(&e, NULL, NULL, NULL), ERR_INPUT);
+    assert_non_null(strstr(e.text, "cannot read"));
+    unsetenv("PENSTOCK_MODEL_DIR_FILE");
+}
+
 static void names_what_is_wrong(void **state)
 {
     (void) state;
@@ -124,6 +152,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(reads_flags_values_and_arguments, reset),
         cmocka_unit_test_setup(a_flag_wins_over_the_environment, reset),
+        cmocka_unit_test_setup(a_file_may_hold_what_the_environment_would, reset),
         cmocka_unit_test_setup(names_what_is_wrong, reset),
         cmocka_unit_test_setup(layers_and_bytes, reset),
     };
