@@ -5,6 +5,7 @@
 #include "common/wire.h"
 #include "common/wire_grammar.h"
 #include "tests/support/bytes.h"
+#include "tools/acl.h"
 #include "workers/step.h"
 
 #include <setjmp.h>
@@ -154,6 +155,7 @@ static void frames_and_limits_are_described(void **state)
     must_say(text, line);
     must_say(text, "tests/fixtures/wire-golden.txt");
     must_say(text, "tests/fixtures/job-golden.txt");
+    must_say(text, "tests/fixtures/result-golden.txt");
 }
 
 // --- jobs and results
@@ -218,6 +220,20 @@ static void fields_of_bodies_are_described(void **state)
     }
 }
 
+static void rights_and_lives_are_described(void **state)
+{
+    (void) state;
+    char rules[ACL_RULES_MAX], line[ACL_RULES_MAX + 64];
+    acl_rules(ACL_PRODUCER, "default", "default", 0, rules);
+    snprintf(line, sizeof line, "\n    ACL SETUSER producer-default-default %s\n", rules);
+    must_say(text, line);
+    snprintf(line, sizeof line, "%lld days", DEAD_TTL_MS / (24 * 3600 * 1000));
+    must_say(text, line);
+    snprintf(line, sizeof line, "names of queues and tenants are 1..%d of", QUEUE_NAME_MAX);
+    must_say(text, line);
+    assert_int_equal(QUEUE_NAME_MAX, TENANT_MAX);
+}
+
 static void results_and_codes_are_described(void **state)
 {
     (void) state;
@@ -228,10 +244,7 @@ static void results_and_codes_are_described(void **state)
         "cached", "completion", "queued", "prefill", "decode", "version", "model", "plan", "code",
         "message", "retryable",
         "logprob", "bytes", "top",
-        // codes of jobs
-        "bad_msgpack", "bad_job", "bad_body", "bad_sampling", "unsupported", "too_large",
-        "id_conflict", "cancelled", "expired", "poison", "bytes_lost",
-        // codes on the wire
+        // codes on the wire; those of jobs are the business of tests/style/codes
         "bad_frame", "bad_version", "unknown_command", "unknown_peer", "stale_term", "fleet_full",
         // events
         "done", "failed",
@@ -285,6 +298,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(frames_and_limits_are_described),
         cmocka_unit_test(jobs_and_their_limits_are_described),
         cmocka_unit_test(fields_of_bodies_are_described),
+        cmocka_unit_test(rights_and_lives_are_described),
         cmocka_unit_test(results_and_codes_are_described),
         cmocka_unit_test(step_frames_are_described),
     };
