@@ -51,6 +51,7 @@ enum status attempts_insert(struct jobs *j, const struct job_key *key, enum atte
 
 static void free_attempt(struct attempt *a)
 {
+    pending_text_free(&a->text, &a->jobs->text_bytes);
     free(a->ids);
     free(a->result);
     free(a);

@@ -4,6 +4,7 @@
 #define PENSTOCK_BROKER_ATTEMPTS_H
 
 #include "broker/jobs.h"
+#include "broker/pending_text.h"
 #include "common/log.h"
 
 enum { ATTEMPT_BUCKETS = 1024 };
@@ -39,6 +40,11 @@ struct attempt {
     int32_t *ids;         // (n_ids) generated tokens from `first_id` on
     int first_id, n_ids, room;
     int n_saved;          // of all generated, in Redis
+    bool plain;           // known not to stream
+    struct pending_text text;
+    bool mute;            // Redis did not take its text: none until the head says all of it again
+    int64_t given_up_ms;  // AT_HEAD: asked since then to end with what it has; 0: not
+    enum wire_reason reason;
     enum outcome outcome;
     struct error why;     // FAIL
     bool retryable;
@@ -51,6 +57,7 @@ struct jobs {
     struct jobs_options options;
     struct attempt *buckets[ATTEMPT_BUCKETS];
     int n, n_active, n_poison;
+    size_t text_bytes;     // pending, of all
     // The pipeline; epoch 0: none serves.
     struct peer head;
     uint64_t pipeline, epoch;

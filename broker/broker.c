@@ -242,7 +242,8 @@ static void on_promoted(void *arg, const struct queue_reply *r)
     b->promoting = false;
     on_verdicts(b, r, "due");
     for (size_t i = 0; i < r->n; i++) {
-        if (r->verdicts[i].word == QUEUE_CANCEL) jobs_cancel(b->jobs, r->verdicts[i].attempt);
+        const struct queue_verdict *v = &r->verdicts[i];
+        if (v->word == QUEUE_CANCEL) jobs_cancel(b->jobs, v->attempt, WIRE_REASON_EXPIRED);
     }
     if (r->n >= LIMIT && b->stop_ms == 0) promote(b);
 }
@@ -296,7 +297,7 @@ static void on_cancel(void *arg, const char *tenant, const char *id, uint64_t at
 {
     struct broker *b = arg;
     (void) tenant, (void) id;
-    jobs_cancel(b->jobs, attempt);
+    jobs_cancel(b->jobs, attempt, WIRE_REASON_CANCELLED);
 }
 
 static void on_planned(void *arg, const struct plan *plan)

@@ -134,6 +134,7 @@ static void start(struct claims *c, const struct item *item)
         .n_stop_ids = body->n_stop_ids,
         .ignore_eos = body->ignore_eos,
         .class = p->job.class,
+        .stream = p->job.stream,
         .attempts = (int) item->starts,
         .queued_ms = queued_ms > 0 ? (uint64_t) queued_ms : 0,
         .ids = {p->ids.ids, (size_t) p->ids.n * sizeof *p->ids.ids},

@@ -74,10 +74,6 @@ void attempt_end(struct attempt *a, enum outcome outcome)
     call_outcome(a);
 }
 
-static void retry_outcome(struct attempt *a)
-{
-    if (a->state == ENDING) call_outcome(a);
-}
 
 void attempt_refuse(struct attempt *a, const struct error *why, bool retryable,
                    const uint8_t *result, size_t n_result)
@@ -97,10 +93,29 @@ static bool say(struct jobs *j, const struct peer *to, const struct wire_message
     return j->options.send(j->options.arg, to, m);
 }
 
-static void say_cancel(struct jobs *j, const struct job_key *key)
+static void say_cancel(struct jobs *j, const struct job_key *key, enum wire_reason reason)
 {
-    struct wire_message m = {.command = WIRE_CANCEL, .cancel = {.key = *key}};
+    struct wire_message m = {.command = WIRE_CANCEL, .cancel = {.key = *key, .reason = reason}};
     if (j->epoch != 0) say(j, &j->head, &m);
+}
+
+static void try_again(struct attempt *a)
+{
+    struct jobs *j = a->jobs;
+    if (a->state == ENDING) call_outcome(a);
+    if (a->state != AT_HEAD || a->given_up_ms == 0) return;
+    if (j->now_ms - a->given_up_ms < CANCEL_WAIT_MS) {
+        say_cancel(j, &a->key, a->reason);
+    } else {
+        attempt_log(LOG_WARN, "cancel_unanswered", a, "", wire_reason_name(a->reason));
+        attempt_end(a, NACK); // Redis knows why it ends
+    }
+}
+
+// While Redis was away no RESULT could be taken.
+static void wait_anew(struct attempt *a)
+{
+    if (a->given_up_ms != 0) a->given_up_ms = a->jobs->now_ms;
 }
 
 // --- claimed jobs
@@ -160,6 +175,7 @@ void jobs_start(struct jobs *j, const struct wire_job *job, uint64_t need_blocks
         jobs_give_back(j, a->key.attempt);
         return;
     }
+    a->plain = !job->stream;
     attempt_set_state(a, AT_HEAD);
     attempt_log(LOG_DEBUG, "sent", a, "", "");
 }
@@ -181,16 +197,18 @@ void jobs_give_back(struct jobs *j, uint64_t attempt)
     attempt_end(a, NACK);
 }
 
-void jobs_cancel(struct jobs *j, uint64_t attempt)
+void jobs_cancel(struct jobs *j, uint64_t attempt, enum wire_reason reason)
 {
     struct attempt *a = attempts_find(j, attempt);
     if (a == NULL || !attempt_is_active(a)) return;
-    if (a->state == AT_HEAD) {
-        say_cancel(j, &a->key); // its credit comes back from the head
+    if (a->state == AT_HEAD) { // a RESULT is the answer; its credit comes back from the head
+        if (a->given_up_ms == 0) a->given_up_ms = j->now_ms;
+        a->reason = reason;
+        say_cancel(j, &a->key, reason);
     } else {
         attempt_give_credit_back(a);
+        attempt_end(a, NACK); // Redis knows why it ends
     }
-    attempt_end(a, NACK); // Redis knows why it ends
 }
 
 void jobs_forget(struct jobs *j, uint64_t attempt)
@@ -199,7 +217,7 @@ void jobs_forget(struct jobs *j, uint64_t attempt)
     if (a == NULL || !attempt_is_active(a)) return;
     attempt_log(LOG_WARN, "attempt_lost", a, "", "stale");
     if (a->state == AT_HEAD) {
-        say_cancel(j, &a->key);
+        say_cancel(j, &a->key, WIRE_REASON_CANCELLED);
     } else {
         attempt_give_credit_back(a);
     }
@@ -225,7 +243,8 @@ static void on_renewed(void *arg, const struct queue_reply *r)
             }
         }
         if (v->word == QUEUE_STALE) jobs_forget(j, v->attempt);
-        if (v->word == QUEUE_CANCEL) jobs_cancel(j, v->attempt);
+        if (v->word == QUEUE_CANCEL) jobs_cancel(j, v->attempt, WIRE_REASON_CANCELLED);
+        if (v->word == QUEUE_EXPIRED) jobs_cancel(j, v->attempt, WIRE_REASON_EXPIRED);
     }
     jobs_finish_adoption(j);
 }
@@ -305,7 +324,7 @@ static void take_over(struct jobs *j, const struct wire_running *r)
     }
     a->seen = true;
     // The head has not heard that it is over.
-    if (a->state == ENDING) say_cancel(j, &r->key);
+    if (a->state == ENDING) say_cancel(j, &r->key, a->reason);
 }
 
 void jobs_hello(struct jobs *j, const struct peer *head, const struct wire_hello *h)
@@ -329,7 +348,8 @@ void jobs_ready(struct jobs *j, int64_t now_ms)
 {
     j->now_ms = now_ms;
     renew_all(j);
-    attempts_each(j, retry_outcome);
+    attempts_each(j, wait_anew);
+    attempts_each(j, try_again);
 }
 
 void jobs_tick(struct jobs *j, int64_t now_ms)
@@ -343,7 +363,7 @@ void jobs_tick(struct jobs *j, int64_t now_ms)
     }
     if (now_ms - j->retried_ms >= RETRY_MS) {
         j->retried_ms = now_ms;
-        attempts_each(j, retry_outcome);
+        attempts_each(j, try_again);
     }
 }
 

@@ -67,8 +67,9 @@ void jobs_refuse(struct jobs *j, uint64_t attempt, const struct error *why, bool
 // Back to the queue before it ran.
 void jobs_give_back(struct jobs *j, uint64_t attempt);
 
-// The job was cancelled, or its deadline has passed: the head drops it, Redis ends it.
-void jobs_cancel(struct jobs *j, uint64_t attempt);
+// The job was cancelled, or its deadline has passed: the head ends it with what it has, and Redis
+// ends it with what was saved if the head does not answer within CANCEL_WAIT_MS.
+void jobs_cancel(struct jobs *j, uint64_t attempt, enum wire_reason reason);
 
 // Another attempt owns the job by now.
 void jobs_forget(struct jobs *j, uint64_t attempt);

@@ -13,6 +13,12 @@ enum {
 
 // --- checkpoints
 
+// A reader waits for it: at once, not at the next checkpoint.
+static void publish_text(struct attempt *a)
+{
+    if (a->text.n > 0 && !a->mute) attempt_save(a);
+}
+
 static void on_saved(void *arg, const struct queue_reply *r)
 {
     struct attempt *a = arg;
@@ -28,23 +34,42 @@ static void on_saved(void *arg, const struct queue_reply *r)
     }
 }
 
+static void on_streamed(void *arg, const struct queue_reply *r)
+{
+    struct attempt *a = arg;
+    bool told = r->error.status == OK && (r->word == QUEUE_OK || r->word == QUEUE_GAP);
+    if (!told || a->state == GONE) {
+        on_saved(arg, r);
+        return;
+    }
+    bool more = pending_text_shown(&a->text, r->shown, &a->jobs->text_bytes);
+    a->mute = !more && r->word == QUEUE_OK;
+    on_saved(arg, r);
+    if (more) publish_text(a); // what came meanwhile
+}
+
 void attempt_save(struct attempt *a)
 {
     int end_id = a->first_id + a->n_ids;
-    if (a->state != AT_HEAD || a->saving || a->stuck || a->n_saved >= end_id) return;
+    bool text = a->text.n > 0 && !a->mute;
+    if (a->state != AT_HEAD || a->saving || a->stuck || (a->n_saved >= end_id && !text)) return;
     int from = a->n_saved > a->first_id ? a->n_saved : a->first_id;
+    size_t n = from < end_id ? (size_t) (end_id - from) * sizeof *a->ids : 0;
+    const uint8_t *ids = n > 0 ? (const uint8_t *) (a->ids + (from - a->first_id)) : NULL;
+    struct queue *q = a->jobs->options.queue;
     struct queue_attempt name = attempt_name(a);
-    a->saving = queue_checkpoint(a->jobs->options.queue, &name, (uint64_t) from * sizeof *a->ids,
-                                 (const uint8_t *) (a->ids + (from - a->first_id)),
-                                 (size_t) (end_id - from) * sizeof *a->ids, on_saved, a) == OK;
+    struct queue_text more = {a->text.offset, a->text.bytes, a->text.n};
+    uint64_t offset = (uint64_t) from * sizeof *a->ids;
+    enum status status = text ? queue_stream(q, &name, offset, ids, n, &more, on_streamed, a)
+                              : queue_checkpoint(q, &name, offset, ids, n, on_saved, a);
+    a->saving = status == OK;
 }
 
-// Ids of a later offset than is known here were lost on the way, or told to another broker.
-static void on_tokens(struct jobs *j, const struct wire_tokens *t)
+// Ids of a later offset than is known here were lost on the way, or told to another broker. False:
+// they are not here.
+static bool take_ids(struct attempt *a, const struct wire_tokens *t)
 {
-    struct attempt *a = attempts_find_key(j, &t->key);
     int n = wire_ids_count(t->ids);
-    if (a == NULL || a->state != AT_HEAD) return;
     if (a->n_ids == 0 && a->n_saved == 0) a->first_id = t->offset;
     if (t->offset < a->first_id) { // all of it again
         a->first_id = t->offset;
@@ -52,20 +77,33 @@ static void on_tokens(struct jobs *j, const struct wire_tokens *t)
         a->stuck = false;
     }
     int known = a->first_id + a->n_ids - t->offset; // of these ids
-    if (known < 0 || known >= n) return;
+    if (known < 0) return false;
+    if (known >= n) return true;
     int wanted = t->offset + n - a->first_id;
-    if (wanted > CONTEXT_MAX) return;
+    if (wanted > CONTEXT_MAX) return false;
     if (wanted > a->room) {
         int room = wanted > 2 * a->room ? wanted : 2 * a->room;
         if (room < IDS_FIRST) room = IDS_FIRST;
         int32_t *ids = realloc(a->ids, (size_t) room * sizeof *ids);
-        if (ids == NULL) return; // no checkpoint, then
+        if (ids == NULL) return false; // no checkpoint, then
         a->ids = ids;
         a->room = room;
     }
     memcpy(a->ids + a->n_ids, (const char *) t->ids.at + (size_t) known * sizeof *a->ids,
            (size_t) (n - known) * sizeof *a->ids);
     a->n_ids = wanted;
+    return true;
+}
+
+static void on_tokens(struct jobs *j, const struct wire_tokens *t)
+{
+    struct attempt *a = attempts_find_key(j, &t->key);
+    if (a == NULL || a->state != AT_HEAD || !take_ids(a, t) || t->text.n == 0) return;
+    if (t->text_offset == 0) a->mute = false;
+    bool taken = pending_text_add(&a->text, (uint64_t) t->text_offset, t->text.at, t->text.n,
+                                  &j->text_bytes);
+    if (!taken) attempt_log(LOG_DEBUG, "stream_behind", a, "", "");
+    publish_text(a);
 }
 
 // --- results
@@ -116,13 +154,25 @@ static enum status read_result(struct result *r, const struct attempt *a,
     return error_set(e, ERR_INPUT, "bad_result", "the head sent the result of another job");
 }
 
+// What of the result's text may not be published yet. A result that is nearly as large as a call
+// may be goes alone: readers take the rest of the text from it.
+static struct queue_text last_text(const struct attempt *a, const struct result *r, size_t n_result)
+{
+    uint64_t from = a->text.offset;
+    bool none = a->plain || r->text == NULL || from >= r->text_bytes;
+    if (none || n_result + (r->text_bytes - from) > (size_t) WIRE_BODY_MAX) {
+        return (struct queue_text){0};
+    }
+    return (struct queue_text){from, r->text + from, r->text_bytes - (size_t) from};
+}
+
 static enum status store(struct attempt *a, const struct wire_bytes *bytes)
 {
     struct queue *q = a->jobs->options.queue;
     struct queue_attempt name = attempt_name(a);
     struct result result;
     struct error e = {0};
-    enum queue_end how = QUEUE_END_DONE;
+    struct queue_outcome o = {QUEUE_END_DONE, bytes->at, bytes->n, .text = {.offset = 0}};
     struct queue_failure f = {.retryable = true, .result = bytes->at, .n_result = bytes->n};
     bool readable = read_result(&result, a, bytes, &e) == OK;
     bool failed = !readable || result.status == RESULT_ERROR;
@@ -131,10 +181,11 @@ static enum status store(struct attempt *a, const struct wire_bytes *bytes)
         f.retryable = result.error.retryable;
     }
     if (!readable) f.n_result = 0;
-    if (readable && result.status == RESULT_CANCELLED) how = QUEUE_END_CANCELLED;
-    if (readable && result.status == RESULT_EXPIRED) how = QUEUE_END_EXPIRED;
-    result_deinit(&result);
-    if (!failed) return queue_done(q, &name, how, bytes->at, bytes->n, on_stored, a);
+    if (readable && result.status == RESULT_CANCELLED) o.end = QUEUE_END_CANCELLED;
+    if (readable && result.status == RESULT_EXPIRED) o.end = QUEUE_END_EXPIRED;
+    if (readable) o.text = last_text(a, &result, bytes->n);
+    result_deinit(&result); // its text is in `bytes`
+    if (!failed) return queue_done(q, &name, &o, on_stored, a);
     a->why = e;
     f.code = attempt_code(a->why.code);
     f.text = a->why.text;

@@ -281,15 +281,35 @@ enum status queue_checkpoint(struct queue *q, const struct queue_attempt *attemp
     return call_end(q, &a, QUEUE_FORM_NUMBER, 0, fn, arg);
 }
 
-enum status queue_done(struct queue *q, const struct queue_attempt *attempt, enum queue_end how,
-                       const uint8_t *result, size_t n, queue_fn *fn, void *arg)
+static void put_text(struct args *a, const struct queue_text *text)
+{
+    put_number(a, text->offset);
+    put_bytes(a, text->bytes, text->n);
+}
+
+enum status queue_stream(struct queue *q, const struct queue_attempt *attempt, uint64_t offset,
+                         const uint8_t *bytes, size_t n, const struct queue_text *text,
+                         queue_fn *fn, void *arg)
+{
+    struct args a;
+    try(call_begin(q, &a, "stream", 8));
+    put_attempt(&a, attempt);
+    put_number(&a, offset);
+    put_bytes(&a, bytes, n);
+    put_text(&a, text);
+    return call_end(q, &a, QUEUE_FORM_SAVED, 0, fn, arg);
+}
+
+enum status queue_done(struct queue *q, const struct queue_attempt *attempt,
+                       const struct queue_outcome *o, queue_fn *fn, void *arg)
 {
     static const char *const ends[] = {"done", "cancelled", "expired"};
     struct args a;
-    try(call_begin(q, &a, "done", 6));
+    try(call_begin(q, &a, "done", 8));
     put_attempt(&a, attempt);
-    put(&a, ends[how]);
-    put_bytes(&a, result, n);
+    put(&a, ends[o->end]);
+    put_bytes(&a, o->result, o->n_result);
+    put_text(&a, &o->text);
     return call_end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
 }
 

@@ -71,12 +71,13 @@ enum queue_word {
     QUEUE_UNKNOWN,        // no such job, or its record has expired
     QUEUE_GONE,           // claim: not ready any more
     QUEUE_LATER,          // claim: over the byte budget, ask again; split: joins names it again
-    QUEUE_GAP,            // checkpoint: `number` bytes are there, which is less than the offset
+    QUEUE_GAP,            // checkpoint, stream: `number` bytes are there, fewer than the offset
     QUEUE_READY,          // nack, reap: back in the queue. promote: a scheduled job became ready
     QUEUE_RETRY,          // fail: in the queue again after a backoff of `number` ms
     QUEUE_DEAD,           // reject, fail, nack, reap: a dead letter; its result says why
     QUEUE_CANCELLED,      // cancel, fail, nack, reap: ended as cancelled
-    QUEUE_EXPIRED,        // promote, fail, nack, reap: ended, its deadline had passed
+    QUEUE_EXPIRED,        // promote, fail, nack, reap: ended, its deadline had passed; renew:
+                          // lease renewed, and the group should be told so
     QUEUE_CANCEL,         // renew: lease renewed, and the job is to be cancelled; promote: tell the
                           // group that the deadline has passed
     QUEUE_RUNNING,        // cancel: tell `owner` to drop `number` (the attempt)
@@ -158,6 +159,7 @@ struct queue_reply {
     struct error error; // error.status OK: the call was executed
     enum queue_word word;
     uint64_t number;   // take: entries left in the inbox; tenants: 1 if the queue is paused
+    uint64_t shown;    // stream: bytes of the text that are published
     const char *owner; // cancel
     size_t n;          // entries of the array that the call fills
     const struct queue_message *messages; // take, recover
@@ -245,7 +247,7 @@ struct queue_attempt {
     uint64_t attempt;
 };
 
-// Each lease ends lease_ms from now. QUEUE_OK, _CANCEL, _STALE for each.
+// Each lease ends lease_ms from now. QUEUE_OK, _CANCEL, _EXPIRED, _STALE for each.
 enum status queue_renew(struct queue *q, int64_t lease_ms, const struct queue_attempt *attempts,
                         size_t n, queue_fn *fn, void *arg);
 
@@ -254,12 +256,32 @@ enum status queue_renew(struct queue *q, int64_t lease_ms, const struct queue_at
 enum status queue_checkpoint(struct queue *q, const struct queue_attempt *a, uint64_t offset,
                              const uint8_t *bytes, size_t n, queue_fn *fn, void *arg);
 
+// Text of a job with `stream`, at its offset in the whole text.
+struct queue_text {
+    uint64_t offset;
+    const char *bytes;
+    size_t n;
+};
+
+// A checkpoint, and the text that its tokens released: what lies beyond the bytes that are
+// published is published. QUEUE_OK (`number` and `shown`: bytes there now), _GAP, _STALE.
+enum status queue_stream(struct queue *q, const struct queue_attempt *a, uint64_t offset,
+                         const uint8_t *bytes, size_t n, const struct queue_text *text,
+                         queue_fn *fn, void *arg);
+
 enum queue_end { QUEUE_END_DONE, QUEUE_END_CANCELLED, QUEUE_END_EXPIRED };
+
+struct queue_outcome {
+    enum queue_end end;
+    const uint8_t *result; // msgpack
+    size_t n_result;
+    struct queue_text text; // of the result; published before the event if the job streams
+};
 
 // Publishes the result and ends the job. QUEUE_OK (also if this attempt ended it before), _STALE,
 // _UNKNOWN.
-enum status queue_done(struct queue *q, const struct queue_attempt *a, enum queue_end end,
-                       const uint8_t *result, size_t n, queue_fn *fn, void *arg);
+enum status queue_done(struct queue *q, const struct queue_attempt *a,
+                       const struct queue_outcome *o, queue_fn *fn, void *arg);
 
 struct queue_failure {
     const char *code, *text;

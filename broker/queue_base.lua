@@ -92,6 +92,8 @@ local function job_key(p, tenant, id) return p .. 'j:' .. tenant .. ':' .. id en
 
 local function ready_key(p, class, tenant) return p .. 'rdy:' .. class .. ':' .. tenant end
 
+local function stream_key(p, tenant, id) return p .. 't:' .. tenant .. ':' .. id end
+
 local function load_job(p, tenant, id)
     local flat = call('HGETALL', job_key(p, tenant, id))
     if #flat == 0 then return nil end
@@ -152,16 +154,37 @@ local function event(p, tenant, id, what, attempt)
          'id', id, 'event', what, 'attempt', attempt or '0')
 end
 
--- The result of a job that no group finished: a msgpack map in the form of every result.
-local function make_result(id, job, status, code, text)
+-- What a job has by now: the ids of its checkpoint as a msgpack array, how many, and the text that
+-- was published of it (nil without `stream`).
+local function so_far(p, tenant, id, job)
+    local ids = call('GET', p .. 'c:' .. tenant .. ':' .. id) or ''
+    local n, text = math.floor(#ids / 4), nil
+    -- Each int32, little-endian, becomes a uint32 of msgpack.
+    ids = string.gsub(string.sub(ids, 1, 4 * n), '(.)(.)(.)(.)', '\206%4%3%2%1')
+    if job.stream then
+        local pieces = {}
+        for i, entry in ipairs(call('XRANGE', stream_key(p, tenant, id), '-', '+')) do
+            pieces[i] = entry[2][6]
+        end
+        text = table.concat(pieces)
+    end
+    return {ids = '\221' .. struct.pack('>I4', n) .. ids, n = n, text = text}
+end
+
+-- The result of a job that no group finished: a msgpack map in the form of every result. `had`:
+-- what so_far says of it, if it says anything.
+local function make_result(id, job, status, code, text, had)
     local n = 10
+    local prompt = had and tonumber(job.prompt or 0) or 0
     local s = cmsgpack.pack('v', 1, 'id', id, 'status', status,
                             'attempts', tonumber(job.starts or 0), 'error') .. string.char(0x83)
         .. cmsgpack.pack('code', code, 'message', text, 'retryable', false, 'tokens')
-        .. string.char(0x90) .. cmsgpack.pack('usage') .. string.char(0x83)
-        .. cmsgpack.pack('prompt', 0, 'cached', 0, 'completion', 0, 'timing') .. string.char(0x83)
+        .. (had and had.ids or string.char(0x90)) .. cmsgpack.pack('usage') .. string.char(0x83)
+        .. cmsgpack.pack('prompt', prompt, 'cached', 0, 'completion', had and had.n or 0, 'timing')
+        .. string.char(0x83)
         .. cmsgpack.pack('queued', 0, 'prefill', 0, 'decode', 0, 'resumed', 0, 'engine')
         .. string.char(0x80)
+    if had and had.text then n, s = n + 1, s .. cmsgpack.pack('text', had.text) end
     if job.custom and job.custom ~= '' then
         n, s = n + 1, s .. cmsgpack.pack('custom_id', job.custom)
     end
@@ -173,6 +196,7 @@ end
 local function finish(p, tenant, id, job, state, result, now, more)
     local key, member = job_key(p, tenant, id), tenant .. ':' .. id
     call('SET', p .. 'r:' .. member, result, 'PX', job.ttl)
+    if job.stream then call('PEXPIRE', stream_key(p, tenant, id), job.ttl) end
     if not job.parent then event(p, tenant, id, state, job.attempt) end
     call('HSET', key, 'state', state, 'ended', now, unpack(more or {}))
     local dead = state == 'failed' and not job.parent
@@ -204,16 +228,19 @@ local function finish_failed(p, tenant, id, job, code, text, result, now)
     return 'dead'
 end
 
+-- A job that is given up, with what its last attempt saved.
+local function finish_early(p, tenant, id, job, state, why, now)
+    local had = job.starts and so_far(p, tenant, id, job)
+    finish(p, tenant, id, job, state, make_result(id, job, state, state, why, had), now)
+    return state
+end
+
 local function finish_cancelled(p, tenant, id, job, now)
-    local result = make_result(id, job, 'cancelled', 'cancelled', 'the job was cancelled')
-    finish(p, tenant, id, job, 'cancelled', result, now)
-    return 'cancelled'
+    return finish_early(p, tenant, id, job, 'cancelled', 'the job was cancelled', now)
 end
 
 local function finish_expired(p, tenant, id, job, now)
-    local result = make_result(id, job, 'expired', 'expired', 'the deadline passed')
-    finish(p, tenant, id, job, 'expired', result, now)
-    return 'expired'
+    return finish_early(p, tenant, id, job, 'expired', 'the deadline passed', now)
 end
 
 local function late(job, now) return job.deadline and tonumber(job.deadline) <= now end

@@ -104,7 +104,7 @@ end
 local function drop_dead(p, tenant, id, job, keep)
     local member = tenant .. ':' .. id
     if job and job.seq and job.seq ~= keep then call('HDEL', p .. 'raw', job.seq) end
-    call('DEL', job_key(p, tenant, id), p .. 'r:' .. member)
+    call('DEL', job_key(p, tenant, id), p .. 'r:' .. member, stream_key(p, tenant, id))
     call('ZREM', p .. 'dead', member)
 end
 
@@ -176,6 +176,7 @@ local function admit(keys, args)
         local word = admit_known(p, tenant, id, job, old, now)
         if word then return word end
     end
+    if job.stream and not old then call('DEL', stream_key(p, tenant, id)) end -- of an earlier life
     job.admitted = str(now)
     local flat = {}
     for k, v in pairs(job) do

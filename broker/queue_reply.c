@@ -273,6 +273,9 @@ static bool decode(enum queue_form form, const redisReply *r, struct queue_reply
     case QUEUE_FORM_NUMBER:
         return is_tuple(r, 2) && take_word(r->element[0], &to->word) &&
                take_number(r->element[1], &to->number);
+    case QUEUE_FORM_SAVED:
+        return is_tuple(r, 3) && take_word(r->element[0], &to->word) &&
+               take_number(r->element[1], &to->number) && take_number(r->element[2], &to->shown);
     case QUEUE_FORM_CANCEL: return take_cancel(r, to);
     case QUEUE_FORM_MESSAGES:
         good = take_array(r, 1, sizeof *to->messages, take_message, &to->n, storage) &&

@@ -11,6 +11,7 @@ struct redisReply;
 enum queue_form {
     QUEUE_FORM_WORD,     // admit, reject, done, nack
     QUEUE_FORM_NUMBER,   // checkpoint, fail: [word, number]
+    QUEUE_FORM_SAVED,    // stream: [word, number, shown]
     QUEUE_FORM_CANCEL,   // [word], or [running, attempt, owner]
     QUEUE_FORM_MESSAGES, // take, recover
     QUEUE_FORM_HEADERS,  // window

@@ -97,7 +97,9 @@ end
 
 -- --- attempts
 
--- term, lease, (tenant, id, attempt)... -> {{ok | cancel | stale, tenant, id, attempt, need}...}
+-- term, lease, (tenant, id, attempt)...
+-- -> {{ok | cancel | expired | stale, tenant, id, attempt, need}...}; cancel, expired: its group
+-- should be told to end it.
 -- `need` lets a new broker learn what the attempts that it finds running hold.
 local function renew(keys, args)
     local p = prefix(keys, args, 5, 2 + 3 * MANY)
@@ -114,11 +116,22 @@ local function renew(keys, args)
         if h[1] == 'running' and h[2] == attempt then
             call('ZADD', p .. 'ls', now + lease, tenant .. ':' .. id)
             -- Also if promote's word on the deadline was lost.
-            word = (h[3] or late({deadline = h[5]}, now)) and 'cancel' or 'ok'
+            word = h[3] and 'cancel' or late({deadline = h[5]}, now) and 'expired' or 'ok'
         end
         reply[i] = {word, tenant, id, attempt, h[4] or '0'}
     end
     return reply
+end
+
+-- Bytes at an offset of the checkpoint. -> {ok | gap, bytes there}
+local function save(p, tenant, id, offset, more)
+    local key = p .. 'c:' .. tenant .. ':' .. id
+    local there = call('STRLEN', key)
+    if offset > there then return {'gap', there} end
+    if offset + #more > there then
+        there = call('APPEND', key, string.sub(more, there - offset + 1))
+    end
+    return {'ok', there}
 end
 
 -- term, tenant, id, attempt, offset, bytes -> {ok | gap, bytes there} or {stale | unknown, 0}
@@ -130,20 +143,53 @@ local function checkpoint(keys, args)
     fence(p, term)
     local job, word = running(p, tenant, id, attempt)
     if not job then return {word, 0} end
-    local key = p .. 'c:' .. tenant .. ':' .. id
-    local there = call('STRLEN', key)
-    if offset > there then return {'gap', there} end
-    if offset + #more > there then
-        there = call('APPEND', key, string.sub(more, there - offset + 1))
-    end
-    return {'ok', there}
+    return save(p, tenant, id, offset, more)
 end
 
--- term, tenant, id, attempt, done | cancelled | expired, result -> ok | stale | unknown
+-- Publishes what of the text lies beyond the bytes that were published; how many are by now. What
+-- would leave a gap waits for the text before it, or for the end (`last`).
+local function publish(p, tenant, id, job, offset, text, last)
+    local shown = tonumber(job.shown or 0)
+    if not job.stream or (offset > shown and not last) then return shown end
+    local from = math.max(offset, shown)
+    local more = string.sub(text, from - offset + 1)
+    if more == '' then return shown end
+    local key, now_shown = stream_key(p, tenant, id), from + #more
+    call('XADD', key, '*', 'attempt', job.attempt, 'offset', str(from), 'bytes', more)
+    call('HSET', job_key(p, tenant, id), 'shown', str(now_shown))
+    if shown == 0 then call('PEXPIRE', key, DEAD_TTL_MS) end -- `finish` says how long in the end
+    return now_shown
+end
+
+-- term, tenant, id, attempt, offset, bytes, offset of the text, text
+-- -> {ok | gap, bytes there, bytes of text that are published} or {stale | unknown, 0, 0}
+-- A checkpoint, and the text of its tokens. Text whose tokens are not saved is not published: an
+-- attempt that resumes might say something else.
+local function stream(keys, args)
+    local p = prefix(keys, args, 8)
+    local term, tenant, id, attempt = term_of(args), attempt_of(args, 2)
+    local offset = uint(args[5], 'offset', 0, BYTES_MAX)
+    local more = bytes(args[6], 'checkpoint', BYTES_MAX - offset)
+    local at = uint(args[7], 'offset of the text', 0, BYTES_MAX)
+    local text = bytes(args[8], 'text', BYTES_MAX - at)
+    fence(p, term)
+    local job, word = running(p, tenant, id, attempt)
+    if not job then return {word, 0, 0} end
+    local reply = save(p, tenant, id, offset, more)
+    local saved = reply[1] == 'ok'
+    reply[3] = saved and publish(p, tenant, id, job, at, text) or tonumber(job.shown or 0)
+    return reply
+end
+
+-- term, tenant, id, attempt, done | cancelled | expired, result, offset of the text, text
+-- -> ok | stale | unknown. Of the result's text what lies beyond the offset, to be published before
+-- its event; the last two may be left out.
 local function done(keys, args)
-    local p = prefix(keys, args, 6)
+    local p = prefix(keys, args, 6, 8)
     local term, tenant, id, attempt = term_of(args), attempt_of(args, 2)
     local state, result = args[5], bytes(args[6], 'result', BYTES_MAX)
+    local at = uint(args[7] or '0', 'offset of the text', 0, BYTES_MAX)
+    local text = bytes(args[8] or '', 'text', BYTES_MAX - at)
     if state ~= 'done' and state ~= 'cancelled' and state ~= 'expired' then
         refuse('BADARG', 'the end is not done, cancelled or expired')
     end
@@ -151,6 +197,7 @@ local function done(keys, args)
     fence(p, term)
     local job, word, old = running(p, tenant, id, attempt)
     if not job then return old and old.by == attempt and 'ok' or word end
+    publish(p, tenant, id, job, at, text, true)
     finish(p, tenant, id, job, state, result, now_ms(), {'by', attempt})
     return 'ok'
 end

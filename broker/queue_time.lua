@@ -124,7 +124,7 @@ local function selftest(keys, args)
         {'HINCRBY', k, 'a', '1'}, {'HDEL', k, 'b'}, {'DEL', k},
         {'ZADD', k, '1', 'a'}, {'ZSCORE', k, 'a'}, {'ZCARD', k},
         {'ZRANGE', k, '-inf', '1', 'BYSCORE', 'LIMIT', '0', '1'}, {'ZREM', k, 'a'},
-        {'XADD', k, 'MAXLEN', '~', '10', '*', 'a', '1'}, {'DEL', k},
+        {'XADD', k, 'MAXLEN', '~', '10', '*', 'a', '1'}, {'XRANGE', k, '-', '+'}, {'DEL', k},
         {'RPUSH', k, 'a'}, {'LINDEX', k, '0'}, {'LLEN', k}, {'LTRIM', k, '0', '-1'}, {'DEL', k},
         {'ZADD', k, '1', 'a'}, {'ZRANK', k, 'a'}, {'DEL', k},
     }
@@ -169,6 +169,7 @@ register('window', window, READS)
 register('claim', claim, DRAINS)
 register('renew', renew, DRAINS)
 register('checkpoint', checkpoint)
+register('stream', stream)
 register('done', done, DRAINS)
 register('fail', fail, DRAINS)
 register('nack', nack, DRAINS)

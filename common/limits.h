@@ -74,6 +74,7 @@
 #define RESULT_TTL_MS (24ll * 3600 * 1000)
 #define JOB_TTL_MAX_MS (30ll * 24 * 3600 * 1000)
 #define DEAD_TTL_MS (30ll * 24 * 3600 * 1000)
+#define CANCEL_WAIT_MS 5000ll // a head may take to say what a job has that is given up
 #define LEASE_MS (30ll * 1000)
 #define RETRY_BASE_MS 1000ll
 #define RETRY_MOST_MS (300ll * 1000)
@@ -82,6 +83,7 @@
 #define STREAM_REPORT_MS 50ll   // a head tells text of a job with `stream` so often, or
 #define STREAM_REPORT_TOKENS 32 // after so many tokens
 #define STREAM_CHUNK_MAX (1 * MIB) // text of one TOKENS
+#define STREAM_PENDING_MAX (64 * MIB) // a broker keeps text of all jobs that is not published
 
 // --- wire
 #define WIRE_HEADER_MAX (4 * KIB)

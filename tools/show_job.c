@@ -36,6 +36,7 @@ static const struct field {
     {"most", "max_tokens", "most tokens of output", NUMBER},
     {"need", "need_blocks", "KV blocks", NUMBER},
     {"checkpoint", "checkpoint", "tokens saved", NUMBER},
+    {"shown", "streamed_bytes", "bytes of text streamed", NUMBER},
     {"bytes", "bytes", "bytes of the message", NUMBER},
     {"admitted", "admitted_ms", "admitted", TIME},
     {"started", "started_ms", "started last", TIME},

@@ -52,6 +52,7 @@ static void send_hello(struct fake_group *g)
         const struct fake_job *j = &g->jobs[i];
         if (j->running) running[h->n_running++] = (struct wire_running){j->key, j->n_tokens};
         if (j->finished) finished[h->n_finished++] = j->key;
+        g->jobs[i].text_told = 0; // all of it again
     }
     g->hello_ms = clock_ms();
     g->n_hellos++;
@@ -133,6 +134,7 @@ static void on_job(struct fake_group *g, const struct wire_job *job)
                            .max_tokens = job->max_tokens,
                            .attempts = job->attempts,
                            .sampling = job->sampling,
+                           .stream = job->stream,
                            .running = true};
     copy_ids(job->ids, j->ids);
     copy_ids(job->resume, j->resume);
@@ -149,22 +151,49 @@ static void end_job(struct fake_group *g, struct fake_job *j)
     g->credit_ms = 0;
 }
 
+size_t fake_group_text(char to[FAKE_TEXT_MAX], int n)
+{
+    char text[FAKE_TEXT_MAX] = "";
+    size_t length = 0;
+    for (int i = 0; i < n; i++) {
+        length += (size_t) snprintf(text + length, sizeof text - length, "\xe4\xb8\xad%d ", i);
+        check(length < sizeof text);
+    }
+    if (to != NULL) memcpy(to, text, sizeof text);
+    return length;
+}
+
 void fake_group_tokens(struct fake_group *g, struct fake_job *job, int n)
 {
     int32_t ids[FAKE_IDS_MAX];
+    char text[FAKE_TEXT_MAX];
     struct wire_message m = {.command = WIRE_TOKENS};
     check(n <= FAKE_IDS_MAX);
     for (int i = 0; i < n; i++) ids[i] = job->n_tokens + i;
     m.tokens = (struct wire_tokens){.key = job->key, .offset = job->n_tokens,
                                     .ids = {ids, (size_t) n * sizeof *ids}, .text = {"", 0}};
     job->n_tokens += n;
+    if (job->stream) {
+        size_t end = fake_group_text(text, job->n_tokens);
+        size_t told = fake_group_text(NULL, job->text_told);
+        m.tokens.text_offset = (int) told;
+        m.tokens.text = (struct wire_bytes){text + told, end - told};
+        job->text_told = job->n_tokens;
+    }
     send(g, &m);
+}
+
+static enum result_status status_of(const struct fake_job *job)
+{
+    if (!job->cancelled) return RESULT_OK;
+    return job->reason == WIRE_REASON_EXPIRED ? RESULT_EXPIRED : RESULT_CANCELLED;
 }
 
 static void send_result(struct fake_group *g, struct fake_job *job)
 {
     int32_t tokens[FAKE_IDS_MAX];
-    struct result r = {.status = job->cancelled ? RESULT_CANCELLED : RESULT_OK,
+    char text[FAKE_TEXT_MAX];
+    struct result r = {.status = status_of(job),
                        .finish_reason = job->cancelled ? RESULT_NO_FINISH : RESULT_LENGTH,
                        .tokens = tokens,
                        .n_tokens = job->n_tokens,
@@ -175,8 +204,14 @@ static void send_result(struct fake_group *g, struct fake_job *job)
     struct wire_message m = {.command = WIRE_RESULT};
     struct buffer bytes;
     struct error e;
+    if (job->cancelled) {
+        snprintf(r.error.code, sizeof r.error.code, "%s", wire_reason_name(job->reason));
+        snprintf(r.error.message, sizeof r.error.message, "it was asked to end");
+    }
     for (int i = 0; i < job->n_tokens; i++) tokens[i] = i;
     memcpy(r.id, job->key.id, sizeof r.id);
+    r.text = job->stream ? text : NULL;
+    r.text_bytes = job->stream ? fake_group_text(text, job->n_tokens) : 0;
     buffer_init(&bytes, 1 << 16);
     check(result_encode(&r, &bytes, &e) == OK, "%s", e.text);
     m.result.key = job->key;
@@ -248,8 +283,9 @@ static void on_message(struct fake_group *g, const struct wire_message *m)
         break;
     case WIRE_CANCEL:
         j = find(g, &m->cancel.key);
-        if (j == NULL || !j->running) break;
+        if (j == NULL || !j->running || g->deaf) break;
         j->cancelled = true;
+        j->reason = m->cancel.reason;
         fake_group_finish(g, j);
         break;
     case WIRE_COMMITTED:

@@ -6,7 +6,7 @@
 #include "common/wire.h"
 #include "common/wire_socket.h"
 
-enum { FAKE_JOBS_MAX = 64, FAKE_IDS_MAX = 64 };
+enum { FAKE_JOBS_MAX = 64, FAKE_IDS_MAX = 64, FAKE_TEXT_MAX = 16 * FAKE_IDS_MAX };
 
 struct fake_job {
     struct job_key key;
@@ -17,7 +17,10 @@ struct fake_job {
     int n_tokens;    // generated, resumed ones included
     bool running;
     bool finished;   // its RESULT is kept until COMMITTED
+    bool stream;
+    int text_told;   // stream: tokens whose text was told, from the first one on
     bool cancelled;  // CANCEL came
+    enum wire_reason reason; // of it
     bool committed;
     enum wire_outcome outcome;
     int64_t result_ms;
@@ -43,6 +46,7 @@ struct fake_group {
     char error[ERROR_CODE_SIZE]; // of the last ERROR but unknown_peer
     const char *reject;          // code: the next job is refused with it
     bool drain;                  // asks to leave
+    bool deaf;                   // does not do what CANCEL wants
 };
 
 void fake_group_start(struct fake_group *g, void *context, const char *endpoint, const char *name,
@@ -56,7 +60,10 @@ void fake_group_turn(struct fake_group *g, int wait_ms);
 // The last attempt at a job, or NULL.
 struct fake_job *fake_group_job(struct fake_group *g, const char *id);
 
-// n more tokens, each the number of its place; told to the broker.
+// The text of a streaming job's first n tokens; its length. `to` may be NULL.
+size_t fake_group_text(char to[FAKE_TEXT_MAX], int n);
+
+// n more tokens, each the number of its place; told to the broker, with the text if it streams.
 void fake_group_tokens(struct fake_group *g, struct fake_job *job, int n);
 
 // Ends a job with all its tokens; the result is said again until COMMITTED.

@@ -440,9 +440,10 @@ static void cancels_come_after_the_jobs_before_them(void **state)
     struct fake_job *job = wait_job(g, "running");
     fake_group_tokens(g, job, 2);
     push("{'v': 1, 'id': 'running', 'op': 'cancel'}");
-    expect_result("running", RESULT_CANCELLED, "cancelled", 0);
-    until(job->cancelled && job->committed);
-    assert_int_equal(job->outcome, WIRE_OUTCOME_STALE);
+    expect_result("running", RESULT_CANCELLED, "cancelled", 2); // with what it has
+    until(job->committed);
+    assert_int_equal(job->reason, WIRE_REASON_CANCELLED);
+    assert_int_equal(job->outcome, WIRE_OUTCOME_OK);
     expect_events("running", "cancelled 1;");
     push_job("next", 3, 2); // the slot is free again
     fake_group_finish(g, wait_job(g, "next"));
@@ -456,8 +457,38 @@ static void a_running_job_ends_at_its_deadline(void **state)
     push("{'v': 1, 'id': 'late', 'op': 'tokens', 'deadline': %lld, 'body': {'tokens': [1, 2]}}",
          (long long) clock_wall_ms() + 700);
     struct fake_job *job = wait_job(g, "late");
+    fake_group_tokens(g, job, 3);
     until(job->cancelled);
-    expect_result("late", RESULT_EXPIRED, "expired", 0);
+    assert_int_equal(job->reason, WIRE_REASON_EXPIRED);
+    expect_result("late", RESULT_EXPIRED, "expired", 3);
+    expect_events("late", "expired 1;");
+}
+
+static void a_head_that_does_not_answer_a_cancel_is_not_waited_for(void **state)
+{
+    (void) state;
+    struct fake_group *g = start_world(NULL);
+    g->deaf = true;
+    push_job("a", 3, 9);
+    fake_group_tokens(g, wait_job(g, "a"), 2);
+    until(saved_bytes("a") == 8);
+    push("{'v': 1, 'id': 'a', 'op': 'cancel'}");
+    expect_result("a", RESULT_CANCELLED, "cancelled", 2); // from the checkpoint
+    expect_events("a", "cancelled 1;");
+}
+
+static void a_head_that_is_lost_leaves_what_was_saved(void **state)
+{
+    (void) state;
+    struct fake_group *g = start_world(NULL);
+    g->deaf = true;
+    push_job("a", 3, 9);
+    fake_group_tokens(g, wait_job(g, "a"), 2);
+    until(saved_bytes("a") == 8);
+    push("{'v': 1, 'id': 'a', 'op': 'cancel'}");
+    until(field_is("a", "cancel", "1"));
+    fake_group_kill(g);
+    expect_result("a", RESULT_CANCELLED, "cancelled", 2);
 }
 
 // --- what the head refuses
@@ -877,6 +908,8 @@ int main(int argc, char **argv)
         test(a_job_that_cannot_fit_any_more_is_refused_with_the_numbers),
         test(cancels_come_after_the_jobs_before_them),
         test(a_running_job_ends_at_its_deadline),
+        test(a_head_that_does_not_answer_a_cancel_is_not_waited_for),
+        test(a_head_that_is_lost_leaves_what_was_saved),
         test(refused_by_the_head),
         test(results_that_nobody_waits_for),
         test(a_result_that_cannot_be_read_is_a_failure),

@@ -258,8 +258,8 @@ static void the_life_of_a_job(void **state)
                 queue_checkpoint(b.queue, &a, 0, (const uint8_t *) "abcd", 4, on_reply, &b));
     assert_int_equal(b.number, 4);
     expect_text(&b, "[ok default a 1]", queue_renew(b.queue, 30000, &a, 1, on_reply, &b));
-    expect_word(&b, QUEUE_OK, queue_done(b.queue, &a, QUEUE_END_DONE, (const uint8_t *) "result", 6,
-                                         on_reply, &b));
+    struct queue_outcome o = {QUEUE_END_DONE, (const uint8_t *) "result", 6, {0}};
+    expect_word(&b, QUEUE_OK, queue_done(b.queue, &a, &o, on_reply, &b));
     run(&b, queue_stats(b.queue, on_reply, &b));
     assert_int_equal(b.error.status, OK);
     close_queue(&b);
@@ -343,7 +343,8 @@ static void a_full_buffer_refuses_calls(void **state)
     struct queue_attempt a = {"default", "a", 1};
     size_t n = 20 * (size_t) MIB, accepted = 0;
     uint8_t *result = calloc(1, n);
-    while (queue_done(b.queue, &a, QUEUE_END_DONE, result, n, on_reply, &b) == OK) accepted++;
+    struct queue_outcome o = {QUEUE_END_DONE, result, n, {0}};
+    while (queue_done(b.queue, &a, &o, on_reply, &b) == OK) accepted++;
     assert_in_range(accepted, 1, 4);
     wait_for(&b, &b.n_replies, (int) accepted);
     assert_int_equal(b.word, QUEUE_UNKNOWN);
@@ -640,6 +641,7 @@ static void servers_that_are_too_old(void **state)
 static const char *const honest[] = {
     [QUEUE_FORM_WORD] = "$2\r\nok\r\n",
     [QUEUE_FORM_NUMBER] = "*2\r\n$5\r\nretry\r\n:17\r\n",
+    [QUEUE_FORM_SAVED] = "*3\r\n$2\r\nok\r\n:8\r\n:5\r\n",
     [QUEUE_FORM_CANCEL] = "*3\r\n$7\r\nrunning\r\n$1\r\n4\r\n$4\r\nhead\r\n",
     [QUEUE_FORM_MESSAGES] = "*2\r\n:3\r\n*4\r\n$1\r\nt\r\n$1\r\n1\r\n:2\r\n$2\r\nxy\r\n",
     [QUEUE_FORM_HEADERS] =

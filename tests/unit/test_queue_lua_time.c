@@ -63,7 +63,7 @@ static void test_deadlines(void **state)
     make_due("exp", "default:b");
     expect("[[cancel default b 1 g]]", "promote", "1", "10");
     expect("[]", "promote", "1", "10");
-    expect("[[cancel default b 1 3]]", "renew", "1", "30000", "default", "b", "1"); // again
+    expect("[[expired default b 1 3]]", "renew", "1", "30000", "default", "b", "1"); // again
     expect("expired", "nack", "1", "default", "b", "1", "0");
     expect_clean();
 }
