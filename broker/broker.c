@@ -30,7 +30,7 @@ enum {
 
 struct broker {
     struct broker_options options;
-    struct model model;
+    struct models models;
     void *zmq, *socket, *zap; // zap NULL: plain
     struct allow allow;
     zloop_t *loop;
@@ -40,7 +40,7 @@ struct broker {
     struct claims *claims;
     struct jobs *jobs;
     struct groups *groups;
-    struct plan plan;
+    uint64_t draining; // epoch of the pipeline that drains; 0: none
     struct tenants tenants;
     bool listening, led;
     struct health_writer health;
@@ -174,8 +174,6 @@ static int on_socket(zloop_t *loop, zmq_pollitem_t *item, void *arg)
     struct broker *b = arg;
     (void) loop, (void) item;
     groups_receive(b->groups, clock_ms());
-    // At once, not at the next tick.
-    if (groups_draining(b->groups)) claims_set_owner(b->claims, NULL);
     return 0;
 }
 
@@ -193,7 +191,7 @@ static void on_ready(void *arg, uint64_t term)
     struct broker *b = arg;
     int64_t now_ms = clock_ms();
     log_line(LOG_INFO, b->led ? "redis_back" : "ready", log_str("endpoint", b->endpoint),
-             log_str("queue", b->options.queue), log_str("model", b->model.name),
+             log_str("queue", b->options.queue), log_str("model", b->models.at[0].name),
              log_int("term", term));
     if (!b->led) lead(b, term, now_ms);
     if (b->stop_ms != 0) return;
@@ -300,33 +298,45 @@ static void on_cancel(void *arg, const char *tenant, const char *id, uint64_t at
     jobs_cancel(b->jobs, attempt, WIRE_REASON_CANCELLED);
 }
 
-static void on_planned(void *arg, const struct plan *plan)
+static void on_planned(void *arg, int model, const struct plan *plan)
 {
     struct broker *b = arg;
+    (void) model;
     int blocks = plan->max_blocks < plan->kv_blocks ? plan->max_blocks : plan->kv_blocks;
-    b->plan = *plan;
     ingest_set_max_context(b->ingest, plan->max_context);
     claims_set_limits(b->claims, plan->max_context, (uint64_t) blocks);
 }
 
-static void on_up(void *arg, const struct group *head, uint64_t pipeline, uint64_t epoch,
-                  bool adopted)
+static void on_up(void *arg, int model, const struct plan *plan, const struct pipeline *p,
+                  const struct group *head, bool adopted)
 {
     struct broker *b = arg;
-    jobs_up(b->jobs, &head->peer, pipeline, epoch, b->plan.slots, b->plan.kv_blocks, adopted);
+    (void) model;
+    jobs_up(b->jobs, &head->peer, p->id, p->epoch, plan->slots, plan->kv_blocks, adopted);
     claims_set_owner(b->claims, head->name);
 }
 
-static void on_pipeline_down(void *arg)
+static void on_pipeline_down(void *arg, uint64_t epoch)
 {
     struct broker *b = arg;
+    (void) epoch;
+    b->draining = 0;
     claims_set_owner(b->claims, NULL);
     jobs_down(b->jobs);
 }
 
-static void on_head_hello(void *arg, const struct peer *head, const struct wire_hello *h)
+static void on_draining(void *arg, uint64_t epoch)
 {
     struct broker *b = arg;
+    b->draining = epoch;
+    claims_set_owner(b->claims, NULL);
+}
+
+static void on_head_hello(void *arg, uint64_t epoch, const struct peer *head,
+                          const struct wire_hello *h)
+{
+    struct broker *b = arg;
+    (void) epoch;
     jobs_hello(b->jobs, head, h);
 }
 
@@ -388,11 +398,9 @@ static int on_tick(zloop_t *loop, int timer, void *arg)
         groups_recheck(b->groups);
     }
     groups_tick(b->groups, now_ms);
-    if (groups_draining(b->groups)) {
-        claims_set_owner(b->claims, NULL);
-        if (jobs_n_active(b->jobs) == 0 && jobs_n_owed(b->jobs) == 0 && claims_idle(b->claims)) {
-            groups_drained(b->groups);
-        }
+    if (b->draining != 0 && jobs_n_active(b->jobs) == 0 && jobs_n_owed(b->jobs) == 0 &&
+        claims_idle(b->claims)) {
+        groups_drained(b->groups, b->draining);
     }
     jobs_tick(b->jobs, now_ms);
     tend_queue(b, now_ms);
@@ -447,25 +455,26 @@ static enum status create_queue(struct broker *b, struct error *e)
 static enum status create_parts(struct broker *b, struct error *e)
 {
     const struct broker_options *o = &b->options;
-    struct prompt_limits limits = {.max_context = b->model.config.max_position_embeddings,
+    struct prompt_limits limits = {.max_context = b->models.at[0].config.max_position_embeddings,
                                    .default_max_tokens = o->default_max_tokens};
     try(create_queue(b, e));
     struct jobs_options jobs = {b->queue, b, on_send, on_freed, on_returned};
     try(jobs_create(&b->jobs, &jobs, e));
     struct claims_options claims = {.loop = b->loop, .queue = b->queue, .jobs = b->jobs,
-                                    .model = &b->model, .limits = limits,
+                                    .model = &b->models.at[0], .limits = limits,
                                     .n_threads = o->pool_threads, .age_ms = o->age_ms};
     try(claims_create(&b->claims, &claims, e));
-    struct ingest_options ingest = {.loop = b->loop, .queue = b->queue, .model = &b->model,
+    struct ingest_options ingest = {.loop = b->loop, .queue = b->queue, .model = &b->models.at[0],
                                     .limits = limits, .n_threads = o->pool_threads, .arg = b,
                                     .admitted = on_admitted, .cancel = on_cancel,
                                     .max_queued_bytes = (uint64_t) o->max_queued_bytes};
     try(ingest_create(&b->ingest, &ingest, e));
-    struct groups_options groups = {.model = &b->model,
+    struct groups_options groups = {.models = &b->models,
                                     .socket = b->socket,
                                     .allow = b->zap != NULL ? &b->allow : NULL,
                                     .precision = o->precision,
-                                    .pp = o->pp,
+                                    .n_pipelines = 1,
+                                    .n_spares = o->spares,
                                     .slots = o->slots,
                                     .max_context = o->max_context,
                                     .max_rows = o->max_rows,
@@ -475,9 +484,9 @@ static enum status create_parts(struct broker *b, struct error *e)
                                     .planned = on_planned,
                                     .up = on_up,
                                     .down = on_pipeline_down,
+                                    .draining = on_draining,
                                     .head_hello = on_head_hello,
                                     .message = on_message};
-    memcpy(groups.layers, o->layers, sizeof groups.layers);
     return groups_create(&b->groups, &groups, e);
 }
 
@@ -507,7 +516,7 @@ static void close_all(struct broker *b)
     if (b->zap != NULL) zmq_close(b->zap);
     if (b->zmq != NULL) zmq_ctx_term(b->zmq);
     if (b->signals >= 0) close(b->signals);
-    model_deinit(&b->model);
+    models_deinit(&b->models);
 }
 
 enum status broker_run(const struct broker_options *o, struct error *e)
@@ -518,7 +527,7 @@ enum status broker_run(const struct broker_options *o, struct error *e)
     try(broker_check_listen(o, e));
     enum status status = open_sockets(b, e);
     if (status == OK) status = secure(b, e);
-    if (status == OK) status = model_load(&b->model, o->model, e);
+    if (status == OK) status = models_load(&b->models, &o->models, &o->pp, &o->layers, e);
     if (status == OK) status = create_parts(b, e);
     if (status == OK) status = listen_on(b, e);
     if (status == OK) status = run_loop(b, e);

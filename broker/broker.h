@@ -12,10 +12,10 @@ struct broker_options {
     const char *redis;  // URL
     const char *queue;
     const char *listen; // tcp://127.0.0.1:PORT (PORT 0: any free one), ipc://PATH
-    const char *model;  // DIR or NAME=DIR
+    struct option_list models;     // DIR or NAME=DIR
+    struct option_list pp, layers; // of options_stages
+    int pipelines, spares;         // of groups_options
     enum groups_precision precision;
-    int pp;
-    int layers[PP_MAX]; // layers[0] == 0: chosen
     int slots, max_context, max_rows, chunk, kv_blocks; // 0: chosen
     int default_max_tokens;
     int pool_threads;   // of each of the two pools

@@ -1,11 +1,6 @@
-// The groups and the pipeline they form: who said HELLO and fits the model, the plan, the fleet
-// that carries it out, and the ROUTER they are spoken to through. The loop's thread. Knows no jobs:
-// whatever a head says about them is handed on.
-//
-// The plan is made once enough groups are there, from the least memory any of them has; groups that
-// come later must do with it, unless nothing runs for want of groups: then it is made anew. From
-// the same options and groups it comes out the same, so that a new broker adopts what an earlier
-// one has set up.
+// The groups of all models: the ROUTER through which they are spoken to, and who among them belongs
+// to which model's site. The loop's thread. Knows no jobs: whatever a head says about them is
+// handed on.
 #ifndef PENSTOCK_BROKER_GROUPS_H
 #define PENSTOCK_BROKER_GROUPS_H
 
@@ -18,24 +13,31 @@
 #include <stdbool.h>
 
 struct groups;
+struct site;
 
 enum groups_precision { GROUPS_AUTO, GROUPS_F32, GROUPS_BF16 };
 
 struct groups_options {
-    const struct model *model; // borrowed
+    const struct models *models; // borrowed
     void *socket;              // a ROUTER that is bound after groups_create; borrowed
     const struct allow *allow; // keys of groups; NULL: plain; borrowed
     enum groups_precision precision; // auto: what the groups prefer, f32 if any of them does
-    int pp;
-    int layers[PP_MAX]; // layers[0] == 0: chosen
+    int n_pipelines; // most of each model; 0: as many as the groups allow
+    int n_spares;    // groups of each model kept idle before a further pipeline is formed
     int slots, max_context, max_rows, chunk, kv_blocks; // 0: chosen
     void *arg;
-    void (*planned)(void *arg, const struct plan *plan);
-    // The pipeline serves. adopted: an earlier broker set it up; its head will say HELLO again.
-    void (*up)(void *arg, const struct group *head, uint64_t pipeline, uint64_t epoch,
-               bool adopted);
-    void (*down)(void *arg);
-    void (*head_hello)(void *arg, const struct peer *head, const struct wire_hello *h);
+    void (*planned)(void *arg, int model, const struct plan *plan);
+    // A pipeline of this model serves. adopted: an earlier broker set it up; its head will say
+    // HELLO again.
+    void (*up)(void *arg, int model, const struct plan *plan, const struct pipeline *p,
+               const struct group *head, bool adopted);
+    // The others name a pipeline by its epoch.
+    void (*down)(void *arg, uint64_t epoch);
+    // A group of it wants to leave: send it no more jobs, and call groups_drained when none runs.
+    // Said again and again.
+    void (*draining)(void *arg, uint64_t epoch);
+    void (*head_hello)(void *arg, uint64_t epoch, const struct peer *head,
+                       const struct wire_hello *h);
     void (*message)(void *arg, const struct peer *from, const struct wire_message *m);
 };
 
@@ -55,12 +57,12 @@ void groups_tick(struct groups *g, int64_t now_ms); // a few times a second
 
 bool groups_send(struct groups *g, const struct peer *to, const struct wire_message *m);
 
-// A group of the pipeline wants to leave: send it no more jobs, and call groups_drained when none
-// runs.
-bool groups_draining(const struct groups *g);
-void groups_drained(struct groups *g);
+void groups_drained(struct groups *g, uint64_t epoch);
 
 // True while a fresh broker may still find running attempts of an earlier one.
 bool groups_adopting(const struct groups *g, int64_t now_ms);
+
+// A model's site, for reports. Its header is site.h.
+const struct site *groups_site(const struct groups *g, int model);
 
 #endif

@@ -12,9 +12,9 @@ enum { EXIT_USAGE = 2, POOL_THREADS_MOST = 64 };
 
 struct settings {
     struct broker_options broker;
-    const char *layers, *precision, *log_level;
-    int64_t pp, slots, max_context, max_rows, chunk, kv_blocks, default_max_tokens, pool_threads,
-        age;
+    const char *precision, *log_level;
+    int64_t pipelines, spares, slots, max_context, max_rows, chunk, kv_blocks, default_max_tokens,
+        pool_threads, age;
     bool log_json;
 };
 
@@ -39,12 +39,18 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
          .help = "Folder of the groups' public keys; may change while the broker runs."},
         {.name = "insecure", .kind = OPTION_FLAG, .value = &b->insecure,
          .help = "Beyond loopback without keys: anyone may pose as a group, and read all."},
-        {.name = "model", .kind = OPTION_STRING, .value = &b->model, .argument = "[NAME=]DIR",
-         .help = "Checkpoint directory; jobs may name the model (default: the directory's name)."},
-        {.name = "pp", .kind = OPTION_INT, .value = &s->pp, .argument = "N",
-         .help = "Stages of the pipeline (default 1).", .least = 1, .most = PP_MAX},
-        {.name = "layers", .kind = OPTION_STRING, .value = &s->layers, .argument = "A,B,..",
+        {.name = "model", .kind = OPTION_LIST, .value = &b->models, .argument = "[NAME=]DIR",
+         .help = "Checkpoint directory, for each model; the first is for jobs that name none."},
+        {.name = "pp", .kind = OPTION_LIST, .value = &b->pp, .argument = "[MODEL=]N",
+         .help = "Stages of a pipeline (default 1), of all models or of one."},
+        {.name = "layers", .kind = OPTION_LIST, .value = &b->layers, .argument = "[MODEL=]A,B,..",
          .help = "Layers of each stage, instead of --pp."},
+        {.name = "pipelines", .kind = OPTION_INT, .value = &s->pipelines, .argument = "N",
+         .help = "Most replicas of each model; 0: as many as there are groups for, the default.",
+         .least = 0, .most = PIPELINES_MAX},
+        {.name = "spares", .kind = OPTION_INT, .value = &s->spares, .argument = "N",
+         .help = "Groups kept idle for each model before a further pipeline is formed.",
+         .least = 0, .most = FLEET_GROUPS_MAX},
         {.name = "precision", .kind = OPTION_STRING, .value = &s->precision,
          .argument = "auto|f32|bf16", .help = "f32 is exact; auto: what the groups prefer."},
         {.name = "slots", .kind = OPTION_INT, .value = &s->slots, .argument = "N",
@@ -105,11 +111,13 @@ static enum status read_precision(const char *text, enum groups_precision *to, s
 static enum status settle(struct settings *s, enum log_level *level, struct error *e)
 {
     struct broker_options *b = &s->broker;
-    if (b->model == NULL) return usage(e, "--model is missing");
-    try(options_layers(s->layers, s->pp, b->layers, &b->pp, e));
+    if (b->models.n == 0) return usage(e, "--model is missing");
+    if (b->models.n > 1) return usage(e, "more than one --model: not yet");
     try(read_precision(s->precision, &b->precision, e));
     try(log_level_parse(s->log_level, level, e));
     try(broker_check_listen(b, e));
+    b->pipelines = (int) s->pipelines;
+    b->spares = (int) s->spares;
     b->slots = (int) s->slots;
     b->max_context = (int) s->max_context;
     b->max_rows = (int) s->max_rows;

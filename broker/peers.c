@@ -124,12 +124,12 @@ bool peers_assign(struct peers *p, const struct group *g, const struct wire_assi
     return peers_send(p, &g->peer, &m);
 }
 
-bool peers_link(struct peers *p, const struct group *g, uint64_t pipeline, uint64_t epoch,
+bool peers_link(struct peers *p, const struct group *g, const struct pipeline *pipeline,
                 const char *next)
 {
     struct wire_message m = {.command = WIRE_LINK};
-    m.link.pipeline = pipeline;
-    m.link.epoch = epoch;
+    m.link.pipeline = pipeline->id;
+    m.link.epoch = pipeline->epoch;
     snprintf(m.link.endpoint, sizeof m.link.endpoint, "%s", next);
     return peers_send(p, &g->peer, &m);
 }

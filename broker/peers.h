@@ -54,7 +54,7 @@ struct wire_assign peers_template(const struct plan *p, const char *plan_hash, b
 // the stage (limits, tp, precision, plan).
 bool peers_assign(struct peers *p, const struct group *g, const struct wire_assign *template,
                   const struct fleet_assign *a);
-bool peers_link(struct peers *p, const struct group *g, uint64_t pipeline, uint64_t epoch,
+bool peers_link(struct peers *p, const struct group *g, const struct pipeline *pipeline,
                 const char *next);
 bool peers_unassign(struct peers *p, const struct group *g, uint64_t pipeline, uint64_t epoch);
 

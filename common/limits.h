@@ -7,6 +7,10 @@
 #define MIB (1024ll * KIB)
 #define GIB (1024ll * MIB)
 
+// --- options
+#define OPTION_LIST_MAX 32          // values of an option that may be given more than once
+#define OPTION_LIST_BYTES_MAX 8192  // of all of them in the environment
+
 // --- files
 #define CONFIG_JSON_MAX (1 * MIB)
 #define TOKENIZER_JSON_MAX (64 * MIB)
@@ -35,6 +39,8 @@
 // --- partition
 #define TP_MAX 64       // ranks of a group
 #define PP_MAX 64       // stages of a pipeline
+#define PIPELINES_MAX 64 // replicas of one model
+#define MODELS_MAX 16   // of a broker
 #define KV_BLOCK_ROWS 64 // rows (tokens) of one KV block
 #define SLOTS_MAX 4096  // sequences in a pipeline at once
 #define STEP_ROWS_MAX 8192 // token budget of one step

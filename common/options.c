@@ -60,6 +60,44 @@ enum status options_layers(const char *text, int64_t pp, int layers[PP_MAX], int
                      (int) pp);
 }
 
+static enum status set(struct option_spec *s, const char *text, struct error *e);
+
+size_t options_name(const char *text)
+{
+    const char *equals = strchr(text, '=');
+    return equals != NULL ? (size_t) (equals - text) : 0;
+}
+
+// The last value that is this model's own (*own), or for all; NULL: none.
+static const char *value_for(const struct option_list *list, const char *model, bool *own)
+{
+    const char *found = NULL;
+    *own = false;
+    for (int i = 0; i < list->n; i++) {
+        size_t n = options_name(list->at[i]);
+        bool named = n == strlen(model) && n > 0 && memcmp(list->at[i], model, n) == 0;
+        if (named) found = list->at[i] + n + 1;
+        else if (n == 0 && !*own) found = list->at[i];
+        *own = *own || named;
+    }
+    return found;
+}
+
+enum status options_stages(const struct option_list *pp, const struct option_list *layers,
+                           const char *model, int to[PP_MAX], int *n_stages, struct error *e)
+{
+    bool own_pp, own_layers;
+    const char *pp_text = value_for(pp, model, &own_pp);
+    const char *layers_text = value_for(layers, model, &own_layers);
+    if (own_layers && !own_pp) pp_text = NULL;
+    if (own_pp && !own_layers) layers_text = NULL;
+    int64_t n = 0;
+    struct option_spec spec = {.name = "pp", .kind = OPTION_INT, .value = &n, .least = 1,
+                               .most = PP_MAX};
+    if (pp_text != NULL) try(set(&spec, pp_text, e));
+    return options_layers(layers_text, n, to, n_stages, e);
+}
+
 static bool in_bounds(const struct option_spec *s, double v)
 {
     return (s->least == 0 && s->most == 0) || (v >= s->least && v <= s->most);
@@ -72,6 +110,33 @@ static enum status bad_number(const struct option_spec *s, const char *text, str
     if (s->least == 0 && s->most == 0) return bad(e, s->name, kind, text);
     snprintf(wants, sizeof wants, "%s from %.15g to %.15g", kind, s->least, s->most);
     return bad(e, s->name, wants, text);
+}
+
+static enum status add(struct option_list *list, const char *name, const char *text,
+                       struct error *e)
+{
+    if (list->from_environment) *list = (struct option_list){0};
+    if (list->n < OPTION_LIST_MAX) {
+        list->at[list->n++] = text;
+        return OK;
+    }
+    return error_set(e, ERR_INPUT, "bad_usage", "--%s is given more than %d times", name,
+                     OPTION_LIST_MAX);
+}
+
+static enum status add_all(struct option_list *list, const char *name, const char *text,
+                           struct error *e)
+{
+    if (strlen(text) >= sizeof list->text) {
+        return error_set(e, ERR_INPUT, "bad_usage", "more than %d bytes", OPTION_LIST_BYTES_MAX);
+    }
+    strcpy(list->text, text);
+    char *rest = NULL;
+    for (char *at = strtok_r(list->text, ";", &rest); at != NULL; at = strtok_r(NULL, ";", &rest)) {
+        try(add(list, name, at, e));
+    }
+    list->from_environment = true;
+    return OK;
 }
 
 static enum status set(struct option_spec *s, const char *text, struct error *e)
@@ -88,6 +153,7 @@ static enum status set(struct option_spec *s, const char *text, struct error *e)
         *(bool *) s->value = text[0] == '1' || text[0] == 't';
         return OK;
     case OPTION_STRING: *(const char **) s->value = text; return OK;
+    case OPTION_LIST: return add(s->value, s->name, text, e);
     case OPTION_INT: {
         long long v = strtoll(text, &end, 10);
         if (end == text || *end != 0 || errno != 0 || !in_bounds(s, (double) v)) {
@@ -178,7 +244,9 @@ static enum status from_environment(struct options *o, struct error *e)
         const char *value = options_environment(name, e);
         try(e->status);
         if (value == NULL) continue;
-        enum status status = set(&o->specs[i], value, e);
+        struct option_spec *s = &o->specs[i];
+        enum status status = s->kind == OPTION_LIST ? add_all(s->value, s->name, value, e)
+                                                    : set(s, value, e);
         if (status != OK) {
             error_prefix(e, "%s", name);
             return status;

@@ -8,15 +8,24 @@
 #include "common/status.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 
 enum option_kind {
     OPTION_FLAG,   // bool: given or not; in the environment 1/0/true/false
     OPTION_STRING, // const char *
+    OPTION_LIST,   // struct option_list: given more than once; in the environment with ; between
     OPTION_INT,    // int64_t within [least, most]
     OPTION_NUMBER, // double within [least, most]
     OPTION_BYTES,  // int64_t; K/M/G/T and Ki/Mi/Gi/Ti, with or without B
+};
+
+struct option_list {
+    int n;
+    const char *at[OPTION_LIST_MAX];
+    bool from_environment;            // flags replace it
+    char text[OPTION_LIST_BYTES_MAX]; // of the environment
 };
 
 struct option_spec {
@@ -58,5 +67,13 @@ enum status options_bytes(const char *text, int64_t *bytes, struct error *e);
 // bad_usage, also where both are given and disagree.
 enum status options_layers(const char *text, int64_t pp, int layers[PP_MAX], int *n_stages,
                            struct error *e);
+
+// The same for one model, of values that are for all models or written NAME=VALUE; its own go
+// first. Name it as --model does.
+enum status options_stages(const struct option_list *pp, const struct option_list *layers,
+                           const char *model, int to[PP_MAX], int *n_stages, struct error *e);
+
+// The name before the '=' of NAME=VALUE: its length; 0: there is none.
+size_t options_name(const char *text);
 
 #endif

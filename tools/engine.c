@@ -51,8 +51,9 @@ struct engine {
     void *zmq, *router;
     struct peers peers;
     struct fleet fleet;
+    uint64_t epoch;            // of the fleet, the last one
     struct wire_assign template;
-    bool serving;
+    const struct pipeline *pipeline; // NULL: it doesn't serve yet
     struct error failure;      // of the pipeline: FAILED, or a group's end
     struct group_thread groups[PP_MAX];
     // Of engine_run:
@@ -79,29 +80,31 @@ static void on_assign(void *arg, const struct group *group, const struct fleet_a
     must_send(g, peers_assign(&g->peers, group, &g->template, a), "ASSIGN");
 }
 
-static void on_link(void *arg, const struct group *group, uint64_t epoch, const char *next)
+static void on_link(void *arg, const struct group *group, const struct pipeline *p,
+                    const char *next)
 {
     struct engine *g = arg;
-    must_send(g, peers_link(&g->peers, group, g->fleet.pipeline, epoch, next), "LINK");
+    must_send(g, peers_link(&g->peers, group, p, next), "LINK");
 }
 
-static void on_unassign(void *arg, const struct group *group, uint64_t epoch)
+static void on_unassign(void *arg, const struct group *group, uint64_t pipeline, uint64_t epoch)
 {
     struct engine *g = arg;
-    peers_unassign(&g->peers, group, g->fleet.pipeline, epoch);
+    peers_unassign(&g->peers, group, pipeline, epoch);
 }
 
-static void on_up(void *arg, const struct group *head, bool adopted)
+static void on_up(void *arg, const struct pipeline *p, const struct group *head, bool adopted)
 {
     (void) head;
     (void) adopted;
-    ((struct engine *) arg)->serving = true;
+    ((struct engine *) arg)->pipeline = p;
 }
 
-static void on_down(void *arg, const char *reason)
+static void on_down(void *arg, const struct pipeline *p, const char *reason)
 {
     struct engine *g = arg;
-    g->serving = false;
+    (void) p;
+    g->pipeline = NULL;
     if (g->failure.status == OK) error_set(&g->failure, ERR_STATE, "pipeline_down", "%s", reason);
 }
 
@@ -224,12 +227,12 @@ static int find_job(const struct engine *g, const struct job_key *key)
 
 static void send_jobs(struct engine *g)
 {
-    const struct group *head = fleet_head(&g->fleet);
+    const struct group *head = g->pipeline != NULL ? fleet_head(&g->fleet, g->pipeline) : NULL;
     while (head != NULL && g->n_sent < g->n_jobs && g->n_sent - g->n_ended < g->options.slots) {
         struct wire_message m = {.command = WIRE_JOB};
         m.job = g->jobs[g->n_sent];
-        m.job.pipeline = g->fleet.pipeline;
-        m.job.epoch = g->fleet.epoch;
+        m.job.pipeline = g->pipeline->id;
+        m.job.epoch = g->pipeline->epoch;
         must_send(g, peers_send(&g->peers, &head->peer, &m), "JOB");
         g->n_sent++;
     }
@@ -333,7 +336,7 @@ static enum status open_model(struct engine *g, struct error *e)
 
 static enum status open_fleet(struct engine *g, struct error *e)
 {
-    struct fleet_options o = {.n_stages = g->options.pp, .first_epoch = 1,
+    struct fleet_options o = {.n_stages = g->options.pp, .n_pipelines = 1, .epoch = &g->epoch,
                               .dead_ms = ENGINE_DEAD_MS};
     struct fleet_actions actions = {g, on_assign, on_link, on_unassign, on_up, on_down, on_random};
     memcpy(o.layers, g->plan.layers, sizeof o.layers);
@@ -359,7 +362,7 @@ enum status engine_open(struct engine **engine, const struct engine_options *o, 
     if (status == OK) status = make_plan(g, e);
     if (status == OK) status = open_fleet(g, e);
     if (status == OK) status = start_groups(g, e);
-    while (status == OK && !g->serving) status = turn(g, e);
+    while (status == OK && g->pipeline == NULL) status = turn(g, e);
     if (status != OK) engine_close(engine);
     return status;
 }

@@ -12,7 +12,8 @@ static bool verbose;
 static const char *model;
 static int64_t ranks, bytes;
 static double temperature;
-static struct option_spec specs[5];
+static struct option_list many;
+static struct option_spec specs[6];
 static const char *positional[1];
 static struct options options;
 
@@ -20,19 +21,22 @@ static int reset(void **state)
 {
     (void) state;
     verbose = false, model = "none", ranks = 1, bytes = 7, temperature = 1;
+    many = (struct option_list){0};
     struct option_spec fresh[] = {
         {"verbose", OPTION_FLAG, &verbose, NULL, "Says more.", 0, 0, false},
         {"model-dir", OPTION_STRING, &model, "DIR", "The model.", 0, 0, false},
         {"tp", OPTION_INT, &ranks, "N", "Ranks.", 1, 64, false},
         {"temperature", OPTION_NUMBER, &temperature, "T", "Heat.", 0, 2, false},
         {"vram", OPTION_BYTES, &bytes, "BYTES", "Memory.", 0, 0, false},
+        {"many", OPTION_LIST, &many, "X", "Each.", 0, 0, false},
     };
     memcpy(specs, fresh, sizeof specs);
     options = (struct options){.program = "test", .usage = "FILE", .about = "A test.",
-                               .specs = specs, .n_specs = 5, .positional = positional,
+                               .specs = specs, .n_specs = 6, .positional = positional,
                                .max_positional = 1, .environment = true};
     unsetenv("PENSTOCK_MODEL_DIR");
     unsetenv("PENSTOCK_TP");
+    unsetenv("PENSTOCK_MANY");
     return 0;
 }
 
@@ -98,6 +102,77 @@ static void a_file_may_hold_what_the_environment_would(void **state)
     unsetenv("PENSTOCK_MODEL_DIR_FILE");
 }
 
+static void an_option_may_be_given_more_than_once(void **state)
+{
+    (void) state;
+    struct error e;
+    assert_int_equal(parse(&e, "--many=a", "--many", "b=1,2"), OK);
+    assert_int_equal(many.n, 2);
+    assert_string_equal(many.at[1], "b=1,2");
+    setenv("PENSTOCK_MANY", "x=/a,b;y", 1);
+    reset(NULL);
+    setenv("PENSTOCK_MANY", "x=/a,b;y", 1);
+    assert_int_equal(parse(&e, NULL, NULL, NULL), OK);
+    assert_int_equal(many.n, 2);
+    assert_string_equal(many.at[0], "x=/a,b");
+    assert_string_equal(many.at[1], "y");
+    assert_int_equal(parse(&e, "--many", "z", NULL), OK); // flags win
+    assert_int_equal(many.n, 1);
+    assert_string_equal(many.at[0], "z");
+    char *argv[OPTION_LIST_MAX + 2] = {"test"};
+    for (int i = 0; i <= OPTION_LIST_MAX; i++) argv[i + 1] = "--many=a";
+    reset(NULL);
+    assert_int_equal(options_parse(&options, OPTION_LIST_MAX + 1, argv, &e), OK);
+    reset(NULL);
+    assert_int_equal(options_parse(&options, OPTION_LIST_MAX + 2, argv, &e), ERR_INPUT);
+    char *text = malloc(OPTION_LIST_BYTES_MAX + 1);
+    memset(text, 'a', OPTION_LIST_BYTES_MAX);
+    text[OPTION_LIST_BYTES_MAX] = '\0';
+    reset(NULL);
+    setenv("PENSTOCK_MANY", text, 1);
+    assert_int_equal(parse(&e, NULL, NULL, NULL), ERR_INPUT);
+    text[OPTION_LIST_BYTES_MAX - 1] = '\0';
+    setenv("PENSTOCK_MANY", text, 1);
+    assert_int_equal(parse(&e, NULL, NULL, NULL), OK);
+    free(text);
+}
+
+static void stages_of_one_model_and_of_all(void **state)
+{
+    (void) state;
+    static const struct {
+        const char *pp[2], *layers[2], *model;
+        int n, first; // n 0: refused
+    } cases[] = {
+        {{NULL}, {NULL}, "m", 1, 0},
+        {{"2"}, {NULL}, "m", 2, 0},
+        {{"2", "m=3"}, {NULL}, "m", 3, 0},
+        {{"m=3", "2"}, {NULL}, "m", 3, 0},
+        {{"m=3", "2"}, {NULL}, "other", 2, 0},
+        {{"mm=3"}, {NULL}, "m", 1, 0},
+        {{"2"}, {"m=4,1,1"}, "m", 3, 4},
+        {{"2"}, {"m=4,1,1"}, "other", 2, 0},
+        {{"m=2"}, {"4,1,1"}, "m", 2, 0},
+        {{"m=2"}, {"m=4,1,1"}, "m", 0, 0},
+        {{"65"}, {NULL}, "m", 0, 0},
+        {{"m=x"}, {NULL}, "m", 0, 0},
+        {{"m="}, {NULL}, "m", 0, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct option_list pp = {0}, layers = {0};
+        struct error e;
+        int v[PP_MAX], n = 0;
+        for (int k = 0; k < 2; k++) {
+            if (cases[i].pp[k] != NULL) pp.at[pp.n++] = cases[i].pp[k];
+            if (cases[i].layers[k] != NULL) layers.at[layers.n++] = cases[i].layers[k];
+        }
+        enum status status = options_stages(&pp, &layers, cases[i].model, v, &n, &e);
+        bool good = cases[i].n == 0 ? status == ERR_INPUT
+                                    : status == OK && n == cases[i].n && v[0] == cases[i].first;
+        if (!good) fail_msg("case %zu: %d stages, %d layers", i, n, v[0]);
+    }
+}
+
 static void names_what_is_wrong(void **state)
 {
     (void) state;
@@ -153,6 +228,8 @@ int main(void)
         cmocka_unit_test_setup(reads_flags_values_and_arguments, reset),
         cmocka_unit_test_setup(a_flag_wins_over_the_environment, reset),
         cmocka_unit_test_setup(a_file_may_hold_what_the_environment_would, reset),
+        cmocka_unit_test_setup(an_option_may_be_given_more_than_once, reset),
+        cmocka_unit_test_setup(stages_of_one_model_and_of_all, reset),
         cmocka_unit_test_setup(names_what_is_wrong, reset),
         cmocka_unit_test_setup(layers_and_bytes, reset),
     };

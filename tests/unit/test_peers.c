@@ -31,27 +31,27 @@ static void on_assign(void *arg, const struct group *g, const struct fleet_assig
     peers_assign(arg, g, &template, a);
 }
 
-static void on_link(void *arg, const struct group *g, uint64_t epoch, const char *next)
+static void on_link(void *arg, const struct group *g, const struct pipeline *p, const char *next)
 {
     record('l');
-    assert_true(peers_link(arg, g, 1, epoch, next[0] != '\0' ? next : "inproc://self"));
+    assert_true(peers_link(arg, g, p, next[0] != '\0' ? next : "inproc://self"));
 }
 
-static void on_unassign(void *arg, const struct group *g, uint64_t epoch)
+static void on_unassign(void *arg, const struct group *g, uint64_t pipeline, uint64_t epoch)
 {
     record('u');
-    peers_unassign(arg, g, 1, epoch);
+    peers_unassign(arg, g, pipeline, epoch);
 }
 
-static void on_up(void *arg, const struct group *head, bool adopted)
+static void on_up(void *arg, const struct pipeline *p, const struct group *head, bool adopted)
 {
-    (void) arg, (void) head, (void) adopted;
+    (void) arg, (void) p, (void) head, (void) adopted;
     record('U');
 }
 
-static void on_down(void *arg, const char *reason)
+static void on_down(void *arg, const struct pipeline *p, const char *reason)
 {
-    (void) arg, (void) reason;
+    (void) arg, (void) p, (void) reason;
     record('D');
 }
 
@@ -64,8 +64,10 @@ static void on_random(void *arg, void *bytes, size_t n)
 static int setup(void **state)
 {
     (void) state;
+    static uint64_t epoch;
     static const struct fleet_options options = {
-        .n_stages = 1, .layers = {2}, .plan_hash = "c0ffee", .first_epoch = 7, .dead_ms = 5000};
+        .n_stages = 1, .layers = {2}, .plan_hash = "c0ffee", .epoch = &epoch, .dead_ms = 5000};
+    epoch = 6;
     char endpoint[ENDPOINT_BYTES];
     context = zmq_ctx_new();
     peers_init(&peers, sockets_bind(context, ZMQ_ROUTER, false, "broker", endpoint), 3);
@@ -137,10 +139,11 @@ static void a_group_becomes_a_pipeline(void **state)
     assert_true(tell(&m, &from));
     fleet_tick(&fleet, 100);
     assert_string_equal(done, "alU");
-    assert_non_null(fleet_head(&fleet));
+    const struct group *head = fleet_find(&fleet, &from);
+    assert_ptr_equal(fleet_head(&fleet, fleet_pipeline(&fleet, head)), head);
     m = wire_example(WIRE_BYE, false);
     assert_true(tell(&m, &from));
-    assert_null(fleet_head(&fleet));
+    assert_int_equal(fleet_n_pipelines(&fleet, PIPELINE_SERVING), 0);
     assert_null(fleet_find(&fleet, &from));
 }
 

@@ -18,7 +18,7 @@
 
 #include "tests/unit/tokenizer_files.h"
 
-static struct model model;
+static struct models models = {.n = 1};
 static struct tokenizer_scratch *scratch;
 
 static int start(void **state)
@@ -26,12 +26,12 @@ static int start(void **state)
     (void) state;
     static const char *const merges[] = {"a b", "ab c"};
     struct error e;
-    snprintf(model.name, sizeof model.name, "tiny");
-    model.config.vocab_size = 300;
-    assert_int_equal(load_json(&model.tokenizer, small_tokenizer(merges, 2), &e), OK);
-    assert_int_equal(chat_load(&model.chat, FIXTURES, &e), OK); // there is no template
-    assert_int_equal(tokenizer_scratch_create(&scratch, model.tokenizer, &e), OK);
-    model.config.bos_id = tokenizer_special(model.tokenizer, "<s>", 3);
+    snprintf(models.at[0].name, sizeof models.at[0].name, "tiny");
+    models.at[0].config.vocab_size = 300;
+    assert_int_equal(load_json(&models.at[0].tokenizer, small_tokenizer(merges, 2), &e), OK);
+    assert_int_equal(chat_load(&models.at[0].chat, FIXTURES, &e), OK); // there is no template
+    assert_int_equal(tokenizer_scratch_create(&scratch, models.at[0].tokenizer, &e), OK);
+    models.at[0].config.bos_id = tokenizer_special(models.at[0].tokenizer, "<s>", 3);
     return 0;
 }
 
@@ -39,7 +39,7 @@ static int stop(void **state)
 {
     (void) state;
     tokenizer_scratch_destroy(&scratch);
-    model_deinit(&model);
+    models_deinit(&models);
     return 0;
 }
 
@@ -50,7 +50,7 @@ static enum status read_json(struct prompt *p, struct buffer *bytes, const char 
     *e = (struct error){0};
     buffer_init(bytes, 1 << 16);
     bytes_json(bytes, json);
-    return prompt_read(p, &model, &limits, "default", bytes->data, bytes->n, scratch, e);
+    return prompt_read(p, &models.at[0], &limits, "default", bytes->data, bytes->n, scratch, e);
 }
 
 static void expect_ids(const char *json, int n, const int32_t *ids)
@@ -218,7 +218,8 @@ static void damaged_messages_are_refused_or_read(void **state)
         memcpy(bytes, whole.data, whole.n);
         size_t n = bytes_damage(bytes, whole.n, sizeof bytes, &seed);
         uint8_t *exact = bytes_copy(bytes, n);
-        enum status status = prompt_read(&p, &model, &limits, "default", exact, n, scratch, &e);
+        enum status status =
+            prompt_read(&p, &models.at[0], &limits, "default", exact, n, scratch, &e);
         if (status != OK) assert_true(e.code[0] != '\0' && e.text[0] != '\0');
         prompt_deinit(&p);
         free(exact);
