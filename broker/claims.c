@@ -210,7 +210,8 @@ static void take(struct claims *c, const struct chosen *r, const struct queue_jo
     enum status status = jobs_add(jobs, &key, r->ready.need_blocks, r->ready.poison, epoch);
     if (status != OK) { // its lease ends by itself
         give_credit_back(c, r);
-        log_line(LOG_ERROR, "no_room", log_str("id", key.id), log_str("why", status_name(status)));
+        log_line(LOG_ERROR, "no_room", log_str("tenant", key.tenant), log_str("id", key.id),
+                 log_int("attempt", key.attempt), log_str("why", status_name(status)));
         return;
     }
     bool runs = current || r->unfit;

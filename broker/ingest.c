@@ -125,8 +125,8 @@ static void on_admitted(void *arg, const struct queue_reply *r)
     struct item *item = arg;
     struct ingest *in = item->ingest;
     if (settled(item, r, "admit")) {
-        log_line(r->word == QUEUE_OK ? LOG_DEBUG : LOG_INFO, "admitted",
-                 log_str("tenant", item->tenant), log_str("id", item->id),
+        log_line(LOG_INFO, "admitted", log_str("tenant", item->tenant), log_str("id", item->id),
+                 log_int("seq", item->seq), log_int("class", item->class),
                  log_str("word", queue_word_name(r->word)));
         if (r->word == QUEUE_OK) {
             in->options.admitted(in->options.arg, item->tenant, item->class);
@@ -136,12 +136,27 @@ static void on_admitted(void *arg, const struct queue_reply *r)
     step(in);
 }
 
+// A cancel that cannot be read must not take the name of the job that it meant.
+static bool is_named(const struct item *item)
+{
+    return item->id[0] != '\0' && item->op != JOB_CANCEL;
+}
+
+// Under which id the message becomes a dead letter.
+static const char *dead_id(const struct item *item, char made[JOB_ID_MAX + 1])
+{
+    snprintf(made, JOB_ID_MAX + 1, "raw-%llu", (unsigned long long) item->seq);
+    return is_named(item) ? item->id : made;
+}
+
 static void on_rejected(void *arg, const struct queue_reply *r)
 {
     struct item *item = arg;
     struct ingest *in = item->ingest;
     if (settled(item, r, "reject")) {
-        log_line(LOG_INFO, "rejected", log_str("tenant", item->tenant), log_str("id", item->id),
+        char made[JOB_ID_MAX + 1];
+        log_line(LOG_INFO, "rejected", log_str("tenant", item->tenant),
+                 log_str("id", dead_id(item, made)),
                  log_int("seq", item->seq), log_str("code", item->error.code),
                  log_str("error", item->error.text));
     }
@@ -194,18 +209,15 @@ static enum status reject(struct item *item)
     char made[JOB_ID_MAX + 1];
     struct buffer result;
     struct error e;
-    // A cancel that cannot be read must not take the name of the job that it meant.
-    bool named = item->id[0] != '\0' && item->op != JOB_CANCEL;
-    snprintf(made, sizeof made, "raw-%llu", (unsigned long long) item->seq);
     buffer_init(&result, REFUSAL_BYTES_MAX);
-    if (prompt_refusal(named ? item->id : made, item->prompt.job.custom_id, 0, &item->error,
-                       &result, &e) != OK) {
+    if (prompt_refusal(dead_id(item, made), item->prompt.job.custom_id, 0, &item->error, &result,
+                       &e) != OK) {
         buffer_clear(&result); // the library makes a plainer one
     }
     const struct queue_reject r = {
         .tenant = item->tenant,
         .seq = item->seq,
-        .id = named ? item->id : NULL,
+        .id = is_named(item) ? item->id : NULL,
         .custom_id = item->prompt.job.custom_id,
         .code = item->error.code,
         .text = item->error.text,

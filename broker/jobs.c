@@ -42,9 +42,9 @@ static void on_outcome(void *arg, const struct queue_reply *r)
     if (r->error.status != OK) { // its lease ends, and the job goes back
         attempt_log(LOG_ERROR, "outcome_refused", a, r->error.text, r->error.code);
     } else {
-        bool fails = a->outcome == FAIL;
-        attempt_log(LOG_INFO, fails ? "failed" : "given_back", a, queue_word_name(r->word),
-                    a->why.code);
+        static const char *const events[] = {
+            [FAIL] = "failed", [NACK] = "given_back", [NACK_LOST] = "lost"};
+        attempt_log(LOG_INFO, events[a->outcome], a, queue_word_name(r->word), a->why.code);
     }
     bool ready = r->error.status == OK && r->word == QUEUE_READY;
     struct job_key key = a->key;
@@ -171,13 +171,13 @@ void jobs_start(struct jobs *j, const struct wire_job *job, uint64_t need_blocks
     struct wire_message m = {.command = WIRE_JOB, .job = *job};
     m.job.pipeline = j->pipeline;
     m.job.epoch = j->epoch;
+    attempt_log(LOG_INFO, "sent", a, "", ""); // before the head can tell of it
     if (!say(j, &j->head, &m)) {
         jobs_give_back(j, a->key.attempt);
         return;
     }
     a->plain = !job->stream;
     attempt_set_state(a, AT_HEAD);
-    attempt_log(LOG_DEBUG, "sent", a, "", "");
 }
 
 void jobs_refuse(struct jobs *j, uint64_t attempt, const struct error *why, bool retryable,

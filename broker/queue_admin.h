@@ -26,7 +26,7 @@ enum status queue_admin_tenant(struct queue_sync *s, bool add, const char *tenan
 enum status queue_admin_pause(struct queue_sync *s, const char *tenant, bool pause,
                               struct error *e);
 
-// How many jobs run: of a tenant, or (NULL) of the whole queue. Of what is paused no more will start.
+// How many jobs run: of a tenant, or (NULL) of the whole queue. Of what is paused no more start.
 enum status queue_admin_busy(struct queue_sync *s, const char *tenant, uint64_t *running,
                              struct error *e);
 

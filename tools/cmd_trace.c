@@ -4,6 +4,7 @@
 #include "broker/redis.h"
 #include "common/options.h"
 #include "tools/commands.h"
+#include "tools/found_line.h"
 #include "tools/outcome.h"
 
 #include <errno.h>
@@ -15,8 +16,8 @@ enum { FILES_MAX = 64 };
 #define TRACE_BYTES_MAX (256 * MIB) // of lines that are kept
 
 struct line {
-    long long t;
-    size_t order; // as read: lines of the same millisecond stay so
+    struct found_line at; // its text is gone
+    size_t order;         // as read
     char *text;
 };
 
@@ -26,33 +27,12 @@ struct trace {
     size_t n, room, n_bytes;
 };
 
-// Whether a line says name=value, or "name":"value" where lines are JSON.
-static bool says(const char *text, const char *name, const char *value)
+static enum status keep(struct trace *tr, char *text, size_t n, struct error *e)
 {
-    char plain[160], json[160];
-    snprintf(plain, sizeof plain, " %s=%s", name, value);
-    snprintf(json, sizeof json, "\"%s\":\"%s\"", name, value);
-    if (strstr(text, json) != NULL) return true;
-    for (const char *at = text; (at = strstr(at, plain)) != NULL; at++) {
-        char next = at[strlen(plain)];
-        if (next == ' ' || next == '\n' || next == '\0') return true;
-    }
-    return false;
-}
-
-static bool time_of(const char *text, long long *t)
-{
-    const char *at = strncmp(text, "t=", 2) == 0 ? text + 2 : strstr(text, "\"t\":");
-    if (at == NULL) return false;
-    if (at != text + 2) at += strlen("\"t\":");
-    return sscanf(at, "%lld", t) == 1;
-}
-
-static enum status keep(struct trace *tr, const char *text, size_t n, struct error *e)
-{
-    long long t = 0;
-    if (!says(text, "id", tr->id) || !time_of(text, &t)) return OK;
-    if (tr->tenant != NULL && !says(text, "tenant", tr->tenant)) return OK;
+    struct found_line l;
+    if (strstr(text, tr->id) == NULL || !found_line_read(text, &l)) return OK;
+    if (!found_line_says(&l, "id", tr->id)) return OK;
+    if (tr->tenant != NULL && !found_line_says(&l, "tenant", tr->tenant)) return OK;
     if (tr->n_bytes + n > (size_t) TRACE_BYTES_MAX) {
         return error_set(e, ERR_LIMIT, "too_large", "the lines of this job are too many");
     }
@@ -63,9 +43,9 @@ static enum status keep(struct trace *tr, const char *text, size_t n, struct err
         tr->lines = lines;
         tr->room = room;
     }
-    char *copy = strdup(text);
+    char *copy = strdup(l.shown);
     if (copy == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for the lines");
-    tr->lines[tr->n] = (struct line){t, tr->n, copy};
+    tr->lines[tr->n] = (struct line){l, tr->n, copy};
     tr->n++;
     tr->n_bytes += n;
     return OK;
@@ -90,7 +70,9 @@ static enum status read_log(struct trace *tr, const char *path, struct error *e)
 static int by_time(const void *a, const void *b)
 {
     const struct line *x = a, *y = b;
-    if (x->t != y->t) return x->t < y->t ? -1 : 1;
+    if (x->at.t_ms != y->at.t_ms) return x->at.t_ms < y->at.t_ms ? -1 : 1;
+    if (x->at.attempt != y->at.attempt) return x->at.attempt < y->at.attempt ? -1 : 1;
+    if (x->at.step != y->at.step) return x->at.step < y->at.step ? -1 : 1;
     return x->order < y->order ? -1 : 1;
 }
 
@@ -100,15 +82,16 @@ int cmd_trace(int argc, char **argv)
     const char *words[FILES_MAX + 1] = {NULL}, *log = NULL;
     struct option_spec specs[] = {
         {.name = "log", .kind = OPTION_STRING, .value = &log, .argument = "FILE",
-         .help = "Log of a process, as penstock up writes one of all; -: stdin. More may follow."},
+         .help = "Log of a process, as penstock up writes one of all; -: stdin, as of docker "
+                 "compose logs. More may follow."},
         {.name = "tenant", .kind = OPTION_STRING, .value = &tr.tenant, .argument = "NAME",
          .help = "Whose job (default: lines of any tenant)."},
     };
     struct options o = {.program = "penstock trace",
                         .usage = "ID --log FILE [FILE...] [OPTIONS]",
-                        .about = "Prints what the logs say of one job, in the order of time.\n"
-                                 "Exit status 1: nothing. Processes that log at level debug say "
-                                 "more.",
+                        .about = "Prints what the logs say of one job, in the order of time: "
+                                 "admitted, sent, accepted,\nfirst_token, ended, result, and "
+                                 "whatever came between. Exit status 1: nothing.",
                         .specs = specs,
                         .n_specs = sizeof specs / sizeof *specs,
                         .positional = words,
@@ -131,7 +114,9 @@ int cmd_trace(int argc, char **argv)
     for (int i = 0; status == OK && words[i] != NULL; i++) status = read_log(&tr, words[i], &e);
     if (tr.n > 0) qsort(tr.lines, tr.n, sizeof *tr.lines, by_time);
     for (size_t i = 0; i < tr.n; i++) {
-        if (status == OK) fputs(tr.lines[i].text, stdout);
+        const char *text = tr.lines[i].text;
+        size_t n = strcspn(text, "\r\n"); // the last line of a file may have no end
+        if (status == OK) printf("%.*s\n", (int) n, text);
         free(tr.lines[i].text);
     }
     free(tr.lines);

@@ -99,6 +99,14 @@ static struct kept_result **find_kept(struct head *h, const struct job_key *key)
     return at;
 }
 
+// A step in a job's life; there are few of them a job, none a token.
+static void log_step(const char *event, const struct seq *q, const char *word, int n_tokens)
+{
+    log_line(LOG_INFO, event, log_str("tenant", q->key.tenant), log_str("id", q->key.id),
+             log_int("attempt", q->key.attempt), log_str("word", word),
+             log_int("tokens", n_tokens));
+}
+
 // --- the end of a sequence
 
 static void free_slot(struct head *h, struct seq *q)
@@ -123,7 +131,8 @@ static void encode_result(struct head *h, struct seq *q, enum result_status stat
 {
     struct error e = {0}, again = {0};
     if (seq_result(q, status, reason, h->model_hash, h->plan_hash, why, to, &e) == OK) return;
-    log_line(LOG_ERROR, "result_lost", log_str("id", q->key.id), log_str("code", e.code),
+    log_line(LOG_ERROR, "result_lost", log_str("tenant", q->key.tenant), log_str("id", q->key.id),
+             log_int("attempt", q->key.attempt), log_str("code", e.code),
              log_str("error", e.text));
     buffer_deinit(to);
     buffer_init(to, RESULT_BYTES_MAX);
@@ -136,6 +145,7 @@ static void finish(struct head *h, struct seq *q, enum result_status status,
     struct kept_result *r = calloc(1, sizeof *r);
     check(r != NULL, "no memory for a result");
     q->ended_ms = now_ms;
+    log_step("ended", q, result_status_name(status), q->n_known - q->n_prompt);
     r->key = q->key;
     buffer_init(&r->bytes, RESULT_BYTES_MAX);
     encode_result(h, q, status, reason, why, &r->bytes);
@@ -218,6 +228,7 @@ enum status head_accept(struct head *h, const struct wire_job *job, int64_t now_
     h->n_blocks[slot] = n_blocks;
     h->opened[slot] = 0;
     h->n_running++;
+    log_step("accepted", q, q->n_resumed > 0 ? "resumed" : "new", q->n_prompt + q->n_resumed);
     sched_admit(&h->sched, slot, q->n_prompt, q->n_known, job->class, q->score);
     // An earlier attempt had all tokens, and only its result was lost.
     if (end != RESULT_NO_FINISH) finish(h, q, RESULT_OK, end, NULL, now_ms);
@@ -288,6 +299,7 @@ static void take_token(struct head *h, struct seq *q, const struct step_token *t
     int slot = (int) (q - h->seqs);
     check(t->pos == q->n_known - 1, "a token after row %d of a sequence of %d", t->pos,
           q->n_known);
+    if (q->first_ms == 0) log_step("first_token", q, "", q->n_known + 1 - q->n_prompt);
     enum status status = seq_append(q, h->options.config, t, now_ms, &end, &e);
     sched_append(&h->sched, slot);
     if (status != OK) {
