@@ -6,6 +6,7 @@
 #include "broker/jobs.h"
 #include "broker/loop.h"
 #include "broker/queue.h"
+#include "broker/standby.h"
 #include "common/clock.h"
 #include "common/health.h"
 #include "common/log.h"
@@ -41,9 +42,11 @@ struct broker {
     struct jobs *jobs;
     struct groups *groups;
     uint64_t draining; // epoch of the pipeline that drains; 0: none
+    struct standby standby; // until it leads
     struct tenants tenants;
-    bool listening, led;
+    bool listening, hears, stood_by, led, resigned;
     struct health_writer health;
+    char name[BROKER_NAME_MAX + 1];
     char endpoint[ENDPOINT_MAX + 1];
     int64_t ingest_ms, promote_ms, reap_ms, tenants_ms, allow_ms;
     bool asking_tenants, promoting, reaping;
@@ -110,6 +113,7 @@ static enum status listen_on(struct broker *b, struct error *e)
     if (begins(text, "tcp://") && length > 2 && strcmp(text + length - 2, ":0") == 0) {
         text[length - 1] = '*'; // as libzmq writes any port
     }
+    standby_init(&b->standby, b->socket, b->zap != NULL ? &b->allow : NULL);
     if (zmq_bind(b->socket, text) != 0) {
         if (errno == EADDRINUSE) {
             return error_set(e, ERR_IO, "port_taken",
@@ -123,6 +127,19 @@ static enum status listen_on(struct broker *b, struct error *e)
     zmq_getsockopt(b->socket, ZMQ_LAST_ENDPOINT, b->endpoint, &n);
     log_line(LOG_INFO, "listening", log_str("endpoint", b->endpoint));
     return OK;
+}
+
+// The name must be the same in the broker's next life, which may then lead without waiting.
+static void choose_name(struct broker *b)
+{
+    char host[BROKER_NAME_MAX / 2] = "broker";
+    const char *where = strrchr(b->endpoint, begins(b->endpoint, "tcp://") ? ':' : '/');
+    if (b->options.name != NULL) {
+        snprintf(b->name, sizeof b->name, "%.*s", BROKER_NAME_MAX, b->options.name);
+        return;
+    }
+    gethostname(host, sizeof host - 1);
+    snprintf(b->name, sizeof b->name, "%s:%.60s", host, where != NULL ? where + 1 : b->endpoint);
 }
 
 // --- Redis' side
@@ -173,16 +190,38 @@ static int on_socket(zloop_t *loop, zmq_pollitem_t *item, void *arg)
 {
     struct broker *b = arg;
     (void) loop, (void) item;
+    if (!b->led) {
+        standby_receive(&b->standby);
+        return 0;
+    }
     groups_receive(b->groups, clock_ms());
     return 0;
 }
 
-// Nobody is listened to before the term is known: what is not read must not wake the loop.
-static void lead(struct broker *b, uint64_t term, int64_t now_ms)
+// Nobody is listened to before it is known who leads: what is not read must not wake the loop.
+static void hear(struct broker *b)
 {
     zmq_pollitem_t socket = {.socket = b->socket, .events = ZMQ_POLLIN};
+    if (b->hears) return;
     check(zloop_poller(b->loop, &socket, on_socket, b) == 0);
+    b->hears = true;
+}
+
+static void on_standby(void *arg, const char *leader, uint64_t term)
+{
+    struct broker *b = arg;
+    log_line(LOG_INFO, "standby", log_str("name", b->name), log_str("leader", leader),
+             log_int("term", term));
+    b->stood_by = true;
+    standby_follow(&b->standby, term);
+    hear(b);
+}
+
+static void lead(struct broker *b, uint64_t term, int64_t now_ms)
+{
     groups_start(b->groups, term, now_ms);
+    standby_ends(&b->standby, term);
+    hear(b);
     b->led = true;
 }
 
@@ -190,9 +229,9 @@ static void on_ready(void *arg, uint64_t term)
 {
     struct broker *b = arg;
     int64_t now_ms = clock_ms();
-    log_line(LOG_INFO, b->led ? "redis_back" : "ready", log_str("endpoint", b->endpoint),
-             log_str("queue", b->options.queue), log_str("model", b->models.at[0].name),
-             log_int("term", term));
+    log_line(LOG_INFO, b->led ? "redis_back" : b->stood_by ? "takes_over" : "ready",
+             log_str("endpoint", b->endpoint), log_str("queue", b->options.queue),
+             log_str("model", b->models.at[0].name), log_str("name", b->name), log_int("term", term));
     if (!b->led) lead(b, term, now_ms);
     if (b->stop_ms != 0) return;
     ask_tenants(b);
@@ -211,6 +250,7 @@ static void on_down(void *arg, const struct error *why)
 static void on_refused(void *arg, const struct error *why)
 {
     struct broker *b = arg;
+    if (b->resigned) return; // another one leads, as it was meant to be
     b->why = *why;
 }
 
@@ -378,9 +418,23 @@ static void tend_queue(struct broker *b, int64_t now_ms)
 static void say_health(struct broker *b, int64_t now_ms)
 {
     if (!health_due(&b->health, now_ms)) return;
-    struct health h = {.state = b->led ? HEALTH_LEADING : HEALTH_WAITING,
-                       .redis = queue_ready(b->queue)};
+    struct health h = {.state = b->led        ? HEALTH_LEADING
+                                : b->stood_by ? HEALTH_STANDBY
+                                              : HEALTH_WAITING,
+                       .redis = queue_ready(b->queue) || queue_stands_by(b->queue)};
     health_write(&b->health, &h, now_ms);
+}
+
+static void on_resigned(void *arg, const struct queue_reply *r) { (void) arg, (void) r; }
+
+// A standby leads as soon as what was begun here has ended.
+static bool is_stopped(struct broker *b, int64_t now_ms)
+{
+    if (now_ms - b->stop_ms > STOP_MS) return true;
+    if (!claims_idle(b->claims) || queue_open_calls(b->queue) > 0) return false;
+    if (!b->led || b->resigned) return true;
+    b->resigned = true;
+    return queue_resign(b->queue, on_resigned, b) != OK;
 }
 
 static int on_tick(zloop_t *loop, int timer, void *arg)
@@ -390,10 +444,7 @@ static int on_tick(zloop_t *loop, int timer, void *arg)
     (void) loop, (void) timer;
     say_health(b, now_ms);
     if (b->why.status != OK) return -1;
-    if (b->stop_ms != 0) {
-        bool settled = claims_idle(b->claims) && queue_open_calls(b->queue) == 0;
-        return settled || now_ms - b->stop_ms > STOP_MS ? -1 : 0;
-    }
+    if (b->stop_ms != 0) return is_stopped(b, now_ms) ? -1 : 0;
     if (b->zap != NULL && is_due(&b->allow_ms, ALLOW_MS, now_ms) && allow_refresh(&b->allow)) {
         groups_recheck(b->groups);
     }
@@ -447,8 +498,9 @@ static enum status create_queue(struct broker *b, struct error *e)
 {
     const struct queue_options o = {.url = b->options.redis,
                                     .name = b->options.queue,
+                                    .owner = b->name,
                                     .accept_loss = b->options.accept_loss};
-    const struct queue_events events = {b, on_ready, on_down, on_refused, on_inbox};
+    const struct queue_events events = {b, on_ready, on_standby, on_down, on_refused, on_inbox};
     return queue_create(&b->queue, b->loop, &o, &events, e);
 }
 
@@ -457,6 +509,7 @@ static enum status create_parts(struct broker *b, struct error *e)
     const struct broker_options *o = &b->options;
     struct prompt_limits limits = {.max_context = b->models.at[0].config.max_position_embeddings,
                                    .default_max_tokens = o->default_max_tokens};
+    choose_name(b);
     try(create_queue(b, e));
     struct jobs_options jobs = {b->queue, b, on_send, on_freed, on_returned};
     try(jobs_create(&b->jobs, &jobs, e));
@@ -511,6 +564,7 @@ static void close_all(struct broker *b)
     claims_destroy(&b->claims);
     jobs_destroy(&b->jobs);
     groups_destroy(&b->groups);
+    standby_deinit(&b->standby);
     if (b->loop != NULL) zloop_destroy(&b->loop);
     if (b->socket != NULL) zmq_close(b->socket);
     if (b->zap != NULL) zmq_close(b->zap);
@@ -528,8 +582,8 @@ enum status broker_run(const struct broker_options *o, struct error *e)
     enum status status = open_sockets(b, e);
     if (status == OK) status = secure(b, e);
     if (status == OK) status = models_load(&b->models, &o->models, &o->pp, &o->layers, e);
-    if (status == OK) status = create_parts(b, e);
     if (status == OK) status = listen_on(b, e);
+    if (status == OK) status = create_parts(b, e);
     if (status == OK) status = run_loop(b, e);
     health_end(&b->health);
     close_all(b);

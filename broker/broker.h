@@ -1,5 +1,5 @@
 // The broker: one loop that wires Redis (queue, ingest, claims), the running attempts (jobs) and
-// the groups together, and keeps time. Main thread.
+// the groups together, and keeps time. While another broker leads it stands by. Main thread.
 #ifndef PENSTOCK_BROKER_BROKER_H
 #define PENSTOCK_BROKER_BROKER_H
 
@@ -12,6 +12,7 @@ struct broker_options {
     const char *redis;  // URL
     const char *queue;
     const char *listen; // tcp://127.0.0.1:PORT (PORT 0: any free one), ipc://PATH
+    const char *name;   // of this broker, as the owner of the leader's lease; NULL: HOST:PORT
     struct option_list models;     // DIR or NAME=DIR
     struct option_list pp, layers; // of options_stages
     int pipelines, spares;         // of groups_options

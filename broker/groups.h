@@ -19,7 +19,7 @@ enum groups_precision { GROUPS_AUTO, GROUPS_F32, GROUPS_BF16 };
 
 struct groups_options {
     const struct models *models; // borrowed
-    void *socket;              // a ROUTER that is bound after groups_create; borrowed
+    void *socket;              // a ROUTER with the options of wire_socket_init; borrowed
     const struct allow *allow; // keys of groups; NULL: plain; borrowed
     enum groups_precision precision; // auto: what the groups prefer, f32 if any of them does
     int n_pipelines; // most of each model; 0: as many as the groups allow

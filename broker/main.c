@@ -1,6 +1,7 @@
 // penstock-broker: flags and PENSTOCK_* environment; runs until SIGTERM and exits 0, or 1 when it
 // cannot go on, or 2 for usage.
 #include "broker/broker.h"
+#include "broker/queue_lead.h"
 #include "common/log.h"
 #include "common/options.h"
 
@@ -33,6 +34,8 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
          .help = "Name of the queue."},
         {.name = "listen", .kind = OPTION_STRING, .value = &b->listen, .argument = "ENDPOINT",
          .help = "Where groups connect; beyond loopback only with keys."},
+        {.name = "name", .kind = OPTION_STRING, .value = &b->name, .argument = "NAME",
+         .help = "Of this broker among those of the queue (default: HOST:PORT)."},
         {.name = "key", .kind = OPTION_STRING, .value = &b->key, .argument = "FILE",
          .help = "Secret key of the broker: groups connect encrypted, if --allow has their key."},
         {.name = "allow", .kind = OPTION_STRING, .value = &b->allow, .argument = "DIR",
@@ -116,6 +119,7 @@ static enum status settle(struct settings *s, enum log_level *level, struct erro
     try(read_precision(s->precision, &b->precision, e));
     try(log_level_parse(s->log_level, level, e));
     try(broker_check_listen(b, e));
+    if (b->name != NULL) try(queue_lead_check_name(b->name, e));
     b->pipelines = (int) s->pipelines;
     b->spares = (int) s->spares;
     b->slots = (int) s->slots;

@@ -110,7 +110,7 @@ enum status call_begin(struct queue *q, struct args *a, const char *function, si
     put(a, function);
     put(a, "1");
     put(a, q->connection.key);
-    if (n > 0) put_number(a, q->connection.term);
+    if (n > 0) put_number(a, q->connection.lead.term);
     return OK;
 }
 
@@ -383,6 +383,24 @@ enum status queue_tenants(struct queue *q, queue_fn *fn, void *arg)
     return call_end(q, &a, QUEUE_FORM_TENANTS, 0, fn, arg);
 }
 
+enum status queue_resign(struct queue *q, queue_fn *fn, void *arg)
+{
+    struct args a;
+    try(begin(q, &a, "resign", 1));
+    q->connection.lead.resigned = true;
+    return end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
+}
+
+enum status queue_fleet(struct queue *q, int64_t ttl_ms, const char *record, size_t n, queue_fn *fn,
+                        void *arg)
+{
+    struct args a;
+    try(begin(q, &a, "fleet", 3));
+    put_ms(&a, ttl_ms);
+    put_bytes(&a, record, n);
+    return end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
+}
+
 // --- life
 
 static void on_pushed(void *arg, const char *tenant)
@@ -406,6 +424,7 @@ enum status queue_create(struct queue **self, zloop_t *loop, const struct queue_
     *self = NULL;
     try(redis_url_parse(o->url, &url, e));
     try(redis_name_check("queue's name", o->name, QUEUE_NAME_MAX, e));
+    try(queue_lead_check_name(o->owner, e));
     struct queue *q = calloc(1, sizeof *q);
     if (q == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for a queue");
     q->loop = loop;
@@ -415,8 +434,9 @@ enum status queue_create(struct queue **self, zloop_t *loop, const struct queue_
         .accept_loss = o->accept_loss,
         .timeout_ms = o->timeout_ms > 0 ? o->timeout_ms : TIMEOUT_MS,
         .events = *events,
-        .term = o->term,
+        .lead = {.lease_ms = o->lead_ms > 0 ? o->lead_ms : LEAD_MS},
     };
+    snprintf(q->connection.lead.owner, sizeof q->connection.lead.owner, "%s", o->owner);
     snprintf(q->connection.key, sizeof q->connection.key, "ps:{%s}:term", o->name);
     queue_watch_init(&q->watch, &q->connection.url, o->name, on_pushed, q);
     queue_connection_init(&q->connection, loop);
@@ -440,6 +460,8 @@ void queue_destroy(struct queue **self)
 
 bool queue_ready(const struct queue *q) { return q->connection.state == CONNECTION_READY; }
 
-uint64_t queue_term(const struct queue *q) { return q->connection.term; }
+bool queue_stands_by(const struct queue *q) { return q->connection.state == CONNECTION_STANDBY; }
+
+uint64_t queue_term(const struct queue *q) { return q->connection.lead.term; }
 
 size_t queue_open_calls(const struct queue *q) { return q->n_calls; }

@@ -28,15 +28,18 @@ struct queue;
 // is allowed in none of them nor in a completion, queue calls are allowed in ready and inbox.
 struct queue_events {
     void *arg;
-    // Calls may be made from here on: at the start, and again after each reconnect. Renew the
+    // This broker leads: calls may be made from here on, and after each reconnect. Renew the
     // leases of what runs before the first reap, so that a pause of Redis ends no lease.
     void (*ready)(void *arg, uint64_t term);
+    // Another one leads, or yet another: the queue stands by and takes over when its lease ends, or
+    // was given back. Calls are refused until `ready`.
+    void (*standby)(void *arg, const char *leader, uint64_t term);
     // The connection is gone, or could not be made at the start; the open calls have completed. It
     // is tried again until it succeeds. Called once an outage.
     void (*down)(void *arg, const struct error *why);
     // Nothing but a person helps: redis_too_old, redis_unsafe, redis_settings (they cannot be
-    // read), redis_forbidden, redis_login; or a newer broker rules: stale_term. No reconnect; calls
-    // are refused.
+    // read), redis_forbidden, redis_login; or another broker took over: stale_term. No reconnect;
+    // calls are refused.
     void (*refused)(void *arg, const struct error *why);
     // Something was pushed to a tenant's inbox. May be missed: poll as well.
     void (*inbox)(void *arg, const char *tenant);
@@ -45,12 +48,13 @@ struct queue_events {
 struct queue_options {
     const char *url;   // redis_url_parse
     const char *name;  // of the queue
-    uint64_t term;     // 0: the next one is taken at the start
+    const char *owner; // this broker's name: its next life has the lease of this one
+    int64_t lead_ms;   // lease of the leader; 0: LEAD_MS
     bool accept_loss;  // go on with settings of Redis that can lose acknowledged jobs
     int64_t timeout_ms; // no reply for this long: the connection is given up; 0: 10 s
 };
 
-// Copies the options. ERR_INPUT for a bad URL or name. The first connection is made from the loop.
+// Copies the options. ERR_INPUT for a bad URL, queue or owner. The first connection is made from the loop.
 enum status queue_create(struct queue **self, zloop_t *loop, const struct queue_options *options,
                          const struct queue_events *events, struct error *e);
 
@@ -58,7 +62,8 @@ enum status queue_create(struct queue **self, zloop_t *loop, const struct queue_
 void queue_destroy(struct queue **self);
 
 bool queue_ready(const struct queue *q);
-uint64_t queue_term(const struct queue *q);
+bool queue_stands_by(const struct queue *q); // Redis is there, and another broker leads
+uint64_t queue_term(const struct queue *q); // 0: it does not lead
 size_t queue_open_calls(const struct queue *q); // sent and not completed
 
 // The outcome of a call, where there is more than one.
@@ -309,6 +314,13 @@ enum status queue_reap(struct queue *q, size_t limit, queue_fn *fn, void *arg);
 enum status queue_promote(struct queue *q, size_t limit, queue_fn *fn, void *arg);
 
 enum status queue_stats(struct queue *q, queue_fn *fn, void *arg);
+
+// Gives the lease back, which is not renewed any more: a standby leads at once. The last call.
+enum status queue_resign(struct queue *q, queue_fn *fn, void *arg);
+
+// What the fleet looks like (JSON), for as long as it is not said again for ttl_ms.
+enum status queue_fleet(struct queue *q, int64_t ttl_ms, const char *record, size_t n, queue_fn *fn,
+                        void *arg);
 
 // The tenants whose inboxes are served, and what is paused.
 enum status queue_tenants(struct queue *q, queue_fn *fn, void *arg);

@@ -15,7 +15,7 @@
 enum { BACKOFF_FIRST_MS = 50, BACKOFF_MOST_MS = 5000, CHECK_ARGS_MAX = 8 };
 
 // What is asked before the connection is ready, in this order.
-enum step { STEP_AUTH, STEP_SELECT, STEP_HELLO, STEP_SETTINGS, STEP_LOAD, STEP_TERM, STEP_SELFTEST,
+enum step { STEP_AUTH, STEP_SELECT, STEP_HELLO, STEP_SETTINGS, STEP_LOAD, STEP_SELFTEST, STEP_LEAD,
             N_STEPS };
 
 // --- the end of a connection
@@ -63,7 +63,7 @@ static void give_up(struct queue_connection *c, const struct error *e)
 
 void queue_connection_judge(struct queue_connection *c, const struct error *e)
 {
-    if (c->state != CONNECTION_READY) return;
+    if (c->state != CONNECTION_READY && c->state != CONNECTION_STANDBY) return;
     bool changed = strcmp(e->code, "no_library") == 0 || strcmp(e->code, "redis_replica") == 0;
     if (changed || is_final(e)) give_up(c, e);
 }
@@ -72,7 +72,8 @@ void queue_connection_replied(struct queue_connection *c, const redisReply *repl
 {
     c->n_open--;
     c->heard_ms = clock_ms();
-    if (reply == NULL && c->state == CONNECTION_READY) c->state = CONNECTION_ENDING;
+    bool up = c->state == CONNECTION_READY || c->state == CONNECTION_STANDBY;
+    if (reply == NULL && up) c->state = CONNECTION_ENDING;
 }
 
 static void on_disconnect(const redisAsyncContext *ac, int status)
@@ -133,7 +134,8 @@ struct check_args {
     int n;
     const char *at[CHECK_ARGS_MAX];
     size_t sizes[CHECK_ARGS_MAX];
-    char number[24];
+    char numbers[2][24];
+    int n_numbers;
 };
 
 static void add(struct check_args *a, const char *word)
@@ -144,8 +146,25 @@ static void add(struct check_args *a, const char *word)
 
 static void add_number(struct check_args *a, uint64_t n)
 {
-    snprintf(a->number, sizeof a->number, "%llu", (unsigned long long) n);
-    add(a, a->number);
+    char *number = a->numbers[a->n_numbers++];
+    snprintf(number, sizeof a->numbers[0], "%llu", (unsigned long long) n);
+    add(a, number);
+}
+
+static void add_function(const struct queue_connection *c, struct check_args *a, const char *name)
+{
+    add(a, "FCALL");
+    add(a, name);
+    add(a, "1");
+    add(a, c->key);
+}
+
+static void add_lead(const struct queue_connection *c, struct check_args *a)
+{
+    add_function(c, a, "lead");
+    add(a, c->lead.owner);
+    add_number(a, (uint64_t) c->lead.lease_ms);
+    add_number(a, c->lead.term);
 }
 
 // The command of a step; none if there is nothing to ask.
@@ -175,18 +194,16 @@ static void command_of(const struct queue_connection *c, enum step step, struct 
     case STEP_LOAD:
         add(a, "FUNCTION");
         add(a, "LOAD");
-        if (c->term == 0) add(a, "REPLACE"); // of the same version, as another build wrote it
+        if (c->lead.term == 0) add(a, "REPLACE"); // of the same version, as another build wrote it
         a->at[a->n] = (const char *) queue_lua;
         a->sizes[a->n++] = queue_lua_size;
         return;
-    case STEP_TERM:
     case STEP_SELFTEST:
-        if (step == STEP_TERM && c->term != 0) return;
-        add(a, "FCALL");
-        add(a, step == STEP_TERM ? "term_next" : "selftest");
-        add(a, "1");
-        add(a, c->key);
-        if (step == STEP_SELFTEST) add_number(a, c->term);
+        add_function(c, a, "selftest");
+        add_number(a, c->lead.term);
+        return;
+    case STEP_LEAD:
+        if (c->asks) add_lead(c, a);
         return;
     case N_STEPS: return;
     }
@@ -195,18 +212,13 @@ static void command_of(const struct queue_connection *c, enum step step, struct 
 static enum status judge_step(struct queue_connection *c, enum step step, const redisReply *r,
                               struct error *e)
 {
+    bool changed;
     switch (step) {
     case STEP_HELLO: return queue_server_hello(r, e);
     case STEP_SETTINGS: return queue_server_settings(r, e);
     case STEP_LOAD: return queue_server_load(r, e);
     case STEP_SELFTEST: return queue_server_selftest(r, e);
-    case STEP_TERM:
-        try(redis_reply_check(r, e));
-        if (r->type != REDIS_REPLY_INTEGER || r->integer < 1) {
-            return error_set(e, ERR_IO, "redis_reply", "Redis gave no term");
-        }
-        c->term = (uint64_t) r->integer;
-        return OK;
+    case STEP_LEAD: return queue_lead_answered(&c->lead, r, clock_ms(), &changed, e);
     case STEP_AUTH:
         if (r->type == REDIS_REPLY_ERROR && strncmp(r->str, "ERR ", 4) == 0) {
             return error_set(e, ERR_UNSUPPORTED, "redis_login", "Redis says: %s", r->str);
@@ -216,6 +228,15 @@ static enum status judge_step(struct queue_connection *c, enum step step, const 
     case N_STEPS: break;
     }
     return redis_reply_check(r, e);
+}
+
+// Calls may be made by the leader alone.
+static void tell_lead(struct queue_connection *c)
+{
+    const struct queue_lead *l = &c->lead;
+    c->state = l->term != 0 ? CONNECTION_READY : CONNECTION_STANDBY;
+    if (l->term != 0) c->events.ready(c->events.arg, l->term);
+    else c->events.standby(c->events.arg, l->leader, l->rules);
 }
 
 static void next_step(struct queue_connection *c);
@@ -245,10 +266,37 @@ static void next_step(struct queue_connection *c)
         if (send_now(c, a.n, a.at, a.sizes, on_step, c, &e) != OK) give_up(c, &e);
         return;
     }
-    c->state = CONNECTION_READY;
     c->backoff_ms = BACKOFF_FIRST_MS;
     c->told_down = false;
-    c->events.ready(c->events.arg, c->term);
+    tell_lead(c);
+}
+
+static void on_lead(redisAsyncContext *ac, void *reply, void *arg)
+{
+    struct queue_connection *c = arg;
+    struct error e = {0};
+    bool changed;
+    (void) ac;
+    queue_connection_replied(c, reply);
+    if (reply == NULL || c->state == CONNECTION_ENDING) return;
+    if (queue_lead_answered(&c->lead, reply, clock_ms(), &changed, &e) != OK) {
+        queue_connection_judge(c, &e);
+    } else if (changed) {
+        tell_lead(c);
+    }
+}
+
+static int on_lead_timer(zloop_t *loop, int timer, void *arg)
+{
+    struct queue_connection *c = arg;
+    struct check_args a = {0};
+    struct error e;
+    (void) loop, (void) timer;
+    bool up = c->state == CONNECTION_READY || c->state == CONNECTION_STANDBY;
+    if (!up || !queue_lead_due(&c->lead, clock_ms())) return 0;
+    add_lead(c, &a);
+    c->lead.asking = send_now(c, a.n, a.at, a.sizes, on_lead, c, &e) == OK;
+    return 0;
 }
 
 // --- connecting
@@ -265,6 +313,7 @@ static void on_connect(const redisAsyncContext *ac, int status)
     setsockopt(ac->c.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one); // fails on unix sockets
     c->state = CONNECTION_CHECKING;
     c->step = 0;
+    c->asks = queue_lead_connected(&c->lead, clock_ms());
     next_step(c);
 }
 
@@ -302,7 +351,9 @@ void queue_connection_init(struct queue_connection *c, zloop_t *loop)
     c->retry_timer = zloop_timer(loop, 0, 1, on_retry, c);
     int64_t often = c->timeout_ms / 4;
     c->silence_timer = zloop_timer(loop, (size_t) (often > 0 ? often : 1), 0, on_silence, c);
-    check(c->retry_timer > 0 && c->silence_timer > 0);
+    often = c->lead.lease_ms / 20;
+    c->lead_timer = zloop_timer(loop, (size_t) (often > 0 ? often : 1), 0, on_lead_timer, c);
+    check(c->retry_timer > 0 && c->silence_timer > 0 && c->lead_timer > 0);
 }
 
 void queue_connection_close(struct queue_connection *c)
@@ -311,5 +362,6 @@ void queue_connection_close(struct queue_connection *c)
     redis_link_cut(&c->link);
     if (c->retry_timer != 0) zloop_timer_end(c->loop, c->retry_timer);
     if (c->silence_timer != 0) zloop_timer_end(c->loop, c->silence_timer);
-    c->retry_timer = c->silence_timer = 0;
+    if (c->lead_timer != 0) zloop_timer_end(c->loop, c->lead_timer);
+    c->retry_timer = c->silence_timer = c->lead_timer = 0;
 }

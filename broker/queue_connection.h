@@ -1,10 +1,12 @@
-// The queue's connection to Redis: made, checked (version, settings, library, term, rights),
-// watched for silence and made again with backoff. Owned by the loop's thread. Knows no calls but
+// The queue's connection to Redis: made, checked (version, settings, library, rights), watched for
+// silence and made again with backoff; and the leader's lease, which is asked for and renewed over
+// it. Owned by the loop's thread. Knows no calls but
 // its own; who sends commands here gets each reply, or NULL when the connection ends.
 #ifndef PENSTOCK_BROKER_QUEUE_CONNECTION_H
 #define PENSTOCK_BROKER_QUEUE_CONNECTION_H
 
 #include "broker/queue.h"
+#include "broker/queue_lead.h"
 #include "broker/redis_loop.h"
 
 struct redisReply;
@@ -16,6 +18,7 @@ enum queue_connection_state {
     CONNECTION_WAITING,    // for the next try
     CONNECTION_CONNECTING,
     CONNECTION_CHECKING,
+    CONNECTION_STANDBY,   // another broker leads
     CONNECTION_READY,
     CONNECTION_ENDING,     // given up; open commands get their NULL replies
     CONNECTION_REFUSED,    // for good
@@ -32,12 +35,13 @@ struct queue_connection {
     struct redis_link link;
     enum queue_connection_state state;
     int step;          // of the checks
-    uint64_t term;     // 0: not taken yet
+    bool asks;         // for the lease, as the last of them
+    struct queue_lead lead; // owner and lease_ms are set by the caller
     size_t n_open;     // commands without a reply
     size_t n_unsent;   // bytes of them, when it was last looked
     int64_t heard_ms;  // last sign of life while something is open
     int64_t backoff_ms;
-    int retry_timer, silence_timer; // 0: none
+    int retry_timer, silence_timer, lead_timer; // 0: none
     bool told_down;    // in this outage
     bool refusing;     // `why` is final
     struct error why;  // of the end that is under way; no error: the connection's own

@@ -102,23 +102,19 @@ local function stats(keys, args)
     return reply
 end
 
--- (no arguments) -> the term of a broker that starts; every earlier one is over
-local function term_next(keys, args)
-    local p = prefix(keys, args, 0)
-    call('HSETNX', p .. 'tenants', 'default', '1')
-    return call('INCR', p .. 'term')
-end
-
--- term -> ok. Touches every command that the functions use, so that missing rights show at once.
+-- term, or 0 of a broker that does not lead -> ok. Touches every command that the functions use, so
+-- that missing rights show at once.
 local function selftest(keys, args)
     local p = prefix(keys, args, 1)
-    fence(p, term_of(args))
+    local term = uint(args[1], 'term', 0, EXACT)
+    if term > 0 then fence(p, term) end
     local k = p .. 'selftest'
     local tries = {
         {'HSETNX', p .. 'tenants', 'default', '1'}, -- Redis may have come back empty
         {'TIME'}, {'GET', p .. 'term'}, {'SET', k, '1', 'PX', '60000'}, {'INCR', k},
         {'INCRBY', k, '1'},
-        {'APPEND', k, 'x'}, {'STRLEN', k}, {'EXISTS', k}, {'PEXPIRE', k, '60000'}, {'DEL', k},
+        {'APPEND', k, 'x'}, {'STRLEN', k}, {'EXISTS', k}, {'PEXPIRE', k, '60000'}, {'PTTL', k},
+        {'DEL', k},
         {'HSET', k, 'a', '1'}, {'HSETNX', k, 'b', '1'}, {'HGET', k, 'a'}, {'HMGET', k, 'a', 'b'},
         {'HGETALL', k}, {'HKEYS', k}, {'HLEN', k}, {'HSTRLEN', k, 'a'}, {'HEXISTS', k, 'a'},
         {'HINCRBY', k, 'a', '1'}, {'HDEL', k, 'b'}, {'DEL', k},
@@ -184,5 +180,7 @@ register('dead', dead, READS)
 register('retry', retry)
 register('purge', purge, DRAINS)
 register('show', show, READS)
-register('term_next', term_next, DRAINS)
+register('lead', lead, DRAINS)
+register('resign', resign, DRAINS)
+register('fleet', fleet, DRAINS)
 register('selftest', selftest, DRAINS)

@@ -101,6 +101,9 @@
 #define DEAD_AFTER_MS 5000ll
 #define ALLOW_KEYS_MAX 1024 // public keys of an allow-list
 #define TURN_MESSAGES_MAX 256 // of groups, good or bad, before the loop looks at anything else
+#define BROKERS_MAX 4 // that a group connects to: one leads, the others stand by
+#define BROKER_NAME_MAX 128
+#define LEAD_MS 5000ll // lease of the leader, from a renewal on
 
 // --- health (what a daemon says of itself in a file)
 #define HEALTH_MS 1000ll
@@ -113,6 +116,7 @@ _Static_assert(CONTEXT_MAX * 4ll <= WIRE_BODY_MAX, "a JOB frame carries a whole 
 _Static_assert(MAP_PARENT_ID_MAX + sizeof "-m8-4096" - 1 <= JOB_ID_MAX, "children's ids are ids");
 _Static_assert(CONTEXT_MAX * 4ll + STREAM_CHUNK_MAX < WIRE_BODY_MAX, "a TOKENS frame fits");
 _Static_assert(LEASE_MS > 3 * DEAD_AFTER_MS, "liveness ends before the lease does");
+_Static_assert(LEASE_MS > 2 * LEAD_MS + DEAD_AFTER_MS, "a standby finds the jobs still leased");
 _Static_assert(STEPS_IN_FLIGHT_MAX <= PP_MAX, "sanity");
 
 #endif

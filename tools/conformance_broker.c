@@ -35,7 +35,7 @@ static enum status call(struct conformance_broker *b, const char *name, const ch
 enum status conformance_broker_init(struct conformance_broker *b, struct redisContext *c,
                                     const char *queue, struct error *e)
 {
-    const char *none[] = {NULL};
+    const char *leads[] = {"conformance", "3600000", "0", NULL};
     redisReply *r;
     *b = (struct conformance_broker){.c = c, .tenant = "default"};
     snprintf(b->queue, sizeof b->queue, "%s", queue);
@@ -44,8 +44,8 @@ enum status conformance_broker_init(struct conformance_broker *b, struct redisCo
     enum status status = redis_reply_check(r, e);
     if (r != NULL) freeReplyObject(r);
     if (status != OK) return status;
-    try(call(b, "term_next", none, NULL, &r, e));
-    snprintf(b->term, sizeof b->term, "%lld", r->integer);
+    try(call(b, "lead", leads, NULL, &r, e));
+    snprintf(b->term, sizeof b->term, "%s", r->element[1]->str);
     freeReplyObject(r);
     // A log that is not new: its first entry is older than the program.
     r = redisCommand(c, "XADD ps:{%s}:ev:%s * id c-before event done attempt 1", queue, b->tenant);

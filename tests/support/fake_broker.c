@@ -44,15 +44,15 @@ static void forget(redisReply *r)
 
 static bool connect_to(struct fake_broker *b, const struct test_redis *r)
 {
-    static const char *const none[] = {NULL};
+    static const char *const leads[] = {"fake", "3600000", "0", NULL};
     b->c = redisConnectUnix(r->socket);
     redisReply *loaded = NULL, *term = NULL;
     if (b->c != NULL && b->c->err == 0) {
         loaded = redisCommand(b->c, "FUNCTION LOAD REPLACE %b", queue_lua, queue_lua_size);
     }
     bool good = loaded != NULL && loaded->type == REDIS_REPLY_STRING;
-    if (good) term = call(b, "term_next", (const char **) (void *) none, NULL);
-    if (term != NULL) snprintf(b->term, sizeof b->term, "%lld", term->integer);
+    if (good) term = call(b, "lead", (const char **) (void *) leads, NULL);
+    if (term != NULL) snprintf(b->term, sizeof b->term, "%s", term->element[1]->str);
     good = term != NULL;
     forget(loaded);
     forget(term);

@@ -147,7 +147,7 @@ int library_new_queue(void **state)
     (void) state;
     static int n;
     snprintf(library_tag, sizeof library_tag, "q%d", n++);
-    expect("1", "term_next");
+    expect("[lead 1 b-1 3600000]", "lead", "b-1", "3600000", "0");
     return 0;
 }
 

@@ -53,6 +53,12 @@ static void on_ready(void *arg, uint64_t term)
     b->term = term;
 }
 
+static void on_standby(void *arg, const char *leader, uint64_t term)
+{
+    (void) arg;
+    fail_msg("%s leads under %llu", leader, (unsigned long long) term);
+}
+
 static void on_down(void *arg, const struct error *why)
 {
     struct bench *b = arg;
@@ -97,9 +103,9 @@ static void wait_for(struct bench *b, const int *wanted, int count)
 static void open_queue(struct bench *b, const char *url, const char *name, bool accept_loss,
                        int64_t timeout_ms)
 {
-    struct queue_options o = {.url = url, .name = name, .accept_loss = accept_loss,
-                              .timeout_ms = timeout_ms};
-    struct queue_events events = {b, on_ready, on_down, on_refused, on_inbox};
+    struct queue_options o = {.url = url, .name = name, .owner = "b-1",
+                              .accept_loss = accept_loss, .timeout_ms = timeout_ms};
+    struct queue_events events = {b, on_ready, on_standby, on_down, on_refused, on_inbox};
     struct error e;
     *b = (struct bench){.loop = zloop_new()};
     zloop_set_nonstop(b->loop, true);
@@ -368,24 +374,6 @@ static void a_push_to_an_inbox_is_told(void **state)
 
 // --- outages
 
-static void a_newer_broker_ends_the_older_one(void **state)
-{
-    (void) state;
-    struct bench old, new;
-    open_ready(&old, "fence");
-    open_ready(&new, "fence");
-    assert_int_equal(new.term, old.term + 1);
-    run(&old, queue_promote(old.queue, 10, on_reply, &old));
-    assert_string_equal(old.error.code, "stale_term");
-    wait_for(&old, &old.n_refused, 1);
-    assert_string_equal(old.why.code, "stale_term");
-    assert_int_equal(queue_promote(old.queue, 10, on_reply, &old), ERR_UNAVAILABLE);
-    run(&new, queue_promote(new.queue, 10, on_reply, &new));
-    assert_int_equal(new.error.status, OK);
-    close_queue(&old);
-    close_queue(&new);
-}
-
 static void redis_is_killed_in_the_middle_of_calls_and_comes_back(void **state)
 {
     (void) state;
@@ -582,15 +570,18 @@ static void a_password_that_is_missing(void **state)
 static void bad_options_are_refused(void **state)
 {
     (void) state;
-    static const char *const cases[][3] = {
-        {"http://127.0.0.1", "default", "bad_redis_url"},
-        {"redis://127.0.0.1:x", "default", "bad_redis_url"},
-        {"redis://127.0.0.1", "a b", "bad_name"},
-        {"redis://127.0.0.1", "", "bad_name"},
+    static const char *const cases[][4] = {
+        {"http://127.0.0.1", "default", "bad_redis_url", "b"},
+        {"redis://127.0.0.1:x", "default", "bad_redis_url", "b"},
+        {"redis://127.0.0.1", "a b", "bad_name", "b"},
+        {"redis://127.0.0.1", "", "bad_name", "b"},
+        {"redis://127.0.0.1", "default", "bad_name", ""},
+        {"redis://127.0.0.1", "default", "bad_name", "a b"},
     };
-    struct queue_events events = {NULL, on_ready, on_down, on_refused, on_inbox};
+    struct queue_events events = {NULL, on_ready, on_standby, on_down, on_refused, on_inbox};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct queue_options o = {.url = cases[i][0], .name = cases[i][1]};
+        struct queue_options o = {.url = cases[i][0], .name = cases[i][1],
+                                  .owner = cases[i][3]};
         struct queue *q;
         struct error e;
         assert_int_equal(queue_create(&q, NULL, &o, &events, &e), ERR_INPUT);
@@ -769,7 +760,6 @@ int main(void)
         cmocka_unit_test(renews_thousands_of_leases_in_one_call),
         cmocka_unit_test(a_full_buffer_refuses_calls),
         cmocka_unit_test(a_push_to_an_inbox_is_told),
-        cmocka_unit_test(a_newer_broker_ends_the_older_one),
         cmocka_unit_test(redis_is_killed_in_the_middle_of_calls_and_comes_back),
         cmocka_unit_test(a_redis_that_hangs_is_given_up),
         cmocka_unit_test(a_redis_that_is_not_there_is_waited_for),

@@ -55,7 +55,7 @@ static void test_an_older_term_is_refused_by_every_function(void **state)
 {
     (void) state;
     make_running("1", "a", "1");
-    expect("2", "term_next");
+    expect("[lead 2 b-1 3600000]", "lead", "b-1", "3600000", "0");
     expect("!STALETERM", "take", "1", "default", "1", "1", "1");
     expect("!STALETERM", "recover", "1", "0", "1", "1", "1");
     assert_string_equal(admit("1", "b", "h"), "!STALETERM");
@@ -68,6 +68,9 @@ static void test_an_older_term_is_refused_by_every_function(void **state)
     expect("!STALETERM", "done", "1", "default", "a", "1", "done", "x");
     expect("!STALETERM", "fail", "1", "default", "a", "1", "c", "t", "1", "1", "1", "0", "");
     expect("!STALETERM", "nack", "1", "default", "a", "1", "0");
+    expect("!STALETERM", "lead", "b-1", "3600000", "1");
+    expect("!STALETERM", "resign", "1");
+    expect("!STALETERM", "fleet", "1", "1000", "{}");
     expect("!STALETERM", "reap", "1", "1");
     expect("!STALETERM", "promote", "1", "1");
     expect("!STALETERM", "selftest", "1");
@@ -209,7 +212,7 @@ static void test_keys_of_other_queues_are_left_alone(void **state)
     char first[32];
     strcpy(first, library_tag);
     snprintf(library_tag, sizeof library_tag, "%s-other", first);
-    expect("1", "term_next");
+    expect("[lead 1 b-1 3600000]", "lead", "b-1", "3600000", "0");
     expect("[[gone default a]]", "claim", "1", "g", "1000", "10", "2", "default", "a");
     expect("[unknown]", "cancel", "1", "default", "0", "a");
     strcpy(library_tag, first);

@@ -43,7 +43,7 @@ static void test_messages_that_were_not_admitted_are_found_again(void **state)
     call("take", "1", "default", "10", "1000", "1000");
     call("take", "1", "t-2", "10", "1000", "1000");
     assert_string_equal(admit("2", "two", "h"), "ok");
-    expect("2", "term_next"); // another broker
+    expect("[lead 2 b-1 3600000]", "lead", "b-1", "3600000", "0"); // its next life
     expect("[1 [default 1 3 one] [default 3 5 three]]", "recover", "2", "0", "10", "8", "1000");
     expect("[2 [t-2 4 4 four]]", "recover", "2", "3", "10", "1000", "1000");
     expect("[3]", "recover", "2", "4", "10", "1000", "1000");
