@@ -161,7 +161,8 @@ static void *group_main(void *arg)
     struct group_thread *t = arg;
     struct engine *g = t->engine;
     struct group_options o = {.zmq = g->zmq,
-                              .broker = BROKER_ENDPOINT,
+                              .control = {.brokers = {{.endpoint = BROKER_ENDPOINT}},
+                                          .n_brokers = 1},
                               .config = &g->config,
                               .checkpoint = g->checkpoint,
                               .model_hash = g->model_hash,

@@ -13,95 +13,110 @@ enum {
 };
 
 // Handshakes that fail are told of by a PAIR socket. Without it all works, but silently.
-static void open_monitor(struct control *c)
+static void open_monitor(struct control *c, struct control_link *l)
 {
     static _Atomic unsigned n;
     char name[48];
-    if (strncmp(c->options.endpoint, "inproc://", 9) == 0) return;
+    if (strncmp(l->broker.endpoint, "inproc://", 9) == 0) return;
     snprintf(name, sizeof name, "inproc://control-monitor-%u", n++);
     int events = ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
                  ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_SUCCEEDED;
-    if (zmq_socket_monitor(c->socket, name, events) != 0) return;
-    c->monitor = zmq_socket(c->context, ZMQ_PAIR);
-    if (c->monitor == NULL || zmq_connect(c->monitor, name) == 0) return;
-    zmq_close(c->monitor);
-    c->monitor = NULL;
+    if (zmq_socket_monitor(l->socket, name, events) != 0) return;
+    l->monitor = zmq_socket(c->context, ZMQ_PAIR);
+    if (l->monitor == NULL || zmq_connect(l->monitor, name) == 0) return;
+    zmq_close(l->monitor);
+    l->monitor = NULL;
 }
 
-static enum status open_socket(struct control *c, struct error *e)
+static void close_link(struct control_link *l, int linger_ms)
+{
+    if (l->socket == NULL) return;
+    wire_socket_deinit(&l->wire);
+    zmq_setsockopt(l->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
+    if (l->monitor != NULL) {
+        zmq_socket_monitor(l->socket, NULL, 0);
+        zmq_close(l->monitor);
+    }
+    zmq_close(l->socket);
+    l->socket = l->monitor = NULL;
+}
+
+static enum status open_link(struct control *c, struct control_link *l, struct error *e)
 {
     const struct control_options *o = &c->options;
-    c->socket = zmq_socket(c->context, ZMQ_DEALER);
-    if (c->socket == NULL) {
+    l->socket = zmq_socket(c->context, ZMQ_DEALER);
+    if (l->socket == NULL) {
         return error_set(e, ERR_IO, NULL, "no socket for the broker: %s", zmq_strerror(errno));
     }
     int one = 1, retry_ms = 100, retry_most_ms = 1000;
-    wire_socket_init(&c->wire, c->socket, false);
-    zmq_setsockopt(c->socket, ZMQ_IMMEDIATE, &one, sizeof one);
-    zmq_setsockopt(c->socket, ZMQ_RECONNECT_IVL, &retry_ms, sizeof retry_ms);
-    zmq_setsockopt(c->socket, ZMQ_RECONNECT_IVL_MAX, &retry_most_ms, sizeof retry_most_ms);
+    wire_socket_init(&l->wire, l->socket, false);
+    zmq_setsockopt(l->socket, ZMQ_IMMEDIATE, &one, sizeof one);
+    zmq_setsockopt(l->socket, ZMQ_RECONNECT_IVL, &retry_ms, sizeof retry_ms);
+    zmq_setsockopt(l->socket, ZMQ_RECONNECT_IVL_MAX, &retry_most_ms, sizeof retry_most_ms);
     enum status status = OK;
-    if (o->pair != NULL) status = curve_apply(c->socket, o->pair, o->broker_key, e);
-    if (status == OK) open_monitor(c);
-    if (status == OK && zmq_connect(c->socket, o->endpoint) != 0) {
+    if (o->pair != NULL) status = curve_apply(l->socket, o->pair, l->broker.key, e);
+    if (status == OK) open_monitor(c, l);
+    if (status == OK && zmq_connect(l->socket, l->broker.endpoint) != 0) {
         status = error_set(e, ERR_INPUT, "bad_endpoint", "cannot connect to the broker at %s: %s",
-                           o->endpoint, zmq_strerror(errno));
+                           l->broker.endpoint, zmq_strerror(errno));
     }
-    if (status != OK) control_close(c, 0);
+    if (status != OK) close_link(l, 0);
     return status;
 }
 
 enum status control_open(struct control *c, void *context, const struct control_options *o,
                          struct error *e)
 {
-    *c = (struct control){.options = *o, .context = context};
-    return open_socket(c, e);
+    check(o->n_brokers >= 1 && o->n_brokers <= BROKERS_MAX);
+    // Where there is only one broker it is the leader, whether or not it has spoken.
+    *c = (struct control){.options = *o, .context = context, .leader = o->n_brokers == 1 ? 0 : -1};
+    for (; c->n_links < o->n_brokers; c->n_links++) {
+        struct control_link *l = &c->links[c->n_links];
+        *l = (struct control_link){.broker = o->brokers[c->n_links]};
+        enum status status = open_link(c, l, e);
+        if (status == OK) continue;
+        control_close(c, 0);
+        return status;
+    }
+    return OK;
 }
 
 void control_close(struct control *c, int linger_ms)
 {
-    if (c->socket == NULL) return;
-    wire_socket_deinit(&c->wire);
-    zmq_setsockopt(c->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
-    if (c->monitor != NULL) {
-        zmq_socket_monitor(c->socket, NULL, 0);
-        zmq_close(c->monitor);
-    }
-    zmq_close(c->socket);
-    c->socket = c->monitor = NULL;
+    for (int i = 0; i < c->n_links; i++) close_link(&c->links[i], linger_ms);
 }
 
 // --- handshakes
 
-static void tell(struct control *c, const char *event, const char *code, const char *text,
+static void tell(struct control *c, struct control_link *l, const char *code, const char *text,
                  int64_t now_ms)
 {
-    if (c->told_ms != 0 && now_ms - c->told_ms < TELL_AGAIN_MS) return;
-    c->told_ms = now_ms;
-    log_line(LOG_ERROR, event, log_str("code", code), log_str("broker", c->options.endpoint),
+    if (l->told_ms != 0 && now_ms - l->told_ms < TELL_AGAIN_MS) return;
+    l->told_ms = now_ms;
+    log_line(LOG_ERROR, "refused", log_str("code", code), log_str("broker", l->broker.endpoint),
              log_str("error", text),
              log_str("key", c->options.pair != NULL ? c->options.pair->public_key : ""));
 }
 
-static void on_handshake(struct control *c, int event, int64_t now_ms)
+static void on_handshake(struct control *c, struct control_link *l, int event, int64_t now_ms)
 {
     bool keys = c->options.pair != NULL;
     if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
-        if (c->told_ms != 0) log_line(LOG_INFO, "connected");
-        c->n_failed = 0;
-        c->told_ms = 0;
+        if (l->told_ms != 0) log_line(LOG_INFO, "connected", log_str("broker", l->broker.endpoint));
+        l->n_failed = 0;
+        l->told_ms = 0;
         return;
     }
-    c->n_failed++;
+    l->n_failed++;
     // After these libzmq does not try again by itself.
     bool final = event != ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
-    if (final) c->reopen_ms = now_ms + REFUSED_AGAIN_MS;
+    if (final) l->reopen_ms = now_ms + REFUSED_AGAIN_MS;
     if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) {
-        tell(c, "refused", "not_allowed",
+        tell(c, l, "not_allowed",
              "the broker does not allow this group's key: put its public key into the folder that "
              "the broker's --allow names", now_ms);
-    } else if (final || c->n_failed > 1) { // one may be a broker that just went away
-        tell(c, "refused", keys ? "wrong_broker_key" : "no_key",
+    } else if (final || l->n_failed > 1) { // one may be a broker that just went away
+        tell(c, l, keys ? "wrong_broker_key" : "no_key",
              keys ? "the broker does not answer to the key given as --broker-key: is it that "
                     "broker's public key, and does it run with --key?"
                   : "the broker breaks the connection off: does it want keys? Then give --key and "
@@ -109,41 +124,43 @@ static void on_handshake(struct control *c, int event, int64_t now_ms)
     }
 }
 
-void control_watch(struct control *c, int64_t now_ms)
+static void watch_link(struct control *c, struct control_link *l, int64_t now_ms)
 {
-    while (c->monitor != NULL) {
+    while (l->monitor != NULL) {
         uint8_t bytes[6];
         uint16_t event;
         char address[ENDPOINT_MAX];
-        if (zmq_recv(c->monitor, bytes, sizeof bytes, ZMQ_DONTWAIT) < 0) break;
-        zmq_recv(c->monitor, address, sizeof address, 0); // the second frame is there already
+        if (zmq_recv(l->monitor, bytes, sizeof bytes, ZMQ_DONTWAIT) < 0) break;
+        zmq_recv(l->monitor, address, sizeof address, 0); // the second frame is there already
         memcpy(&event, bytes, sizeof event);
-        on_handshake(c, event, now_ms);
+        on_handshake(c, l, event, now_ms);
     }
-    if (c->reopen_ms == 0 || now_ms < c->reopen_ms) return;
+    if (l->reopen_ms == 0 || now_ms < l->reopen_ms) return;
     struct error e = {0};
-    c->reopen_ms = 0;
-    control_close(c, 0);
-    if (open_socket(c, &e) == OK) return;
+    l->reopen_ms = 0;
+    close_link(l, 0);
+    if (open_link(c, l, &e) == OK) return;
     check(false, "the broker's socket cannot be made anew: %s", e.text);
 }
 
-// --- messages
+void control_watch(struct control *c, int64_t now_ms)
+{
+    for (int i = 0; i < c->n_links; i++) watch_link(c, &c->links[i], now_ms);
+}
 
-bool control_send(struct control *c, const struct wire_message *m)
+// --- sending
+
+static enum status send_on(struct control *c, int link, const struct wire_message *m)
 {
     struct wire_message stamped = *m;
     struct error e = {0};
     stamped.term = c->term;
-    enum status status = wire_socket_send(&c->wire, NULL, 0, &stamped, &e);
-    if (status == OK) return true;
-    if (status == ERR_UNAVAILABLE) {
-        c->n_dropped++;
-    } else {
+    enum status status = wire_socket_send(&c->links[link].wire, NULL, 0, &stamped, &e);
+    if (status != OK && status != ERR_UNAVAILABLE) {
         log_line(LOG_ERROR, "not_sent", log_str("command", wire_command_name(m->command)),
                  log_str("code", e.code), log_str("error", e.text));
     }
-    return false;
+    return status;
 }
 
 bool control_error_is_new(struct control *c, const struct wire_error *error)
@@ -156,20 +173,75 @@ bool control_error_is_new(struct control *c, const struct wire_error *error)
     return true;
 }
 
-bool control_receive(struct control *c, struct wire_message *m, int64_t now_ms)
+bool control_send_to(struct control *c, int link, const struct wire_message *m)
 {
+    return send_on(c, link, m) == OK;
+}
+
+bool control_send(struct control *c, const struct wire_message *m)
+{
+    enum status status = c->leader >= 0 ? send_on(c, c->leader, m) : ERR_UNAVAILABLE;
+    if (status == ERR_UNAVAILABLE) c->n_dropped++;
+    return status == OK;
+}
+
+bool control_silent(const struct control *c, int link, int64_t now_ms)
+{
+    const struct control_link *l = &c->links[link];
+    bool spoke = l->heard_ms != 0 && now_ms - l->heard_ms <= 2 * HEARTBEAT_MS;
+    return !spoke && now_ms - l->greeted_ms >= HEARTBEAT_MS;
+}
+
+int64_t control_leader_silence(const struct control *c, int64_t now_ms)
+{
+    if (c->leader < 0 || c->links[c->leader].heard_ms == 0) return INT64_MAX;
+    return now_ms - c->links[c->leader].heard_ms;
+}
+
+// --- receiving
+
+static void follow(struct control *c, int link)
+{
+    if (c->leader == link) return;
+    c->leader = link;
+    if (c->n_links == 1) return;
+    log_line(LOG_INFO, "leader", log_str("broker", c->links[link].broker.endpoint),
+             log_int("term", c->term));
+}
+
+// Whose word it is, and whether it counts. A leadership has one broker: what another one says under
+// the leader's own term is as stale as a lower one.
+static bool judge(struct control *c, int link, const struct wire_message *m)
+{
+    struct control_link *l = &c->links[link];
+    l->stands_by = m->command == WIRE_STANDBY;
+    if (l->stands_by) {
+        if (m->term > c->term) c->term = m->term;
+        if (c->leader == link) c->leader = -1;
+        return true;
+    }
+    bool newer = m->term > c->term, same = m->term == c->term;
+    if (!newer && !(same && (c->leader == link || c->leader < 0))) return false;
+    c->term = m->term;
+    // Any broker may complain: but for unknown_peer an ERROR makes nobody the leader.
+    bool complains = m->command == WIRE_ERROR && strcmp(m->error.code, "unknown_peer") != 0;
+    if (!complains || c->leader == link) follow(c, link);
+    else if (newer) c->leader = -1;
+    // It is taken for a member again.
+    if (m->command == WIRE_ASSIGN) c->refusal = (struct wire_error){0};
+    return true;
+}
+
+static bool receive_from(struct control *c, int link, struct wire_message *m, int64_t now_ms)
+{
+    struct control_link *l = &c->links[link];
     for (;;) {
         struct error e = {0};
         struct wire_message answer;
-        enum status status = wire_socket_receive(&c->wire, NULL, NULL, m, &e);
+        enum status status = wire_socket_receive(&l->wire, NULL, NULL, m, &e);
         if (status == ERR_UNAVAILABLE) return false;
-        c->heard_ms = now_ms;
-        if (status == OK && m->term >= c->term) {
-            c->term = m->term;
-            // It is taken for a member again.
-            if (m->command == WIRE_ASSIGN) c->refusal = (struct wire_error){0};
-            return true;
-        }
+        l->heard_ms = now_ms;
+        if (status == OK && judge(c, link, m)) return true;
         if (status == OK) {
             answer = wire_error_message("stale_term", "a newer broker leads");
         } else {
@@ -178,6 +250,17 @@ bool control_receive(struct control *c, struct wire_message *m, int64_t now_ms)
         }
         wire_message_deinit(m);
         // An ERROR is never answered by one.
-        if (m->command != WIRE_ERROR) control_send(c, &answer);
+        if (m->command != WIRE_ERROR) control_send_to(c, link, &answer);
     }
+}
+
+bool control_receive(struct control *c, struct wire_message *m, int64_t now_ms)
+{
+    for (int i = 0; i < c->n_links; i++) {
+        int link = (c->next + i) % c->n_links;
+        if (!receive_from(c, link, m, now_ms)) continue;
+        c->next = link;
+        return true;
+    }
+    return false;
 }

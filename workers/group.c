@@ -3,7 +3,6 @@
 #include "common/clock.h"
 #include "common/health.h"
 #include "common/log.h"
-#include "workers/control.h"
 #include "workers/epoch.h"
 
 #include <errno.h>
@@ -47,7 +46,7 @@ struct group {
     struct head *head;
     int stop;                 // times it was asked to
     int64_t stop_ms;
-    int64_t said_ms, credit_ms, hello_ms;
+    int64_t said_ms, credit_ms;
     uint64_t credit_slots, credit_blocks; // told last
     uint64_t steps;           // through this group, ever
     struct health_writer health;
@@ -59,7 +58,7 @@ struct group {
 
 // --- what the group says
 
-static void send_hello(struct group *g, int64_t now_ms)
+static bool send_hello(struct group *g, int link)
 {
     const struct group_options *o = &g->options;
     struct wire_device devices[TP_MAX];
@@ -91,10 +90,22 @@ static void send_hello(struct group *g, int64_t now_ms)
         h->n_running = head_list_running(g->head, g->running, SLOTS_MAX);
         h->finished = g->kept;
         h->n_finished = head_list_kept(g->head, g->kept, SLOTS_MAX);
-        head_report_again(g->head);
+        if (link == g->control.leader) head_report_again(g->head);
     }
-    g->hello_ms = now_ms;
-    control_send(&g->control, &m);
+    return control_send_to(&g->control, link, &m);
+}
+
+// A broker that is silent is told of this group: HELLO, or of one that stands by only a sign of
+// life, since it asks for HELLO when it leads.
+static void greet(struct group *g, int64_t now_ms)
+{
+    struct wire_message ping = {.command = WIRE_PING};
+    for (int i = 0; i < g->control.n_links; i++) {
+        struct control_link *l = &g->control.links[i];
+        if (!control_silent(&g->control, i, now_ms)) continue;
+        bool told = l->stands_by ? control_send_to(&g->control, i, &ping) : send_hello(g, i);
+        if (told) l->greeted_ms = now_ms;
+    }
 }
 
 static void send_ready(struct group *g)
@@ -423,10 +434,10 @@ static void on_ping(struct group *g, const struct wire_ping *ping)
     control_send(&g->control, &m);
 }
 
-static void on_error(struct group *g, const struct wire_error *error, int64_t now_ms)
+static void on_error(struct group *g, const struct wire_error *error)
 {
     if (strcmp(error->code, "unknown_peer") == 0) {
-        send_hello(g, now_ms);
+        if (g->control.leader >= 0) send_hello(g, g->control.leader);
         return;
     }
     if (g->state == WIRE_IDLE) {
@@ -460,7 +471,7 @@ static void on_message(struct group *g, const struct wire_message *m, int64_t no
         if (g->head != NULL) head_committed(g->head, &m->committed.key);
         break;
     case WIRE_PING: on_ping(g, &m->ping); break;
-    case WIRE_ERROR: on_error(g, &m->error, now_ms); break;
+    case WIRE_ERROR: on_error(g, &m->error); break;
     case WIRE_STANDBY: break; // it listens; another one leads
     default:
         log_line(LOG_WARN, "unexpected_command",
@@ -470,15 +481,10 @@ static void on_message(struct group *g, const struct wire_message *m, int64_t no
 
 // --- the loop
 
-static bool broker_silent(const struct group *g, int64_t now_ms)
-{
-    return now_ms - g->control.heard_ms > 2 * HEARTBEAT_MS;
-}
-
 // Whatever may have been lost is said again once a heartbeat.
 static void say_again(struct group *g, int64_t now_ms)
 {
-    if (broker_silent(g, now_ms) && now_ms - g->hello_ms >= HEARTBEAT_MS) send_hello(g, now_ms);
+    greet(g, now_ms);
     if (now_ms - g->said_ms < HEARTBEAT_MS) return;
     g->said_ms = now_ms;
     if (g->state == WIRE_LOADED && !g->linking) send_ready(g);
@@ -500,7 +506,7 @@ static void stop_turn(struct group *g, int64_t now_ms)
     }
     if (g->stop == 0) return;
     bool idle = g->head == NULL || (g->head->n_running == 0 && g->head->n_kept == 0);
-    bool nobody = g->control.heard_ms == 0 || now_ms - g->control.heard_ms > DEAD_AFTER_MS;
+    bool nobody = control_leader_silence(&g->control, now_ms) > DEAD_AFTER_MS;
     if (g->stop > 1 || now_ms - g->stop_ms > g->options.drain_ms ||
         (idle && (nobody || !g->assigned))) {
         g->leave = true;
@@ -546,8 +552,7 @@ static void say_health(struct group *g, int64_t now_ms)
         [WIRE_SERVING] = HEALTH_SERVING};
     if (!health_due(&g->health, now_ms)) return;
     struct health h = {.state = states[g->state],
-                       .heard = g->control.heard_ms != 0 &&
-                                now_ms - g->control.heard_ms <= DEAD_AFTER_MS,
+                       .heard = control_leader_silence(&g->control, now_ms) <= DEAD_AFTER_MS,
                        .stage = g->assigned ? g->assign.stage : -1,
                        .work = (g->open && epoch_busy(&g->epoch)) ||
                                (g->head != NULL && g->head->n_running > 0),
@@ -560,9 +565,11 @@ static void say_health(struct group *g, int64_t now_ms)
 
 static void wait_for_events(struct group *g)
 {
-    zmq_pollitem_t items[5] = {{.socket = g->control.socket, .events = ZMQ_POLLIN},
-                               {.fd = g->options.stop_fd, .events = ZMQ_POLLIN}};
-    int n = 2;
+    zmq_pollitem_t items[BROKERS_MAX + 4] = {{.fd = g->options.stop_fd, .events = ZMQ_POLLIN}};
+    int n = 1;
+    for (int i = 0; i < g->control.n_links; i++) {
+        items[n++] = (zmq_pollitem_t){.socket = g->control.links[i].socket, .events = ZMQ_POLLIN};
+    }
     if (g->stage != NULL) {
         items[n++] = (zmq_pollitem_t){.fd = stage_fd(g->stage), .events = ZMQ_POLLIN};
     }
@@ -608,12 +615,12 @@ enum status group_run(const struct group_options *o, struct error *e)
     g->options = *o;
     g->health.path = o->status;
     check(getrandom(g->boot, sizeof g->boot, 0) == sizeof g->boot, "no random numbers");
-    struct control_options control = {o->broker, o->key, o->broker_key};
-    enum status status = control_open(&g->control, o->zmq, &control, e);
+    enum status status = control_open(&g->control, o->zmq, &o->control, e);
     if (status == OK) {
-        send_hello(g, clock_ms());
+        greet(g, clock_ms());
         status = loop(g, e);
-        send_plain(g, WIRE_BYE);
+        struct wire_message bye = {.command = WIRE_BYE};
+        for (int i = 0; i < g->control.n_links; i++) control_send_to(&g->control, i, &bye);
         control_close(&g->control, LEAVE_LINGER_MS);
     }
     health_end(&g->health);

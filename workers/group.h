@@ -5,21 +5,19 @@
 #define PENSTOCK_WORKERS_GROUP_H
 
 #include "common/checkpoint.h"
-#include "common/curve.h"
 #include "common/limits.h"
 #include "common/model_config.h"
 #include "common/status.h"
 #include "common/tokenizer.h"
 #include "kernels/backend.h"
+#include "workers/control.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
 struct group_options {
     void *zmq;                           // context; borrowed, as all that follows
-    const char *broker;                  // its endpoint
-    const struct curve_pair *key;        // of this group; NULL: plain
-    const char *broker_key;              // the broker's public key
+    struct control_options control;      // the brokers, and this group's key
     const struct model_config *config;
     const struct checkpoint *checkpoint;
     const char *model_hash;              // of the checkpoint's manifest

@@ -6,6 +6,7 @@
 #include "common/memory.h"
 #include "common/options.h"
 #include "kernels/precision.h"
+#include "workers/brokers.h"
 #include "workers/group.h"
 
 #include <arpa/inet.h>
@@ -42,8 +43,8 @@ struct settings {
 static enum status parse(struct settings *s, int argc, char **argv, bool *help, struct error *e)
 {
     struct option_spec specs[] = {
-        {.name = "broker", .kind = OPTION_STRING, .value = &s->broker, .argument = "URL",
-         .help = "The broker's endpoint."},
+        {.name = "broker", .kind = OPTION_STRING, .value = &s->broker, .argument = "URL,..",
+         .help = "The broker's endpoint; with standbys, that of each, in any order."},
         {.name = "model", .kind = OPTION_STRING, .value = &s->model, .argument = "DIR",
          .help = "Checkpoint directory as published on the hub."},
         {.name = "devices", .kind = OPTION_STRING, .value = &s->devices, .argument = "cpu:N",
@@ -59,7 +60,8 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
         {.name = "key", .kind = OPTION_STRING, .value = &s->key, .argument = "FILE",
          .help = "Secret key of this group: the broker is spoken to encrypted."},
         {.name = "broker-key", .kind = OPTION_STRING, .value = &s->broker_key,
-         .argument = "PUB|FILE", .help = "The broker's public key, or its file."},
+         .argument = "PUB|FILE,..",
+         .help = "The broker's public key, or its file: one for all, or one for each broker."},
         {.name = "insecure", .kind = OPTION_FLAG, .value = &s->insecure,
          .help = "Beyond loopback without keys: prompts and outputs travel readable."},
         {.name = "data-port", .kind = OPTION_INT, .value = &s->data_port, .argument = "PORT",
@@ -80,7 +82,7 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
          .argument = "debug|info|warn|error", .help = "Least level that is logged."},
     };
     struct options o = {.program = "penstock-worker",
-                        .usage = "--broker URL --model DIR [OPTIONS]",
+                        .usage = "--broker URL[,URL] --model DIR [OPTIONS]",
                         .about = "Runs one worker group: a stage of a pipeline and its ranks.",
                         .specs = specs,
                         .n_specs = sizeof specs / sizeof *specs,
@@ -103,7 +105,7 @@ static enum status read_devices(const char *text, int *tp, struct error *e)
 }
 
 // A name becomes the address that others are told; containers know their own names only.
-static enum status resolve_bind(struct settings *s, struct error *e)
+static enum status resolve_bind(struct settings *s, const struct brokers *b, struct error *e)
 {
     struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM}, *found = NULL;
     int why = getaddrinfo(s->bind, NULL, &hints, &found);
@@ -116,7 +118,7 @@ static enum status resolve_bind(struct settings *s, struct error *e)
     inet_ntop(AF_INET, &a->sin_addr, s->address, sizeof s->address);
     freeaddrinfo(found);
     bool named = strcmp(s->bind, s->address) != 0;
-    if (named && curve_is_local(s->address) && !curve_is_local(s->broker)) {
+    if (named && curve_is_local(s->address) && brokers_beyond_loopback(b) != NULL) {
         return error_set(e, ERR_INPUT, "bad_usage",
                          "--bind %s: that name is %s here, which no other machine can reach",
                          s->bind, s->address);
@@ -126,7 +128,7 @@ static enum status resolve_bind(struct settings *s, struct error *e)
 }
 
 // Beyond this machine it takes keys, or --insecure.
-static enum status check_reach(struct settings *s, struct error *e)
+static enum status check_reach(struct settings *s, const struct brokers *b, struct error *e)
 {
     if ((s->key != NULL) != (s->broker_key != NULL)) {
         return error_set(e, ERR_INPUT, "bad_usage", "--key and --broker-key belong together");
@@ -136,44 +138,46 @@ static enum status check_reach(struct settings *s, struct error *e)
                          "--bind %s: other groups are told this address, so it must be one of "
                          "this node's", s->bind);
     }
-    try(resolve_bind(s, e));
-    bool local = curve_is_local(s->bind) && curve_is_local(s->broker);
-    if (local || s->key != NULL || s->insecure) return OK;
+    try(resolve_bind(s, b, e));
+    const char *far = curve_is_local(s->bind) ? brokers_beyond_loopback(b) : s->bind;
+    if (far == NULL || s->key != NULL || s->insecure) return OK;
     return error_set(e, ERR_INPUT, "bad_usage",
                      "%s is beyond loopback: give --key and --broker-key (penstock keygen makes "
-                     "keys), or --insecure to do without encryption",
-                     curve_is_local(s->broker) ? s->bind : s->broker);
+                     "keys), or --insecure to do without encryption", far);
 }
 
 static enum status read_keys(const struct settings *s, struct curve_pair *pair,
-                             char broker_key[CURVE_SIZE], struct group_options *o, struct error *e)
+                             struct brokers *b, struct group_options *o, struct error *e)
 {
+    struct control_options *c = &o->control;
     if (s->key == NULL) {
-        if (curve_is_local(s->bind) && curve_is_local(s->broker)) return OK;
+        if (curve_is_local(s->bind) && brokers_beyond_loopback(b) == NULL) return OK;
         log_line(LOG_WARN, "insecure",
                  log_str("note", "no encryption and no keys: whoever sees the traffic reads "
                                  "prompts and outputs, and can pose as the broker"));
         return OK;
     }
     try(curve_read_secret(pair, s->key, e));
-    try(curve_read_public(broker_key, s->broker_key, e));
-    o->key = pair;
-    o->broker_key = broker_key;
+    try(brokers_read_keys(b, s->broker_key, e));
+    memcpy(c->brokers, b->at, sizeof c->brokers);
+    c->pair = pair;
     return OK;
 }
 
-static enum status fill(struct group_options *o, struct settings *s, char *data,
-                        size_t n_data, struct error *e)
+static enum status fill(struct group_options *o, struct settings *s, struct brokers *b,
+                        char *data, size_t n_data, struct error *e)
 {
     if (s->broker == NULL || s->model == NULL) {
         return error_set(e, ERR_INPUT, "bad_usage", "--broker and --model are needed");
     }
-    try(check_reach(s, e));
+    try(brokers_parse(b, s->broker, e));
+    try(check_reach(s, b, e));
     try(read_devices(s->devices, &o->tp, e));
     try(precision_parse(s->precision, &o->precision, e));
     if (s->data_port > 0) snprintf(data, n_data, "tcp://%s:%d", s->bind, (int) s->data_port);
     else snprintf(data, n_data, "tcp://%s:*", s->bind);
-    o->broker = s->broker;
+    memcpy(o->control.brokers, b->at, sizeof o->control.brokers);
+    o->control.n_brokers = b->n;
     o->data = data;
     o->n_threads = (int) s->threads;
     o->memory_bytes = s->device_memory > 0 ? (uint64_t) s->device_memory
@@ -223,12 +227,12 @@ int main(int argc, char **argv)
     char data[ENDPOINT_MAX], node[GROUP_NAME_MAX - 16] = "node", name[GROUP_NAME_MAX];
     struct group_options o = {.backend = backend_cpu(), .report_tokens = 32, .report_ms = 250};
     struct curve_pair pair;
-    char broker_key[CURVE_SIZE];
+    static struct brokers brokers;
     enum log_level level = LOG_INFO;
     enum status status = parse(&s, argc, argv, &help, &e);
     if (status == OK && help) return 0;
     if (status == OK) status = log_level_parse(s.log_level, &level, &e);
-    if (status == OK) status = fill(&o, &s, data, sizeof data, &e);
+    if (status == OK) status = fill(&o, &s, &brokers, data, sizeof data, &e);
     if (status != OK) {
         fprintf(stderr, "penstock-worker: %s\n", e.text);
         return EXIT_USAGE;
@@ -242,7 +246,7 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     signal(SIGTERM, on_signal);
     signal(SIGINT, on_signal);
-    status = read_keys(&s, &pair, broker_key, &o, &e);
+    status = read_keys(&s, &pair, &brokers, &o, &e);
     if (status == OK) status = run(&o, s.model, &e);
     if (status == OK) return 0;
     log_line(LOG_ERROR, "ended", log_str("code", e.code), log_str("error", e.text));

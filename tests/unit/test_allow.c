@@ -78,7 +78,8 @@ static int teardown(void **state)
 
 static void connect_as(const struct curve_pair *p, const char *broker_key)
 {
-    struct control_options o = {endpoint, p, broker_key};
+    struct control_options o = {
+        .brokers = {{endpoint, broker_key}}, .n_brokers = 1, .pair = p};
     assert_int_equal(control_open(&group, context, &o, &e), OK);
 }
 
@@ -87,7 +88,7 @@ static bool turn(struct peer *from, struct wire_message *m)
 {
     zmq_pollitem_t items[] = {{.socket = zap, .events = ZMQ_POLLIN},
                               {.socket = router, .events = ZMQ_POLLIN},
-                              {.socket = group.monitor, .events = ZMQ_POLLIN}};
+                              {.socket = group.links[0].monitor, .events = ZMQ_POLLIN}};
     zmq_poll(items, 3, TURN_MS);
     now_ms += TURN_MS;
     while (allow_answer(&allow, zap)) {}
@@ -125,11 +126,11 @@ static void a_stranger_gets_in_once_it_is_allowed(void **state)
     struct wire_message hello = wire_example(WIRE_HELLO, false), got;
     struct peer from;
     connect_as(&stranger, server.public_key);
-    for (int i = 0; i < PATIENCE && group.reopen_ms == 0; i++) { // until it knows
+    for (int i = 0; i < PATIENCE && group.links[0].reopen_ms == 0; i++) { // until it knows
         control_send(&group, &hello);
         assert_false(turn(&from, &got));
     }
-    assert_true(group.reopen_ms != 0);
+    assert_true(group.links[0].reopen_ms != 0);
     put("stranger.pub", stranger.public_key);
     assert_true(allow_refresh(&allow));
     assert_false(allow_refresh(&allow)); // no change since
@@ -165,11 +166,11 @@ static void no_one_is_met_with_the_wrong_server_key_or_none(void **state)
         struct wire_message hello = wire_example(WIRE_HELLO, false), got;
         struct peer from;
         connect_as(plain ? NULL : &member, plain ? NULL : stranger.public_key);
-        for (int i = 0; i < PATIENCE && group.told_ms == 0; i++) {
+        for (int i = 0; i < PATIENCE && group.links[0].told_ms == 0; i++) {
             control_send(&group, &hello);
             assert_false(turn(&from, &got));
         }
-        assert_true(group.told_ms != 0); // a sentence has been logged
+        assert_true(group.links[0].told_ms != 0); // a sentence has been logged
         control_close(&group, 0);
     }
 }

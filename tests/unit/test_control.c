@@ -22,9 +22,9 @@ static void open_both(bool tcp)
 {
     context = zmq_ctx_new();
     wire_socket_init(&broker, sockets_bind(context, ZMQ_ROUTER, tcp, "broker", endpoint), true);
-    assert_int_equal(control_open(&control, context,
-                                  &(struct control_options){.endpoint = endpoint}, &e), OK);
-    sockets_wait(control.socket, ZMQ_POLLOUT);
+    struct control_options options = {.brokers = {{.endpoint = endpoint}}, .n_brokers = 1};
+    assert_int_equal(control_open(&control, context, &options, &e), OK);
+    sockets_wait(control.links[0].socket, ZMQ_POLLOUT);
 }
 
 static void close_broker(void)
@@ -70,7 +70,7 @@ static void say(enum wire_command command, uint64_t term)
 static struct wire_message next_at_group(int64_t now_ms)
 {
     struct wire_message m;
-    do sockets_wait(control.socket, ZMQ_POLLIN);
+    do sockets_wait(control.links[0].socket, ZMQ_POLLIN);
     while (!control_receive(&control, &m, now_ms));
     return m;
 }
@@ -93,13 +93,15 @@ static void a_group_says_hello_and_follows_the_term(void **state)
         say(WIRE_STANDBY, 4);
         struct wire_message m = next_at_group(1234);
         assert_true(m.command == WIRE_STANDBY && control.term == 4);
-        assert_int_equal(control.heard_ms, 1234);
+        assert_int_equal(control.links[0].heard_ms, 1234);
+        say(WIRE_PING, 4);
+        assert_int_equal(next_at_group(1234).command, WIRE_PING);
         m = wire_example(WIRE_BYE, false);
         m.term = 99; // the term is stamped, whatever the message says
         assert_true(control_send(&control, &m));
         assert_int_equal(next_at_broker().term, 4);
         assert_false(control_receive(&control, &m, 2000));
-        assert_int_equal(control.heard_ms, 1234); // nothing was heard since
+        assert_int_equal(control.links[0].heard_ms, 1234); // nothing was heard since
         close_both();
     }
 }
@@ -193,7 +195,7 @@ static void what_finds_no_broker_is_dropped_and_counted(void **state)
     struct wire_message ping = wire_example(WIRE_PING, false);
     // The connection's end takes a moment to be noticed; what is sent until then is lost with it.
     while (control_send(&control, &ping)) {
-        zmq_pollitem_t item = {.socket = control.socket, .events = ZMQ_POLLIN};
+        zmq_pollitem_t item = {.socket = control.links[0].socket, .events = ZMQ_POLLIN};
         zmq_poll(&item, 1, 1);
     }
     assert_int_equal(control.n_dropped, 1);
@@ -205,7 +207,7 @@ static void what_finds_no_broker_is_dropped_and_counted(void **state)
     zmq_setsockopt(again, ZMQ_LINGER, &zero, sizeof zero);
     assert_int_equal(zmq_bind(again, old), 0);
     wire_socket_init(&broker, again, true);
-    sockets_wait(control.socket, ZMQ_POLLOUT);
+    sockets_wait(control.links[0].socket, ZMQ_POLLOUT);
     meet();
     close_both();
 }
@@ -226,13 +228,182 @@ static void an_endpoint_that_is_none_is_named(void **state)
 {
     (void) state;
     context = zmq_ctx_new();
-    const struct control_options nonsense = {.endpoint = "nonsense"};
+    const struct control_options nonsense = {.brokers = {{.endpoint = "nonsense"}},
+                                             .n_brokers = 1};
     assert_int_equal(control_open(&control, context, &nonsense, &e), ERR_INPUT);
     assert_string_equal(e.code, "bad_endpoint");
     assert_non_null(strstr(e.text, "nonsense"));
-    assert_null(control.socket);
+    assert_null(control.links[0].socket);
     control_close(&control, 0); // harmless
     zmq_ctx_term(context);
+}
+
+// --- several brokers
+
+enum { BROKERS = 3 };
+
+static struct wire_socket brokers[BROKERS];
+static char names[BROKERS][ENDPOINT_BYTES];
+
+static void open_several(void)
+{
+    struct control_options options = {.n_brokers = BROKERS};
+    context = zmq_ctx_new();
+    for (int i = 0; i < BROKERS; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "broker-%d", i);
+        wire_socket_init(&brokers[i], sockets_bind(context, ZMQ_ROUTER, false, name, names[i]),
+                         true);
+        options.brokers[i].endpoint = names[i];
+    }
+    assert_int_equal(control_open(&control, context, &options, &e), OK);
+    for (int i = 0; i < BROKERS; i++) sockets_wait(control.links[i].socket, ZMQ_POLLOUT);
+}
+
+static void close_several(void)
+{
+    control_close(&control, 0);
+    for (int i = 0; i < BROKERS; i++) {
+        void *socket = brokers[i].socket;
+        wire_socket_deinit(&brokers[i]);
+        zmq_close(socket);
+    }
+    zmq_ctx_term(context);
+}
+
+// The ids that the ROUTERs gave the group.
+static char ids[BROKERS][8];
+static size_t n_ids[BROKERS];
+
+static struct wire_message next_at(int i)
+{
+    struct wire_message m;
+    const void *id;
+    assert_int_equal(sockets_receive(&brokers[i], &id, &n_ids[i], &m, &e), OK);
+    assert_true(n_ids[i] <= sizeof ids[i]);
+    memcpy(ids[i], id, n_ids[i]);
+    return m;
+}
+
+static void nothing_at(int i)
+{
+    struct wire_message m;
+    const void *id;
+    size_t n;
+    assert_int_equal(wire_socket_receive(&brokers[i], &id, &n, &m, &e), ERR_UNAVAILABLE);
+}
+
+static void meet_all(void)
+{
+    for (int i = 0; i < BROKERS; i++) {
+        struct wire_message hello = wire_example(WIRE_HELLO, false);
+        assert_true(control_send_to(&control, i, &hello));
+        hello = next_at(i);
+        assert_int_equal(hello.command, WIRE_HELLO);
+        wire_message_deinit(&hello);
+    }
+}
+
+static void say_as(int i, enum wire_command command, uint64_t term, const char *code)
+{
+    struct wire_message m = wire_example(command, false);
+    if (code != NULL) m = wire_error_message(code, "x");
+    m.term = term;
+    assert_int_equal(wire_socket_send(&brokers[i], ids[i], n_ids[i], &m, &e), OK);
+}
+
+static enum wire_command got_from(int i)
+{
+    struct wire_message m;
+    sockets_wait(control.links[i].socket, ZMQ_POLLIN);
+    if (!control_receive(&control, &m, 1)) return WIRE_N_COMMANDS;
+    enum wire_command command = m.command;
+    wire_message_deinit(&m);
+    return command;
+}
+
+static void expect_stale(int i, uint64_t term)
+{
+    struct wire_message m = next_at(i);
+    assert_int_equal(m.command, WIRE_ERROR);
+    assert_string_equal(m.error.code, "stale_term");
+    assert_int_equal(m.term, term);
+    wire_message_deinit(&m);
+}
+
+static void reports_go_to_the_leader_alone(void **state)
+{
+    (void) state;
+    struct wire_message pong = wire_example(WIRE_PONG, false);
+    open_several();
+    meet_all();
+    assert_false(control_send(&control, &pong)); // nobody leads yet
+    assert_int_equal(control.n_dropped, 1);
+    say_as(0, WIRE_STANDBY, 4, NULL);
+    assert_int_equal(got_from(0), WIRE_STANDBY);
+    assert_true(control.term == 4 && control.leader == -1 && control.links[0].stands_by);
+    say_as(1, WIRE_PING, 4, NULL);
+    assert_int_equal(got_from(1), WIRE_PING);
+    assert_int_equal(control.leader, 1);
+    assert_true(control_send(&control, &pong));
+    assert_int_equal(next_at(1).command, WIRE_PONG);
+    nothing_at(0);
+    nothing_at(2);
+    // Another one of the same term is none, whatever it says.
+    say_as(2, WIRE_UNASSIGN, 4, NULL);
+    assert_int_equal(got_from(2), WIRE_N_COMMANDS);
+    expect_stale(2, 4);
+    assert_int_equal(control.leader, 1);
+    close_several();
+}
+
+static void the_leader_changes(void **state)
+{
+    (void) state;
+    open_several();
+    meet_all();
+    say_as(1, WIRE_PING, 4, NULL);
+    assert_int_equal(got_from(1), WIRE_PING);
+    say_as(0, WIRE_ERROR, 6, "unknown_peer"); // it took over
+    assert_int_equal(got_from(0), WIRE_ERROR);
+    assert_true(control.leader == 0 && control.term == 6);
+    say_as(1, WIRE_DRAIN, 4, NULL); // as one that was stopped and goes on
+    assert_int_equal(got_from(1), WIRE_N_COMMANDS);
+    expect_stale(1, 6);
+    // A standby that has not heard of the change yet is one nevertheless.
+    say_as(2, WIRE_STANDBY, 4, NULL);
+    assert_int_equal(got_from(2), WIRE_STANDBY);
+    assert_true(control.leader == 0 && control.term == 6 && control.links[2].stands_by);
+    // The leader started again, and stands by now.
+    say_as(0, WIRE_STANDBY, 7, NULL);
+    assert_int_equal(got_from(0), WIRE_STANDBY);
+    assert_true(control.leader == -1 && control.term == 7);
+    // A complaint makes nobody the leader; a command does.
+    say_as(2, WIRE_ERROR, 7, "bad_frame");
+    assert_int_equal(got_from(2), WIRE_ERROR);
+    assert_int_equal(control.leader, -1);
+    say_as(2, WIRE_PING, 7, NULL);
+    assert_int_equal(got_from(2), WIRE_PING);
+    assert_int_equal(control.leader, 2);
+    close_several();
+}
+
+static void silence_is_each_brokers_own(void **state)
+{
+    (void) state;
+    open_several();
+    meet_all();
+    assert_int_equal(control_leader_silence(&control, 100), INT64_MAX);
+    for (int i = 0; i < BROKERS; i++) assert_true(control_silent(&control, i, 5000));
+    say_as(1, WIRE_PING, 4, NULL);
+    assert_int_equal(got_from(1), WIRE_PING); // at 1
+    assert_int_equal(control_leader_silence(&control, 100), 99);
+    assert_false(control_silent(&control, 1, 2001));
+    assert_true(control_silent(&control, 1, 2002));
+    control.links[1].greeted_ms = 2002;
+    assert_false(control_silent(&control, 1, 3001));
+    assert_true(control_silent(&control, 1, 3002) && control_silent(&control, 0, 3002));
+    close_several();
 }
 
 int main(void)
@@ -245,6 +416,9 @@ int main(void)
         cmocka_unit_test_setup(what_finds_no_broker_is_dropped_and_counted, setup),
         cmocka_unit_test_setup(what_cannot_be_encoded_is_not_sent, setup),
         cmocka_unit_test_setup(an_endpoint_that_is_none_is_named, setup),
+        cmocka_unit_test_setup(reports_go_to_the_leader_alone, setup),
+        cmocka_unit_test_setup(the_leader_changes, setup),
+        cmocka_unit_test_setup(silence_is_each_brokers_own, setup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
