@@ -54,7 +54,8 @@ struct queue_options {
     int64_t timeout_ms; // no reply for this long: the connection is given up; 0: 10 s
 };
 
-// Copies the options. ERR_INPUT for a bad URL, queue or owner. The first connection is made from the loop.
+// Copies the options. ERR_INPUT for a bad URL, queue or owner. The first connection is made from
+// the loop.
 enum status queue_create(struct queue **self, zloop_t *loop, const struct queue_options *options,
                          const struct queue_events *events, struct error *e);
 

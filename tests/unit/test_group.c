@@ -59,7 +59,8 @@ static void start_group(int64_t step_deadline_ms)
     context = zmq_ctx_new();
     wire_socket_init(&broker, sockets_bind(context, ZMQ_ROUTER, true, "broker", endpoint), true);
     options = (struct group_options){.zmq = context,
-                                     .control = {.brokers = {{.endpoint = endpoint}}, .n_brokers = 1},
+                                     .control = {.brokers = {{.endpoint = endpoint}},
+                                                 .n_brokers = 1},
                                      .config = &config,
                                      .checkpoint = checkpoint,
                                      .model_hash = "hash",
