@@ -386,19 +386,19 @@ enum status queue_tenants(struct queue *q, queue_fn *fn, void *arg)
 enum status queue_resign(struct queue *q, queue_fn *fn, void *arg)
 {
     struct args a;
-    try(begin(q, &a, "resign", 1));
+    try(call_begin(q, &a, "resign", 1));
     q->connection.lead.resigned = true;
-    return end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
+    return call_end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
 }
 
 enum status queue_fleet(struct queue *q, int64_t ttl_ms, const char *record, size_t n, queue_fn *fn,
                         void *arg)
 {
     struct args a;
-    try(begin(q, &a, "fleet", 3));
+    try(call_begin(q, &a, "fleet", 3));
     put_ms(&a, ttl_ms);
     put_bytes(&a, record, n);
-    return end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
+    return call_end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
 }
 
 // --- life
