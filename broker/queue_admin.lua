@@ -123,6 +123,45 @@ end
 
 -- --- one job
 
+-- Which budget of a tenant a job of `need` blocks has to wait for; nil: none. As dispatch counts: a
+-- job that is larger than the budget runs when none other of the tenant does.
+local function over_budget(p, tenant, need)
+    local t = tenant_of(call('HGET', p .. 'tenants', tenant) or '1')
+    if t.jobs == 0 and t.tokens == 0 then return nil end
+    local n, blocks = 0, 0
+    for _, member in ipairs(call('ZRANGE', p .. 'ls', 0, -1)) do
+        local of, id = split(member)
+        if of == tenant then
+            n = n + 1
+            blocks = blocks + tonumber(call('HGET', job_key(p, of, id), 'need') or 0)
+        end
+    end
+    if n > 0 and t.jobs > 0 and n >= t.jobs then return 'budget_jobs' end
+    local most = math.ceil(t.tokens / BLOCK_ROWS)
+    if n > 0 and t.tokens > 0 and blocks + need > most then return 'budget_tokens' end
+    return nil
+end
+
+-- What a job that does not run waits for; nil: it has ended, or runs.
+local function waits_for(p, tenant, id, job)
+    if job.state == 'waiting' then return 'parts' end
+    if job.state ~= 'queued' then return nil end
+    if call('ZSCORE', p .. 'dly', tenant .. ':' .. id) then return job.fails and 'backoff' or 'at' end
+    local paused = call('HMGET', p .. 'paused', '*', tenant)
+    if paused[1] then return 'queue_paused' end
+    if paused[2] then return 'tenant_paused' end
+    return over_budget(p, tenant, tonumber(job.need or 0)) or job.poison and 'alone' or 'turn'
+end
+
+-- Ready jobs of the classes before this one, of all tenants.
+local function before_class(p, class)
+    local n = 0
+    for _, tenant in ipairs(call('HKEYS', p .. 'tenants')) do
+        for c = 0, class - 1 do n = n + call('ZCARD', ready_key(p, c, tenant)) end
+    end
+    return n
+end
+
 -- tenant, id -> {name, value...}: its record, and where it is; nothing: there is none
 local function show(keys, args)
     local p = prefix(keys, args, 2)
@@ -146,10 +185,17 @@ local function show(keys, args)
         say('open', call('ZCARD', open_key(p, tenant, id)))
         say('joins', call('ZSCORE', p .. 'join', member))
     end
+    say('waits', waits_for(p, tenant, id, job))
     if is_paused(p, tenant) then say('paused', 1) end
-    if job.class then
-        say('ahead', call('ZRANK', ready_key(p, job.class, tenant), id))
+    if job.ended then
+        local dies = call('ZSCORE', p .. 'dead', member)
+        say('until', str(dies and dies + DEAD_TTL_MS or job.ended + (job.ttl or 0)))
+    end
+    local ahead = job.class and call('ZRANK', ready_key(p, job.class, tenant), id)
+    if ahead then
+        say('ahead', ahead)
         say('waiting', call('ZCARD', ready_key(p, job.class, tenant)))
+        say('before', before_class(p, tonumber(job.class)))
     end
     return reply
 end

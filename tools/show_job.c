@@ -12,7 +12,7 @@
 
 enum { VALUE_SIZE = 512 };
 
-enum kind { TEXT, NUMBER, TIME };
+enum kind { TEXT, NUMBER, TIME, WAIT };
 
 // What the library says of a job, in the order in which people are told.
 static const struct field {
@@ -22,6 +22,7 @@ static const struct field {
     enum kind kind;
 } FIELDS[] = {
     {"state", "state", "state", TEXT},
+    {"waits", "waits_for", "waits for", WAIT},
     {"code", "code", "why it failed last", TEXT},
     {"text", "message", "", TEXT},
     {"class", "class", "class", NUMBER},
@@ -45,13 +46,38 @@ static const struct field {
     {"deadline", "deadline_ms", "deadline", TIME},
     {"ended", "ended_ms", "ended", TIME},
     {"dead", "dead_ms", "dead letter since", TIME},
+    {"until", "kept_until_ms", "kept until", TIME},
     {"custom", "custom_id", "custom id", TEXT},
     {"batch", "batch", "batch", TEXT},
     {"paused", "paused", "paused", NUMBER},
     {"ahead", "ahead", "ready jobs ahead of it", NUMBER},
     {"waiting", "waiting", "ready jobs of its class and tenant", NUMBER},
+    {"before", "ready_before_class", "ready jobs of classes before its own", NUMBER},
 };
 enum { N_FIELDS = sizeof FIELDS / sizeof *FIELDS };
+
+// What a job can wait for, in words.
+static const struct wait {
+    const char *word, *sentence;
+} WAITS[] = {
+    {"at", "the time that it was given (at)"},
+    {"backoff", "a while before it is tried again"},
+    {"parts", "the jobs that it was split into"},
+    {"queue_paused", "penstock resume: the queue is paused"},
+    {"tenant_paused", "penstock resume --tenant: its tenant is paused"},
+    {"budget_jobs", "other jobs of its tenant to end: its budget of jobs is used up"},
+    {"budget_tokens", "other jobs of its tenant to end: its budget of tokens is used up"},
+    {"alone", "its turn, and until nothing else runs: it was running when groups were lost"},
+    {"turn", "its turn, and room in a pipeline"},
+};
+
+static const char *wait_words(const char *word)
+{
+    for (size_t i = 0; i < sizeof WAITS / sizeof *WAITS; i++) {
+        if (strcmp(word, WAITS[i].word) == 0) return WAITS[i].sentence;
+    }
+    return word;
+}
 
 struct job_record {
     bool known[N_FIELDS];
@@ -89,6 +115,7 @@ static void print_field(const struct job_record *r, int i)
 {
     printf("%-36s ", FIELDS[i].words);
     if (FIELDS[i].kind == TEXT) fputs(r->values[i], stdout);
+    if (FIELDS[i].kind == WAIT) fputs(wait_words(r->values[i]), stdout);
     if (FIELDS[i].kind == NUMBER) printf("%" PRId64, number_of(r, i));
     if (FIELDS[i].kind == TIME) print_time(number_of(r, i));
     putchar('\n');
@@ -99,8 +126,9 @@ static int show_json(const struct job_record *r, const char *tenant, const char 
     json_t *o = json_pack("{s:s, s:s}", "tenant", tenant, "id", id);
     for (int i = 0; i < N_FIELDS; i++) {
         if (!r->known[i]) continue;
-        json_t *value = FIELDS[i].kind == TEXT ? json_string(r->values[i])
-                                               : json_integer((json_int_t) number_of(r, i));
+        bool text = FIELDS[i].kind == TEXT || FIELDS[i].kind == WAIT;
+        json_t *value = text ? json_string(r->values[i])
+                             : json_integer((json_int_t) number_of(r, i));
         json_object_set_new(o, FIELDS[i].json, value != NULL ? value : json_null());
     }
     return outcome_json(o, EXIT_DONE);

@@ -78,6 +78,53 @@ static void test_busy_counts_what_runs(void **state)
     expect("!BADARG", "busy");
 }
 
+static void expect_waits(const char *id, const char *wanted)
+{
+    char said[64];
+    const char *at = strstr(call("show", "default", id), " waits ");
+    snprintf(said, sizeof said, "%.*s", at != NULL ? (int) strcspn(at + 7, " ]") : 0,
+             at != NULL ? at + 7 : "");
+    assert_string_equal(said, wanted);
+}
+
+static void test_show_tells_what_a_job_waits_for(void **state)
+{
+    (void) state;
+    make_job("1", "a");
+    make_job("2", "b"); // 3 blocks each
+    expect_waits("b", "turn");
+    expect("ok", "pause", "default", "1");
+    expect_waits("b", "tenant_paused");
+    expect("ok", "pause", "default", "0");
+    // Budgets count what runs; a job alone is never over one.
+    expect("ok", "tenant_set", "set", "default", "", "", "1", "0");
+    expect_waits("b", "turn");
+    call("claim", "1", "g", "30000", "100", "1", "default", "a");
+    expect_waits("a", "");
+    expect_waits("b", "budget_jobs");
+    expect("ok", "tenant_set", "set", "default", "", "", "0", "384"); // 6 blocks
+    expect_waits("b", "turn");
+    expect("ok", "tenant_set", "set", "default", "", "", "0", "320");
+    expect_waits("b", "budget_tokens");
+    expect("[retry 1000]", "fail", "1", "default", "a", "1", "c", "t", "1", "1000", "5000",
+           "999999", "");
+    expect_waits("a", "backoff");
+    expect_waits("b", "turn");
+    cmd("HSET", "%Tj:default:b", "poison", "1");
+    expect_waits("b", "alone");
+    cmd("RPUSH", "%Tin:default", "m");
+    call("take", "1", "default", "1", "1000", "1000");
+    expect("ok", "admit", "1", "default", "3", "c", "2", "h", "3", "100", "20", "9000000000000",
+           "0", "60000", "3", "0", "", "");
+    expect_waits("c", "at");
+    make_due("dly", "default:c");
+    call("promote", "1", "10");
+    assert_non_null(strstr(call("show", "default", "c"), " waits turn ahead 0 waiting 1 before 1]"));
+    expect("[cancelled]", "cancel", "1", "default", "0", "c");
+    expect_waits("c", "");
+    assert_non_null(strstr(call("show", "default", "c"), " until "));
+}
+
 static void test_dead_letters_are_listed_retried_and_purged(void **state)
 {
     (void) state;
@@ -117,9 +164,10 @@ static void test_show_tells_where_a_job_is(void **state)
     make_job("2", "b");
     const char *got = call("show", "default", "b");
     assert_non_null(strstr(got, "state queued"));
-    assert_non_null(strstr(got, " ahead 1 waiting 2]"));
+    assert_non_null(strstr(got, " waits turn ahead 1 waiting 2 before 0]"));
     expect("ok", "pause", "*", "1");
-    assert_non_null(strstr(call("show", "default", "b"), " paused 1 ahead 1 waiting 2]"));
+    got = call("show", "default", "b");
+    assert_non_null(strstr(got, " waits queue_paused paused 1 ahead 1 waiting 2 before 0]"));
     expect("ok", "pause", "*", "0");
     call("claim", "1", "group", "30000", "100", "1", "default", "b");
     call("checkpoint", "1", "default", "b", "1", "0", "ABCD");
@@ -141,6 +189,7 @@ int main(void)
         test(test_busy_counts_what_runs),
         test(test_dead_letters_are_listed_retried_and_purged),
         test(test_show_tells_where_a_job_is),
+        test(test_show_tells_what_a_job_waits_for),
     };
     return cmocka_run_group_tests(tests, library_start, library_stop);
 }
