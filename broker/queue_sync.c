@@ -18,7 +18,6 @@ enum {
     PIPELINE = 256,       // commands sent before their replies are read
     PIPELINE_BYTES = 4 << 20,
     COMMAND_MAX = 12,
-    KEY_MAX = 32 + QUEUE_NAME_MAX + TENANT_MAX + JOB_ID_MAX,
 };
 
 struct queue_sync {
@@ -121,14 +120,22 @@ void queue_sync_close(struct queue_sync **self)
     *self = NULL;
 }
 
+enum status queue_sync_ask(struct queue_sync *s, int n, const char **words,
+                           struct redisReply **reply, struct error *e)
+{
+    *reply = NULL;
+    try(connect_now(s, e));
+    return ask(s, n, words, NULL, reply, e);
+}
+
 // --- keys
 
-static enum status make_key(const struct queue_sync *s, char key[KEY_MAX], const char *kind,
-                            const char *tenant, const char *id, struct error *e)
+enum status queue_sync_key(const struct queue_sync *s, char key[QUEUE_KEY_MAX], const char *kind,
+                           const char *tenant, const char *id, struct error *e)
 {
     try(redis_name_check("tenant", tenant, TENANT_MAX, e));
     if (id != NULL) try(redis_name_check("id", id, JOB_ID_MAX, e));
-    snprintf(key, KEY_MAX, "ps:{%s}:%s:%s%s%s", s->name, kind, tenant, id != NULL ? ":" : "",
+    snprintf(key, QUEUE_KEY_MAX, "ps:{%s}:%s:%s%s%s", s->name, kind, tenant, id != NULL ? ":" : "",
              id != NULL ? id : "");
     return OK;
 }
@@ -181,9 +188,9 @@ enum status queue_sync_push_many(struct queue_sync *s, const char *tenant,
                                  const struct queue_bytes *messages, size_t n, size_t *n_pushed,
                                  struct error *e)
 {
-    char key[KEY_MAX];
+    char key[QUEUE_KEY_MAX];
     *n_pushed = 0;
-    try(make_key(s, key, "in", tenant, NULL, e));
+    try(queue_sync_key(s, key, "in", tenant, NULL, e));
     try(connect_now(s, e));
     for (size_t i = 0; i < n;) {
         size_t sent = 0, bytes = 0;
@@ -249,8 +256,8 @@ static enum status get_many(struct queue_sync *s, const char *tenant, const char
     for (size_t i = 0; i < count;) {
         size_t sent = 0;
         for (; i < count && sent < PIPELINE; i++, sent++) {
-            char key[KEY_MAX];
-            try(make_key(s, key, "r", tenant, ids[i], e));
+            char key[QUEUE_KEY_MAX];
+            try(queue_sync_key(s, key, "r", tenant, ids[i], e));
             try(append(s, 2, (const char *[]){"GET", key}, NULL, e));
         }
         try(read_replies(s, sent, keep_result, to, e));
@@ -300,10 +307,10 @@ static void copy_id(char last[QUEUE_EVENT_ID_MAX], const redisReply *entry)
 enum status queue_sync_last_event(struct queue_sync *s, const char *tenant,
                                   char last[QUEUE_EVENT_ID_MAX], struct error *e)
 {
-    char key[KEY_MAX];
+    char key[QUEUE_KEY_MAX];
     redisReply *r;
     strcpy(last, "0-0");
-    try(make_key(s, key, "ev", tenant, NULL, e));
+    try(queue_sync_key(s, key, "ev", tenant, NULL, e));
     try(connect_now(s, e));
     const char *words[] = {"XREVRANGE", key, "+", "-", "COUNT", "1"};
     enum status status = ask(s, 6, words, NULL, &r, e);
@@ -392,9 +399,9 @@ enum status queue_sync_events(struct queue_sync *s, const char *tenant,
                               bool (*fn)(void *arg, const struct queue_event *event), void *arg,
                               struct error *e)
 {
-    char key[KEY_MAX];
+    char key[QUEUE_KEY_MAX];
     int64_t until = until_ms(timeout_ms);
-    try(make_key(s, key, "ev", tenant, NULL, e));
+    try(queue_sync_key(s, key, "ev", tenant, NULL, e));
     for (;;) {
         size_t n;
         int64_t block = left_ms(until, BLOCK_MS);
@@ -432,9 +439,9 @@ static enum status look(struct queue_sync *s, const char *tenant, struct wait *w
                         char last[QUEUE_EVENT_ID_MAX], int64_t *looked_ms, int64_t until,
                         uint8_t **bytes, size_t *n, struct error *e)
 {
-    char key[KEY_MAX];
+    char key[QUEUE_KEY_MAX];
     size_t n_events;
-    try(make_key(s, key, "ev", tenant, NULL, e));
+    try(queue_sync_key(s, key, "ev", tenant, NULL, e));
     if (last[0] == '\0') try(queue_sync_last_event(s, tenant, last, e));
     if (!w->mine && !w->ended && clock_ms() >= *looked_ms) {
         try(queue_sync_get(s, tenant, w->id, bytes, n, e));
@@ -484,7 +491,7 @@ enum status queue_sync_wait(struct queue_sync *s, const char *tenant, const char
 enum status queue_sync_fcall(struct queue_sync *s, bool reads, const char *function, int n,
                              const char *const *args, struct redisReply **reply, struct error *e)
 {
-    char key[KEY_MAX];
+    char key[QUEUE_KEY_MAX];
     const char *words[COMMAND_MAX] = {reads ? "FCALL_RO" : "FCALL", function, "1", key};
     *reply = NULL;
     check(n + 4 <= COMMAND_MAX);

@@ -16,7 +16,7 @@
 
 struct queue_sync;
 
-enum { QUEUE_EVENT_ID_MAX = 48 };
+enum { QUEUE_EVENT_ID_MAX = 48, QUEUE_KEY_MAX = 32 + QUEUE_NAME_MAX + TENANT_MAX + JOB_ID_MAX };
 
 // ERR_INPUT for a bad URL or name, ERR_UNAVAILABLE if nobody answers, redis_login for a bad
 // password.
@@ -78,6 +78,15 @@ enum status queue_sync_events(struct queue_sync *s, const char *tenant,
                               struct error *e);
 
 struct redisReply;
+
+// ps:{queue}:<kind>:<tenant>, and :<id> unless it is NULL. ERR_INPUT bad_name.
+enum status queue_sync_key(const struct queue_sync *s, char key[QUEUE_KEY_MAX], const char *kind,
+                           const char *tenant, const char *id, struct error *e);
+
+// One command, on a connection that is made if there is none; the caller frees *reply, also an
+// error's, with hiredis. ERR_UNAVAILABLE: its outcome is unknown. For queue_follow.c.
+enum status queue_sync_ask(struct queue_sync *s, int n, const char **words,
+                           struct redisReply **reply, struct error *e);
 
 // A function of the library with the queue's key (reads: it only does that); the caller frees
 // *reply, also an error's, with hiredis. For queue_admin.c.

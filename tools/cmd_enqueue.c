@@ -6,6 +6,7 @@
 #include "tools/outcome.h"
 #include "tools/queue_options.h"
 #include "tools/show_result.h"
+#include "tools/show_stream.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,7 +20,7 @@ struct asked {
     const char *prompt, *message, *system, *tokens;
     const char *id, *model, *custom_id;
     int64_t class, attempts;
-    bool chat, wait, json;
+    bool chat, stream, wait, json;
     double timeout;
     // Of the body; only those given count.
     int64_t max_tokens, top_k, seed, logprobs;
@@ -144,6 +145,7 @@ static enum status encode(const struct asked *a, json_t *object, struct job *job
     }
     if (a->class >= 0) job->class = (int) a->class;
     if (a->attempts > 0) job->attempts = (int) a->attempts;
+    if (a->stream) job->stream = true;
     if (status == OK && job->id[0] == '\0') status = make_id(job->id, e);
     if (status == OK) status = job_encode(job, message, e);
     if (status == OK) status = check_body(job, a->queue.tenant, e);
@@ -164,35 +166,48 @@ static enum status push(struct queue_sync *q, const char *tenant, const struct b
     return status;
 }
 
+// Waits for the end and shows it; before: event id of before the push.
+static int await(const struct asked *a, const char *program, struct queue_sync *q, const char *id,
+                 const char *before)
+{
+    struct error e = {0};
+    uint8_t *bytes = NULL;
+    size_t n = 0;
+    int64_t most_ms = timeout_ms(a->timeout);
+    if (a->stream && !a->json) {
+        return show_stream(program, q, a->queue.tenant, id, before, 0, most_ms);
+    }
+    enum status status = queue_sync_wait(q, a->queue.tenant, id, before, most_ms, &bytes, &n, &e);
+    int exit = status == OK ? show_result(program, bytes, n, a->json)
+                            : outcome_failed(program, &e, a->json);
+    free(bytes);
+    return exit;
+}
+
+static int say_id(const struct asked *a, const char *id)
+{
+    if (a->json) {
+        return outcome_json(json_pack("{s:s, s:s, s:s}", "id", id, "queue", a->queue.queue,
+                                      "tenant", a->queue.tenant), EXIT_DONE);
+    }
+    puts(id);
+    return EXIT_DONE;
+}
+
 static int send(const struct asked *a, const char *program, const struct job *job,
                 const struct buffer *message)
 {
     struct error e = {0};
     struct queue_sync *q;
     char before[QUEUE_EVENT_ID_MAX];
-    uint8_t *bytes = NULL;
-    size_t n = 0;
     if (queue_flags_open(&a->queue, &q, &e) != OK) return outcome_failed(program, &e, a->json);
     enum status status = OK;
     if (a->wait) status = queue_sync_last_event(q, a->queue.tenant, before, &e);
     if (status == OK) status = push(q, a->queue.tenant, message, &e);
-    if (status == OK && a->wait) {
-        status = queue_sync_wait(q, a->queue.tenant, job->id, before, timeout_ms(a->timeout),
-                                 &bytes, &n, &e);
-    }
+    int exit = status != OK ? outcome_failed(program, &e, a->json)
+               : a->wait    ? await(a, program, q, job->id, before)
+                            : say_id(a, job->id);
     queue_sync_close(&q);
-    int exit = EXIT_DONE;
-    if (status != OK) {
-        exit = outcome_failed(program, &e, a->json);
-    } else if (a->wait) {
-        exit = show_result(program, bytes, n, a->json);
-    } else if (a->json) {
-        exit = outcome_json(json_pack("{s:s, s:s, s:s}", "id", job->id, "queue", a->queue.queue,
-                                      "tenant", a->queue.tenant), EXIT_DONE);
-    } else {
-        puts(job->id);
-    }
-    free(bytes);
     return exit;
 }
 
@@ -283,6 +298,8 @@ int cmd_enqueue(int argc, char **argv)
         {.name = "attempts", .kind = OPTION_INT, .value = &a.attempts, .argument = "N",
          .help = "Failures after which it is given up (default 5).", .least = 1,
          .most = JOB_ATTEMPTS_MAX},
+        {.name = "stream", .kind = OPTION_FLAG, .value = &a.stream,
+         .help = "Its text can be read as it comes; with --wait it is printed so."},
         {.name = "wait", .kind = OPTION_FLAG, .value = &a.wait,
          .help = "Waits, and prints the result instead of the id."},
         {.name = "timeout", .kind = OPTION_NUMBER, .value = &a.timeout, .argument = "S",
