@@ -55,6 +55,7 @@ struct item {
     struct prompt prompt;
     struct error error;
     uint32_t starts;
+    bool stream;
     int64_t admitted_ms;
     size_t n_message, n_resume;
     uint8_t bytes[]; // the checkpoint (ids, aligned), then the message
@@ -134,7 +135,7 @@ static void start(struct claims *c, const struct item *item)
         .n_stop_ids = body->n_stop_ids,
         .ignore_eos = body->ignore_eos,
         .class = p->job.class,
-        .stream = p->job.stream,
+        .stream = item->stream,
         .attempts = (int) item->starts,
         .queued_ms = queued_ms > 0 ? (uint64_t) queued_ms : 0,
         .ids = {p->ids.ids, (size_t) p->ids.n * sizeof *p->ids.ids},
@@ -175,6 +176,7 @@ static bool read_later(struct claims *c, const struct queue_job *j, const struct
                           .key = *key,
                           .limits = c->options.limits,
                           .starts = j->starts,
+                          .stream = j->stream, // as admitted, whatever the message is by now
                           .admitted_ms = j->admitted_ms,
                           .n_message = j->n_bytes,
                           .n_resume = n_resume};

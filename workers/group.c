@@ -47,6 +47,7 @@ struct group {
     int stop;                 // times it was asked to
     int64_t stop_ms;
     int64_t said_ms, credit_ms;
+    int64_t report_ms;        // TOKENS are due then
     uint64_t credit_slots, credit_blocks; // told last
     uint64_t steps;           // through this group, ever
     struct health_writer health;
@@ -526,7 +527,7 @@ static enum status serve(struct group *g, int64_t now_ms, struct error *e)
         return OK;
     }
     if (g->head == NULL) return OK;
-    head_report(g->head, now_ms, RESULT_AGAIN_MS);
+    g->report_ms = head_report(g->head, now_ms, RESULT_AGAIN_MS);
     if (g->head->granted_slots != g->credit_slots || g->head->granted_blocks != g->credit_blocks ||
         now_ms - g->credit_ms >= CREDIT_AGAIN_MS) {
         send_credit(g, now_ms);
@@ -538,10 +539,8 @@ static enum status serve(struct group *g, int64_t now_ms, struct error *e)
 static long turn_ms(const struct group *g)
 {
     if (g->linking) return LINK_TURN_MS;
-    int64_t due = g->head != NULL && g->state == WIRE_SERVING ? head_report_due(g->head)
-                                                              : INT64_MAX;
-    if (due == INT64_MAX) return TURN_MS;
-    int64_t left = due - clock_ms();
+    if (g->head == NULL || g->state != WIRE_SERVING || g->report_ms == INT64_MAX) return TURN_MS;
+    int64_t left = g->report_ms - clock_ms();
     return left < 1 ? 1 : left < TURN_MS ? (long) left : TURN_MS;
 }
 

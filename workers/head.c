@@ -384,25 +384,20 @@ static int64_t report_due(const struct head *h, const struct seq *q)
     return q->reported_ms + (q->stream ? STREAM_REPORT_MS : h->options.report_ms);
 }
 
-int64_t head_report_due(const struct head *h)
+int64_t head_report(struct head *h, int64_t now_ms, int64_t again_ms)
 {
-    int64_t first = INT64_MAX;
+    int64_t next = INT64_MAX;
     for (int i = 0; i < h->options.limits.slots; i++) {
-        int64_t due = report_due(h, &h->seqs[i]);
-        if (due < first) first = due;
-    }
-    return first;
-}
-
-void head_report(struct head *h, int64_t now_ms, int64_t again_ms)
-{
-    for (int i = 0; i < h->options.limits.slots; i++) {
-        if (report_due(h, &h->seqs[i]) <= now_ms) report_tokens(h, &h->seqs[i], now_ms);
+        struct seq *q = &h->seqs[i];
+        if (report_due(h, q) <= now_ms) report_tokens(h, q, now_ms);
+        int64_t due = report_due(h, q);
+        if (due < next) next = due;
     }
     for (struct kept_result *r = h->kept; r != NULL; r = r->next) {
         if (r->sent_ms > 0 && now_ms - r->sent_ms < again_ms) continue;
         if (h->events.result(h->events.arg, r)) r->sent_ms = now_ms;
     }
+    return next;
 }
 
 void head_report_again(struct head *h)

@@ -91,10 +91,8 @@ void head_tokens(struct head *h, uint64_t step, const struct step_token *tokens,
                  const float *logits, int64_t now_ms);
 
 // Offers what is due: TOKENS, and RESULTs never sent or sent more than `again_ms` ago.
-void head_report(struct head *h, int64_t now_ms, int64_t again_ms);
-
-// When TOKENS are due next; INT64_MAX: there are none.
-int64_t head_report_due(const struct head *h);
+// Returns when TOKENS are due next; INT64_MAX: there is nothing to tell.
+int64_t head_report(struct head *h, int64_t now_ms, int64_t again_ms);
 
 // Another broker listens, or the connection is new: this attempt's tokens are told from its
 // beginning, and the text of a stream from its own.

@@ -144,12 +144,12 @@ static void told_after_50_ms_or_32_tokens(void **state)
     memset(line, 'x', STREAM_REPORT_TOKENS);
     open_stage(&s, 1000);
     accept(&s, &(struct wire_job){.max_tokens = 500, .stream = true}, 1000);
-    assert_true(head_report_due(s.head) == INT64_MAX);
+    assert_true(head_report(s.head, 1000, AGAIN_MS) == INT64_MAX);
     say(&s, line + 1, 1001); // one less
-    assert_int_equal(head_report_due(s.head), 1000 + STREAM_REPORT_MS);
-    head_report(s.head, 1000 + STREAM_REPORT_MS - 1, AGAIN_MS);
+    assert_int_equal(head_report(s.head, 1000 + STREAM_REPORT_MS - 1, AGAIN_MS),
+                     1000 + STREAM_REPORT_MS);
     assert_int_equal(s.n_reports, 0);
-    head_report(s.head, 1000 + STREAM_REPORT_MS, AGAIN_MS);
+    assert_true(head_report(s.head, 1000 + STREAM_REPORT_MS, AGAIN_MS) == INT64_MAX);
     assert_int_equal(s.n_reports, 1);
     assert_int_equal(s.n_ids, STREAM_REPORT_TOKENS - 1);
     assert_int_equal(s.n_text, STREAM_REPORT_TOKENS - 1);
@@ -167,7 +167,7 @@ static void jobs_without_stream_tell_no_text(void **state)
     open_stage(&s, 1000);
     accept(&s, &(struct wire_job){.max_tokens = 500}, 1000);
     say(&s, "abc", 1001);
-    assert_int_equal(head_report_due(s.head), 1000 + REPORT_MS);
+    assert_int_equal(head_report(s.head, 1002, AGAIN_MS), 1000 + REPORT_MS);
     head_report(s.head, 1000 + REPORT_MS, AGAIN_MS);
     assert_int_equal(s.n_ids, 3);
     assert_int_equal(s.n_text, 0);
@@ -234,9 +234,7 @@ static void a_long_text_takes_several_frames(void **state)
     accept(&s, &(struct wire_job){.max_tokens = CONTEXT - 1, .stream = true,
                                   .resume = {earlier, 2 * PAIRS * sizeof *earlier}}, 0);
     int64_t now_ms = 0;
-    while (head_report_due(s.head) != INT64_MAX) {
-        head_report(s.head, now_ms += STREAM_REPORT_MS, AGAIN_MS);
-    }
+    while (head_report(s.head, now_ms += STREAM_REPORT_MS, AGAIN_MS) != INT64_MAX) continue;
     assert_int_equal(s.n_text, 3 * PAIRS);
     assert_int_equal(s.n_reports, 2);
     assert_int_equal(s.longest, STREAM_CHUNK_MAX / 3 * 3);
