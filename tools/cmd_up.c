@@ -26,10 +26,11 @@
 #include <unistd.h>
 
 enum { REDIS_STOP_MS = 30000, BROKER_STOP_MS = 10000, TURN_MS = 1000 };
-_Static_assert(PP_MAX + 2 <= CHILDREN_MAX, "a group a stage, Redis and the broker");
+_Static_assert(PP_MAX + 1 + BROKERS_MAX <= CHILDREN_MAX, "a group a stage, Redis and brokers");
 
 struct up {
     const char *model, *layers, *redis, *data_dir, *queue, *precision;
+    int64_t brokers, broker_ports[BROKERS_MAX];
     int64_t pp, tp, spares, threads, redis_port, broker_port, device_memory, drain_s, max_context,
         slots, max_rows;
     bool quiet, log_json, accept_loss;
@@ -38,7 +39,7 @@ struct up {
     char bin[PATH_MAX];
     int n_stages;
     struct supervisor supervisor;
-    int first_group, broker; // indexes of children; Redis, if it is ours, is 0
+    int first_group, first_broker; // indexes of children; Redis, if it is ours, is 0
     FILE *log;
     bool served;
 };
@@ -135,14 +136,16 @@ static void add_text(struct child *c, const char *flag, const char *value)
     child_arg(c, "%s", value);
 }
 
-static void add_broker(struct up *u)
+// One leads, the others stand by.
+static void add_broker(struct up *u, int i)
 {
-    u->broker = u->supervisor.n_children;
-    struct child *c = supervisor_add(&u->supervisor, "broker", BROKER_STOP_MS);
+    char name[32] = "broker";
+    if (i > 0) snprintf(name, sizeof name, "broker-%d", i + 1);
+    struct child *c = supervisor_add(&u->supervisor, name, BROKER_STOP_MS);
     child_arg(c, "%s/penstock-broker", u->bin);
     add_text(c, "queue", u->queue); // where Redis is, the environment says: it may hold a password
     child_arg(c, "--listen");
-    child_arg(c, "tcp://127.0.0.1:%lld", (long long) u->broker_port);
+    child_arg(c, "tcp://127.0.0.1:%lld", (long long) u->broker_ports[i]);
     add_text(c, "model", u->model);
     add_text(c, "layers", u->layers);
     add_number(c, "pp", u->pp);
@@ -156,12 +159,16 @@ static void add_broker(struct up *u)
 
 static void add_group(struct up *u, int i)
 {
-    char name[32];
+    char name[32], brokers[BROKERS_MAX * 32] = "";
     snprintf(name, sizeof name, "group-%d", i);
+    for (int k = 0; k < u->brokers; k++) {
+        size_t n = strlen(brokers);
+        snprintf(brokers + n, sizeof brokers - n, "%stcp://127.0.0.1:%lld", k > 0 ? "," : "",
+                 (long long) u->broker_ports[k]);
+    }
     struct child *c = supervisor_add(&u->supervisor, name, (int) u->drain_s * 1000 + 5000);
     child_arg(c, "%s/penstock-worker", u->bin);
-    child_arg(c, "--broker");
-    child_arg(c, "tcp://127.0.0.1:%lld", (long long) u->broker_port);
+    add_text(c, "broker", brokers);
     add_text(c, "model", u->model);
     child_arg(c, "--devices");
     child_arg(c, "cpu:%lld", (long long) u->tp);
@@ -182,7 +189,8 @@ static void add_children(struct up *u)
     if (u->threads == 0) u->threads = cores > n_ranks ? cores / n_ranks : 1;
     if (u->device_memory == 0) u->device_memory = (int64_t) memory_share(n_held);
     if (u->redis == NULL) add_redis(u);
-    add_broker(u);
+    u->first_broker = u->supervisor.n_children;
+    for (int i = 0; i < u->brokers; i++) add_broker(u, i);
     u->first_group = u->supervisor.n_children;
     for (int i = 0; i < u->n_stages + u->spares; i++) add_group(u, i);
 }
@@ -206,7 +214,8 @@ static void say(struct up *u, const char *format, ...)
 static void on_line(void *arg, struct child *c, const char *line)
 {
     struct up *u = arg;
-    bool broker = c == &u->supervisor.children[u->broker];
+    ptrdiff_t index = c - u->supervisor.children;
+    bool broker = index >= u->first_broker && index < u->first_group;
     fprintf(u->log, "%s\n", line);
     fflush(u->log);
     bool redis = strcmp(c->name, "redis") == 0; // its banner is no news
@@ -278,12 +287,13 @@ static enum status prepare(struct up *u, struct error *e)
 {
     if (u->model == NULL) return error_set(e, ERR_INPUT, "bad_usage", "--model is needed");
     try(check_plan(u, e));
-    if (u->n_stages + u->spares + 2 > CHILDREN_MAX) {
+    if (u->n_stages + u->spares + 1 + u->brokers > CHILDREN_MAX) {
         return error_set(e, ERR_INPUT, "bad_usage", "at most %d stages and spares",
-                         CHILDREN_MAX - 2);
+                         CHILDREN_MAX - 1 - (int) u->brokers);
     }
     try(find_redis(u, e));
-    try(take_port(&u->broker_port, "broker-port", e));
+    u->broker_ports[0] = u->broker_port;
+    for (int i = 0; i < u->brokers; i++) try(take_port(&u->broker_ports[i], "broker-port", e));
     try(find_programs(u, e));
     return make_folders(u, e);
 }
@@ -293,7 +303,7 @@ static void stop_all(struct up *u)
     struct supervisor *s = &u->supervisor;
     say(u, "stopping; Ctrl-C again stops at once");
     supervisor_stop(s, u->first_group, s->n_children - u->first_group);
-    supervisor_stop(s, u->broker, 1);
+    supervisor_stop(s, u->first_broker, (int) u->brokers);
     if (u->redis == NULL) supervisor_stop(s, 0, 1);
 }
 
@@ -317,7 +327,7 @@ static enum status run(struct up *u, struct error *e)
 
 int cmd_up(int argc, char **argv)
 {
-    struct up u = {.tp = 1, .redis_port = 6379, .broker_port = 7300, .drain_s = 20,
+    struct up u = {.tp = 1, .brokers = 1, .redis_port = 6379, .broker_port = 7300, .drain_s = 20,
                    .data_dir = "penstock-data", .queue = "default", .precision = "auto"};
     struct option_spec specs[] = {
         {.name = "model", .kind = OPTION_STRING, .value = &u.model, .argument = "DIR",
@@ -337,6 +347,9 @@ int cmd_up(int argc, char **argv)
          .most = 65535},
         {.name = "broker-port", .kind = OPTION_INT, .value = &u.broker_port, .argument = "PORT",
          .help = "Port of the broker (default 7300); 0: any free one.", .least = 0, .most = 65535},
+        {.name = "brokers", .kind = OPTION_INT, .value = &u.brokers, .argument = "N",
+         .help = "Brokers (default 1): one leads, the others stand by, on any free ports.",
+         .least = 1, .most = BROKERS_MAX},
         {.name = "data-dir", .kind = OPTION_STRING, .value = &u.data_dir, .argument = "DIR",
          .help = "Where the queue is kept, and penstock.log (default penstock-data)."},
         {.name = "queue", .kind = OPTION_STRING, .value = &u.queue, .argument = "NAME",
