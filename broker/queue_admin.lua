@@ -146,7 +146,8 @@ end
 local function waits_for(p, tenant, id, job)
     if job.state == 'waiting' then return 'parts' end
     if job.state ~= 'queued' then return nil end
-    if call('ZSCORE', p .. 'dly', tenant .. ':' .. id) then return job.fails and 'backoff' or 'at' end
+    local due = call('ZSCORE', p .. 'dly', tenant .. ':' .. id)
+    if due then return job.fails and 'backoff' or 'at' end
     local paused = call('HMGET', p .. 'paused', '*', tenant)
     if paused[1] then return 'queue_paused' end
     if paused[2] then return 'tenant_paused' end

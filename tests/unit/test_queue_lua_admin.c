@@ -119,7 +119,8 @@ static void test_show_tells_what_a_job_waits_for(void **state)
     expect_waits("c", "at");
     make_due("dly", "default:c");
     call("promote", "1", "10");
-    assert_non_null(strstr(call("show", "default", "c"), " waits turn ahead 0 waiting 1 before 1]"));
+    const char *got = call("show", "default", "c");
+    assert_non_null(strstr(got, " waits turn ahead 0 waiting 1 before 1]"));
     expect("[cancelled]", "cancel", "1", "default", "0", "c");
     expect_waits("c", "");
     assert_non_null(strstr(call("show", "default", "c"), " until "));
