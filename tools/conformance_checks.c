@@ -211,6 +211,7 @@ const struct conformance_check CONFORMANCE_CHECKS[] = {
     {"big", "a body of 1 MiB arrives, and its answer", big},
     {"push-cut-off", "a push that was cut off is made again with the same id",
      conformance_push_cut_off},
+    {"push-arrived", "also if it had arrived: only its answer was lost", conformance_push_arrived},
     {"push-full", "a push that a full Redis refused is made again", conformance_push_full},
     {"wait-cut-off", "wait goes on after the connection was lost", conformance_wait_cut_off},
     {"bulk", "bulk keeps to its window, and fills it", conformance_bulk},

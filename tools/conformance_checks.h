@@ -18,8 +18,8 @@ extern const struct conformance_check CONFORMANCE_CHECKS[];
 extern const int CONFORMANCE_N_CHECKS;
 
 // conformance_lost.c
-conformance_run conformance_push_cut_off, conformance_push_full, conformance_wait_cut_off,
-    conformance_bulk, conformance_bulk_cut_off;
+conformance_run conformance_push_cut_off, conformance_push_arrived, conformance_push_full,
+    conformance_wait_cut_off, conformance_bulk, conformance_bulk_cut_off;
 
 // conformance_stream.c
 conformance_run conformance_stream_comes, conformance_stream_overlap, conformance_stream_gap,

@@ -3,6 +3,7 @@
 
 #include "broker/redis.h"
 #include "common/clock.h"
+#include "tools/conformance_relay.h"
 
 #include <hiredis/hiredis.h>
 #include <jansson.h>
@@ -30,6 +31,25 @@ static enum status push_is_held(struct conformance *c, struct error *e)
     }
 }
 
+// However often it was pushed: under the id that the reply tells, and none else.
+static enum status one_id(struct conformance *c, const json_t *reply, const char *prompt,
+                          struct error *e)
+{
+    char text[64];
+    const char *id = json_string_value(json_object_get(reply, "id"));
+    if (id == NULL) return conformance_wrong(e, "the reply to enqueue does not hold the id");
+    try(conformance_step(c, e));
+    try(conformance_came(c, id, prompt, e));
+    for (int i = 0; i < c->broker.n_seen; i++) {
+        const struct seen *s = &c->broker.seen[i];
+        if (strcmp(s->prompt, prompt) == 0 && strcmp(s->id, id) != 0) {
+            return conformance_wrong(e, "the job was pushed again under another id");
+        }
+    }
+    snprintf(text, sizeof text, "re: %s", prompt);
+    return conformance_result_is(c, "wait", id, "ok", text, NULL, e);
+}
+
 enum status conformance_push_cut_off(struct conformance *c, struct error *e)
 {
     json_t *reply;
@@ -38,20 +58,44 @@ enum status conformance_push_cut_off(struct conformance *c, struct error *e)
     enum status status = conformance_say(c, conformance_chat(NULL, "cut off", NULL), e);
     if (status == OK) status = push_is_held(c, e);
     if (status == OK) status = conformance_cut(c, e);
-    try(conformance_command(c, "CLIENT UNPAUSE", NULL, e));
+    struct error ignored;
+    try(conformance_command(c, "CLIENT UNPAUSE", NULL, status == OK ? e : &ignored));
     if (status != OK) return status;
     try(conformance_listen(c, false, &reply, e));
-    const char *id = json_string_value(json_object_get(reply, "id"));
-    status = conformance_step(c, e);
-    if (status == OK) status = conformance_came(c, id != NULL ? id : "", "cut off", e);
-    for (int i = 0; status == OK && i < c->broker.n_seen; i++) {
-        const struct seen *s = &c->broker.seen[i];
-        if (strcmp(s->prompt, "cut off") == 0 && strcmp(s->id, id) != 0) {
-            status = conformance_wrong(e, "the job was pushed again under another id");
-        }
-    }
-    if (status == OK) status = conformance_result_is(c, "wait", id, "ok", "re: cut off", NULL, e);
+    status = one_id(c, reply, "cut off", e);
     json_decref(reply);
+    return status;
+}
+
+static enum status through_relay(struct conformance *c, struct conformance_relay *relay,
+                                 struct error *e)
+{
+    json_t *reply;
+    try(conformance_restart(c, e));
+    conformance_relay_lose(relay);
+    try(conformance_ask(c, conformance_chat(NULL, "answer lost", NULL), &reply, e));
+    enum status status = OK;
+    if (!conformance_relay_lost(relay)) {
+        status = conformance_wrong(e, "enqueue was over before its RPUSH was answered");
+    }
+    if (status == OK) status = one_id(c, reply, "answer lost", e);
+    json_decref(reply);
+    return status;
+}
+
+enum status conformance_push_arrived(struct conformance *c, struct error *e)
+{
+    struct conformance_relay relay;
+    const char *url = c->url;
+    if (!c->own_server) {
+        return error_set(e, ERR_UNSUPPORTED, "unsupported", "only with a server of this run alone");
+    }
+    try(conformance_relay_start(&relay, url, e));
+    c->url = relay.url;
+    enum status status = through_relay(c, &relay, e);
+    c->url = url;
+    conformance_program_stop(&c->program); // the next one goes to the server itself
+    conformance_relay_stop(&relay);
     return status;
 }
 
@@ -78,7 +122,7 @@ enum status conformance_push_full(struct conformance *c, struct error *e)
 {
     json_t *reply;
     if (!c->own_server) {
-        return error_set(e, ERR_UNSUPPORTED, "unsupported", "not with a server that others use");
+        return error_set(e, ERR_UNSUPPORTED, "unsupported", "only with a server of this run alone");
     }
     try(conformance_command(c, "CONFIG RESETSTAT", NULL, e));
     try(conformance_command(c, "CONFIG SET maxmemory 1", NULL, e));

@@ -166,6 +166,19 @@ def pushes_once():
     gives_up_at("RPUSH")
 
 
+@fault("push-arrived")
+def pushes_again_under_another_id():
+    def enqueue(was):
+        def again(self, job):
+            try:
+                return was(self, job)
+            except penstock.RedisAway:
+                return was(self, penstock.Job(job.op, job.body, job.id + "-again", job.fields))
+        return again
+    replace(penstock.Client, "enqueue", enqueue)
+    gives_up_at("RPUSH")
+
+
 @fault("push-full")
 def takes_full_for_an_end():
     def next(was):

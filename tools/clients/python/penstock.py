@@ -70,7 +70,8 @@ class Result:
 
 
 def _pack(value: Any) -> bytes:
-    return msgpack.packb(value, use_bin_type=True)
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed
 
 
 def _result(data: Optional[bytes]) -> Optional[Result]:
@@ -166,7 +167,7 @@ class _Backoff:
         return self.delay
 
 
-class _Do(tuple):
+class _Do(Tuple[Any, ...]):
     """Redis commands that a protocol step wants done; it is sent the list of replies."""
 
 
@@ -189,7 +190,7 @@ class _Protocol:
 
     def _last(self) -> Steps[str]:
         [got] = yield _Do([("XREVRANGE", self._log, "+", "-", "COUNT", 1)])
-        return got[0][0].decode() if got else "0-0"
+        return str(got[0][0].decode()) if got else "0-0"
 
     def _read(self, id: str) -> Steps[Optional[Result]]:
         [data] = yield _Do([("GET", self._results + id)])
@@ -235,7 +236,7 @@ class _Protocol:
         while result is None:
             found, gap = yield from self._news(at, _left(until))
             for _, chunk in found.get(self._chunks + id, []):
-                if text.add(int(chunk[b"offset"]), chunk[b"bytes"]):
+                if text is not None and text.add(int(chunk[b"offset"]), chunk[b"bytes"]):
                     yield text.new
             for event in _events(found.get(self._log, []), (id,)).values():
                 [data] = yield _Do([("GET", self._results + id)])
@@ -264,7 +265,7 @@ class _Protocol:
             found, gap = yield from self._news(at, BLOCK_MS if not more or len(open) >= window
                                                else 1)
             events = _events(found.get(self._log, []), open)
-            ids = list(open if gap else events)
+            ids = list(open) if gap else list(events)
             for id, data in zip(ids, (yield _Do([("GET", self._results + id) for id in ids]))):
                 if id in events or data is not None:
                     yield open.pop(id), _ended(id, events.get(id, "done"), data)
@@ -276,7 +277,7 @@ class Client(_Protocol):
     def __init__(self, url: str = "redis://127.0.0.1:6379", queue: str = "default",
                  tenant: str = "default", patience: float = 60) -> None:
         super().__init__(queue, tenant, patience)
-        self._redis = redis.Redis.from_url(url, socket_timeout=30)
+        self._redis: Any = redis.Redis.from_url(url, socket_timeout=30)
 
     def close(self) -> None:
         self._redis.close()
@@ -313,7 +314,8 @@ class Client(_Protocol):
             try:
                 reply = self._do(steps.send(reply))
             except StopIteration as end:
-                return end.value
+                value: T = end.value
+                return value
 
     def _each(self, steps: Steps[Any], jobs: Iterator[Job]) -> Iterator[Any]:
         reply: Any = None
@@ -339,7 +341,8 @@ class Client(_Protocol):
                 with self._redis.pipeline(transaction=False) as p:
                     for command in commands:
                         p.execute_command(*command)
-                    return p.execute()
+                    replies: List[Any] = p.execute()
+                    return replies
             except redis.RedisError as e:
                 time.sleep(backoff.next(e))
         return []
@@ -351,7 +354,7 @@ class AsyncClient(_Protocol):
     def __init__(self, url: str = "redis://127.0.0.1:6379", queue: str = "default",
                  tenant: str = "default", patience: float = 60) -> None:
         super().__init__(queue, tenant, patience)
-        self._redis = redis.asyncio.Redis.from_url(url, socket_timeout=30)
+        self._redis: Any = redis.asyncio.Redis.from_url(url, socket_timeout=30)
 
     async def close(self) -> None:
         await getattr(self._redis, "aclose", self._redis.close)()
@@ -383,7 +386,8 @@ class AsyncClient(_Protocol):
             try:
                 step = steps.send(reply)
             except StopIteration as end:
-                return end.value
+                value: T = end.value
+                return value
             reply = await self._do(step)
 
     async def _each(self, steps: Steps[Any], jobs: AsyncIterator[Job]) -> AsyncIterator[Any]:
@@ -410,7 +414,8 @@ class AsyncClient(_Protocol):
                 async with self._redis.pipeline(transaction=False) as p:
                     for command in commands:
                         p.execute_command(*command)
-                    return await p.execute()
+                    replies: List[Any] = await p.execute()
+                    return replies
             except redis.RedisError as e:
                 await asyncio.sleep(backoff.next(e))
         return []
@@ -422,7 +427,8 @@ async def _async(jobs: Iterable[Job]) -> AsyncIterator[Job]:
 
 
 async def _none() -> AsyncIterator[Job]:
-    for job in ():
+    nothing: Tuple[Job, ...] = ()
+    for job in nothing:
         yield job
 
 
