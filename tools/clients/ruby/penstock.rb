@@ -192,7 +192,7 @@ module Penstock
       return enum_for(:bulk, jobs, window: window) unless block_given?
 
       source, open, at, more = jobs.each_entry, {}, { @log => last_event }, true
-      loop do
+      while more || !open.empty? # no loop: it would swallow a StopIteration of the block
         more = fill(source, open, window) if more && open.size < window
         break if open.empty?
 

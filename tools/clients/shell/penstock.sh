@@ -16,12 +16,16 @@ _penstock_key() {
     printf 'ps:{%s}:%s:%s' "${PENSTOCK_QUEUE:-default}" "$1" "${PENSTOCK_TENANT:-default}"
 }
 
-_penstock_redis() { redis-cli -e -u "${PENSTOCK_REDIS:-redis://127.0.0.1:6379}" "$@"; }
+_penstock_redis() {
+    redis-cli --no-auth-warning -e -u "${PENSTOCK_REDIS:-redis://127.0.0.1:6379}" "$@"
+}
 
 # Runs a command until it succeeds, as long as Redis is away or full. Its output in $penstock_reply.
 _penstock_again() {
     local until=$((SECONDS + ${PENSTOCK_PATIENCE:-60})) delay=0.05
-    until penstock_reply=$("$@" 2>&1) && [[ $penstock_reply != OOM* ]]; do
+    # redis-cli goes on as nobody after a login that failed.
+    until penstock_reply=$("$@" 2>&1) &&
+        [[ $penstock_reply != OOM* && $penstock_reply != "AUTH failed"* ]]; do
         if [[ $penstock_reply =~ ^(NOPERM|NOAUTH|WRONG|ERR|AUTH) ]] || ((SECONDS >= until)); then
             printf 'penstock: Redis: %s\n' "${penstock_reply:0:300}" >&2
             return 1
