@@ -1,13 +1,7 @@
-// The whole broker as a process, with a real redis-server and groups that only speak the wire
-// protocol: the life of a job, and what becomes of it when group, broker or Redis dies at any point
-// of it.
-#include "common/checkpoint.h"
-#include "common/clock.h"
-#include "common/result.h"
+// The life of a job in a whole broker, its input, its other ends, and starts that fail.
+#include "tests/support/world.h"
+
 #include "tests/support/bytes.h"
-#include "tests/support/fake_group.h"
-#include "tests/support/program.h"
-#include "tests/support/redis.h"
 #include "tests/support/wire_examples.h"
 
 #include <setjmp.h>
@@ -20,209 +14,9 @@
 
 #include <cmocka.h>
 #include <hiredis/hiredis.h>
-#include <signal.h>
 #include <zmq.h>
 
-enum { PATIENCE_MS = 30000, GROUPS_MAX = 3, ARGS_MAX = 32 };
-
-static struct test_redis server;
-static redisContext *redis;
-static char model_hash[33];
-static void *context; // of ZeroMQ
-
-// A broker and its groups, on a queue of their own.
-static struct world {
-    char queue[32];
-    struct program broker;
-    char endpoint[ENDPOINT_MAX];
-    struct fake_group groups[GROUPS_MAX];
-    int n_groups;
-    void *stranger;       // closed with the groups, also after a test that failed
-    const char *extra[8]; // options of the broker
-} w;
-
-// --- driving
-
-static void turn(void)
-{
-    for (int i = 0; i < w.n_groups; i++) {
-        if (w.groups[i].socket != NULL) fake_group_turn(&w.groups[i], 1);
-    }
-    if (w.broker.pid != 0) program_read(&w.broker);
-}
-
-// Turns until the condition holds.
-#define until(condition)                                                                           \
-    do {                                                                                           \
-        int64_t end_ = clock_ms() + PATIENCE_MS;                                                   \
-        while (!(condition)) {                                                                     \
-            if (clock_ms() > end_) {                                                               \
-                fputs(w.broker.log, stderr); /* longer than cmocka's messages */                   \
-                fail_msg("never: %s", #condition);                                                 \
-            }                                                                                      \
-            turn();                                                                                \
-        }                                                                                          \
-    } while (0)
-
-static void start_broker(void)
-{
-    const char *args[ARGS_MAX] = {BUILD_DIR "/bin/penstock-broker", "--redis", server.url,
-                                  "--queue", w.queue, "--model", "tiny=" FIXTURES "/tiny-bf16",
-                                  "--listen", w.endpoint, "--log-level", "debug"};
-    int n = 0;
-    while (args[n] != NULL) n++;
-    for (int i = 0; w.extra[i] != NULL; i++) args[n++] = w.extra[i];
-    program_start(&w.broker, args);
-    const char *at = program_wait(&w.broker, "event=listening endpoint=");
-    snprintf(w.endpoint, sizeof w.endpoint, "%.*s", (int) strcspn(at, "\n"), at);
-}
-
-static struct fake_group *start_group(const char *name)
-{
-    struct fake_group *g = &w.groups[w.n_groups++];
-    fake_group_start(g, context, w.endpoint, name, model_hash);
-    return g;
-}
-
-// A broker with one serving group; `extra` options end with NULL.
-static struct fake_group *start_world(const char *const *extra)
-{
-    for (int i = 0; extra != NULL && extra[i] != NULL; i++) w.extra[i] = extra[i];
-    start_broker();
-    struct fake_group *g = start_group("g-0");
-    until(g->linked);
-    return g;
-}
-
-static int setup(void **state)
-{
-    (void) state;
-    static int n;
-    w = (struct world){0};
-    snprintf(w.queue, sizeof w.queue, "q%d", n++);
-    snprintf(w.endpoint, sizeof w.endpoint, "tcp://127.0.0.1:0");
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void) state;
-    for (int i = 0; i < w.n_groups; i++) fake_group_kill(&w.groups[i]);
-    if (w.stranger != NULL) zmq_close(w.stranger);
-    program_kill(&w.broker);
-    return 0;
-}
-
-// --- Redis, as a producer sees it
-
-static void push_bytes(const void *bytes, size_t n)
-{
-    redisReply *r = redisCommand(redis, "RPUSH ps:{%s}:in:default %b", w.queue, bytes, n);
-    assert_non_null(r);
-    assert_int_equal(r->type, REDIS_REPLY_INTEGER);
-    freeReplyObject(r);
-}
-
-// A message written as JSON with single quotes.
-static void push(const char *format, ...)
-{
-    char json[4096];
-    struct buffer bytes;
-    va_list args;
-    va_start(args, format);
-    vsnprintf(json, sizeof json, format, args);
-    va_end(args);
-    buffer_init(&bytes, 1 << 20);
-    bytes_json(&bytes, json);
-    push_bytes(bytes.data, bytes.n);
-    buffer_deinit(&bytes);
-}
-
-static void push_job(const char *id, int n_prompt, int max_tokens)
-{
-    char ids[2048] = "5";
-    for (int i = 1; i < n_prompt; i++) strcat(ids, ",6");
-    push("{'v': 1, 'id': '%s', 'op': 'tokens', 'body': {'tokens': [%s], 'max_tokens': %d, "
-         "'temperature': 0}}", id, ids, max_tokens);
-}
-
-static redisReply *ask(const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    redisReply *r = redisvCommand(redis, format, args);
-    va_end(args);
-    assert_non_null(r);
-    return r;
-}
-
-static bool has_result(const char *id)
-{
-    redisReply *r = ask("EXISTS ps:{%s}:r:default:%s", w.queue, id);
-    bool yes = r->integer == 1;
-    freeReplyObject(r);
-    return yes;
-}
-
-// Waits for the result; the caller frees *bytes and deinits.
-static struct result result_of(const char *id, redisReply **bytes)
-{
-    struct result result;
-    struct error e = {0};
-    until(has_result(id));
-    *bytes = ask("GET ps:{%s}:r:default:%s", w.queue, id);
-    if (result_decode(&result, (*bytes)->str, (*bytes)->len, &e) != OK) fail_msg("%s", e.text);
-    assert_string_equal(result.id, id);
-    return result;
-}
-
-static void expect_result(const char *id, enum result_status status, const char *code, int n_tokens)
-{
-    redisReply *bytes;
-    struct result r = result_of(id, &bytes);
-    assert_string_equal(r.error.code, code);
-    assert_int_equal(r.status, status);
-    assert_int_equal(r.n_tokens, n_tokens);
-    if (code[0] != '\0') assert_true(strlen(r.error.message) > 10);
-    result_deinit(&r);
-    freeReplyObject(bytes);
-}
-
-static int saved_bytes(const char *id)
-{
-    redisReply *r = ask("STRLEN ps:{%s}:c:default:%s", w.queue, id);
-    int n = (int) r->integer;
-    freeReplyObject(r);
-    return n;
-}
-
-static bool field_is(const char *id, const char *field, const char *value)
-{
-    redisReply *r = ask("HGET ps:{%s}:j:default:%s %s", w.queue, id, field);
-    bool yes = r->type == REDIS_REPLY_STRING && strcmp(r->str, value) == 0;
-    freeReplyObject(r);
-    return yes;
-}
-
-static void expect_events(const char *id, const char *wanted)
-{
-    char got[512] = "";
-    redisReply *r = ask("XRANGE ps:{%s}:ev:default - +", w.queue);
-    for (size_t i = 0; i < r->elements; i++) {
-        redisReply *const *f = r->element[i]->element[1]->element;
-        if (strcmp(f[1]->str, id) != 0) continue;
-        size_t n = strlen(got);
-        snprintf(got + n, sizeof got - n, "%s %s;", f[3]->str, f[5]->str);
-    }
-    freeReplyObject(r);
-    assert_string_equal(got, wanted);
-}
-
-static struct fake_job *wait_job(struct fake_group *g, const char *id)
-{
-    until(fake_group_job(g, id) != NULL);
-    return fake_group_job(g, id);
-}
+enum { ARGS_MAX = 32 }; // of a program
 
 // --- life
 
@@ -579,7 +373,7 @@ static void strangers_do_no_harm(void **state)
     struct fake_group *g = start_world(NULL);
     uint64_t seed = 11;
     int zero = 0;
-    void *socket = w.stranger = zmq_socket(context, ZMQ_DEALER);
+    void *socket = w.stranger = zmq_socket(world_zmq, ZMQ_DEALER);
     zmq_setsockopt(socket, ZMQ_LINGER, &zero, sizeof zero);
     assert_int_equal(zmq_connect(socket, w.endpoint), 0);
     push_job("a", 3, 2);
@@ -602,230 +396,6 @@ static void strangers_do_no_harm(void **state)
     expect_result("a", RESULT_OK, "", 2);
     assert_int_equal(g->n_assigns, 1);
     assert_int_equal(program_stop(&w.broker), 0);
-}
-
-// --- a group dies
-
-static void a_job_resumes_after_its_group_died(void **state)
-{
-    (void) state;
-    struct fake_group *g = start_world(NULL);
-    push_job("a", 3, 12);
-    fake_group_tokens(g, wait_job(g, "a"), 5);
-    until(saved_bytes("a") == 20);
-    fake_group_kill(g);
-    struct fake_group *again = start_group("g-0"); // started again by its supervisor
-    struct fake_job *job = wait_job(again, "a");
-    assert_int_equal(job->attempts, 2);
-    assert_int_equal(job->n_resume, 5);
-    for (int i = 0; i < 5; i++) assert_int_equal(job->resume[i], i);
-    fake_group_tokens(again, job, 3);
-    until(saved_bytes("a") == 32);
-    fake_group_finish(again, job);
-    expect_result("a", RESULT_OK, "", 12);
-    expect_events("a", "done 2;");
-}
-
-static void a_silent_group_is_given_up_and_a_spare_takes_over(void **state)
-{
-    (void) state;
-    struct fake_group *g = start_world(NULL);
-    struct fake_group *spare = start_group("g-1");
-    push_job("a", 3, 4);
-    wait_job(g, "a");
-    until(spare->n_hellos > 0 && spare->heard_ms > 0);
-    fake_group_kill(g);
-    struct fake_job *job = wait_job(spare, "a");
-    fake_group_finish(spare, job);
-    expect_result("a", RESULT_OK, "", 4);
-}
-
-static void a_group_drains_and_leaves(void **state)
-{
-    (void) state;
-    struct fake_group *g = start_world(NULL);
-    struct fake_group *spare = start_group("g-1");
-    push_job("a", 3, 4);
-    struct fake_job *job = wait_job(g, "a");
-    g->drain = true;
-    until(program_said(&w.broker, "event=draining") != NULL && spare->heard_ms > 0);
-    push_job("b", 3, 4);
-    until(program_said(&w.broker, "id=b") != NULL);
-    assert_true(g->n_unassigns == 0 && job->running);
-    fake_group_finish(g, job);
-    until(g->n_unassigns >= 1); // told again while it says DRAIN
-    assert_true(job->committed);
-    fake_group_finish(spare, wait_job(spare, "b"));
-    expect_result("b", RESULT_OK, "", 4);
-    expect_events("a", "done 1;");
-}
-
-// --- the broker dies
-
-static void a_new_broker_adopts_what_runs(void **state)
-{
-    (void) state;
-    static const char *const options[] = {"--slots", "2", "--kv-blocks", "100", NULL};
-    struct fake_group *g = start_world(options);
-    push_job("a", 3, 12);
-    struct fake_job *job = wait_job(g, "a");
-    fake_group_tokens(g, job, 5);
-    until(saved_bytes("a") == 20);
-    program_kill(&w.broker);
-    fake_group_tokens(g, job, 2); // the group goes on generating
-    push_job("b", 3, 12);
-    push_job("c", 3, 12);
-    start_broker();
-    struct fake_job *b = wait_job(g, "b"); // the other slot
-    until(field_is("c", "state", "queued"));
-    assert_int_equal(g->n_assigns, 1);
-    assert_null(fake_group_job(g, "c"));
-    fake_group_finish(g, job);
-    until(job->committed);
-    assert_int_equal(job->outcome, WIRE_OUTCOME_OK);
-    expect_result("a", RESULT_OK, "", 12);
-    expect_events("a", "done 1;"); // the first attempt
-    struct fake_job *c = wait_job(g, "c");
-    fake_group_finish(g, b);
-    fake_group_finish(g, c);
-    expect_result("b", RESULT_OK, "", 12);
-    expect_result("c", RESULT_OK, "", 12);
-}
-
-static void a_result_of_the_time_without_a_broker_is_kept(void **state)
-{
-    (void) state;
-    struct fake_group *g = start_world(NULL);
-    push_job("a", 3, 4);
-    struct fake_job *job = wait_job(g, "a");
-    program_kill(&w.broker);
-    fake_group_finish(g, job);
-    start_broker();
-    until(job->committed);
-    assert_int_equal(job->outcome, WIRE_OUTCOME_OK);
-    expect_result("a", RESULT_OK, "", 4);
-    assert_int_equal(g->n_assigns, 1);
-}
-
-static void messages_that_were_taken_and_not_admitted_are_found(void **state)
-{
-    (void) state;
-    struct fake_group *g = start_world(NULL);
-    program_kill(&w.broker);
-    push_job("a", 3, 4);
-    // As a broker leaves it that dies between take and admit.
-    redisReply *r = ask("FCALL take 1 ps:{%s}:term 1 default 10 100000 100000", w.queue);
-    assert_int_equal(r->type, REDIS_REPLY_ARRAY);
-    freeReplyObject(r);
-    start_broker();
-    fake_group_finish(g, wait_job(g, "a"));
-    expect_result("a", RESULT_OK, "", 4);
-}
-
-static void a_clean_stop_leaves_the_jobs_to_the_next_broker(void **state)
-{
-    (void) state;
-    struct fake_group *g = start_world(NULL);
-    push_job("a", 3, 4);
-    struct fake_job *job = wait_job(g, "a");
-    assert_int_equal(program_stop(&w.broker), 0);
-    assert_true(field_is("a", "state", "running"));
-    start_broker();
-    until(program_said(&w.broker, "event=adopted jobs=1") != NULL);
-    fake_group_finish(g, job);
-    until(job->committed);
-    expect_events("a", "done 1;");
-}
-
-static void two_stages_are_adopted_together(void **state)
-{
-    (void) state;
-    w.extra[0] = "--layers";
-    w.extra[1] = "2,2";
-    start_broker();
-    struct fake_group *a = start_group("g-a"), *b = start_group("g-b");
-    until(a->linked && b->linked);
-    program_kill(&w.broker);
-    start_broker();
-    until(program_said(&w.broker, "event=adopted jobs=0") != NULL);
-    assert_int_equal(a->n_assigns + b->n_assigns, 2);
-    assert_int_equal(a->n_unassigns + b->n_unassigns, 0);
-}
-
-// --- Redis dies
-
-static void reconnect(void)
-{
-    redisFree(redis);
-    redis = test_redis_connect(&server);
-}
-
-static void a_result_waits_for_redis(void **state)
-{
-    (void) state;
-    struct fake_group *g = start_world(NULL);
-    push_job("a", 3, 8);
-    struct fake_job *job = wait_job(g, "a");
-    test_redis_kill(&server);
-    fake_group_tokens(g, job, 3); // it goes on
-    until(program_said(&w.broker, "event=redis_down") != NULL);
-    fake_group_finish(g, job);
-    for (int64_t end = clock_ms() + 500; clock_ms() < end;) { // RESULT is said again and again
-        turn();
-        assert_false(job->committed);
-    }
-    test_redis_restart(&server);
-    reconnect();
-    until(job->committed);
-    assert_int_equal(job->outcome, WIRE_OUTCOME_OK);
-    expect_result("a", RESULT_OK, "", 8);
-    expect_events("a", "done 1;");
-    push_job("b", 3, 2);
-    fake_group_finish(g, wait_job(g, "b"));
-    expect_result("b", RESULT_OK, "", 2);
-}
-
-static void redis_dies_again_and_again_and_every_job_ends_once(void **state)
-{
-    (void) state;
-    enum { N = 30 };
-    struct fake_group *g = start_world((const char *[]){"--slots", "3", NULL});
-    char id[16];
-    int n_pushed = 0, kills = 0, n_done = 0;
-    int64_t end = clock_ms() + 2 * PATIENCE_MS;
-    while (n_done < N) {
-        assert_true(clock_ms() < end);
-        if (n_pushed < N) {
-            snprintf(id, sizeof id, "job-%d", n_pushed++);
-            push_job(id, 3, 4);
-        }
-        turn();
-        n_done = 0;
-        for (int i = 0; i < g->n_jobs; i++) {
-            struct fake_job *job = &g->jobs[i];
-            if (job->running && i % 3 != 0) fake_group_finish(g, job);
-            else if (job->running && job->n_tokens < 3) fake_group_tokens(g, job, 1);
-            else if (job->running) fake_group_finish(g, job);
-            n_done += job->committed && job->outcome == WIRE_OUTCOME_OK;
-        }
-        if (kills < 4 && n_done > 5 * kills) {
-            kills++;
-            test_redis_kill(&server);
-            test_redis_restart(&server);
-            reconnect();
-        }
-    }
-    for (int i = 0; i < N; i++) {
-        snprintf(id, sizeof id, "job-%d", i);
-        redisReply *bytes;
-        struct result r = result_of(id, &bytes);
-        assert_int_equal(r.status, RESULT_OK);
-        result_deinit(&r);
-        freeReplyObject(bytes);
-    }
-    redisReply *r = ask("HGET ps:{%s}:n done", w.queue);
-    assert_int_equal(atoi(r->str), N);
-    freeReplyObject(r);
 }
 
 // --- starts that fail
@@ -851,14 +421,14 @@ static void starts_that_fail_say_why(void **state)
     redisReply *r = ask("CONFIG SET appendfsync everysec");
     freeReplyObject(r);
 #define fails(status, text, ...) expect_failure((const char *[]){__VA_ARGS__, NULL}, status, text)
-    fails(1, "code=redis_unsafe", "--model", model, "--redis", server.url, "--listen", any);
+    fails(1, "code=redis_unsafe", "--model", model, "--redis", world_server.url, "--listen", any);
     r = ask("CONFIG SET appendfsync always");
     freeReplyObject(r);
-    fails(1, "code=port_taken", "--model", model, "--redis", server.url, "--listen", w.endpoint);
+    fails(1, "code=port_taken", "--model", model, "--redis", world_server.url, "--listen", w.endpoint);
     fails(2, "penstock keygen", "--model", model, "--listen", "tcp://0.0.0.0:7300");
     fails(2, "penstock keygen", "--model", model, "--listen", "tcp://*:7300");
     fails(2, "belong together", "--model", model, "--allow", "x");
-    fails(2, "--model is missing", "--redis", server.url);
+    fails(2, "--model is missing", "--redis", world_server.url);
     fails(2, "--pp wants", "--model", model, "--pp", "0");
     fails(2, "bad_plan", "--model", model, "--listen", any, "--pp", "60");
     fails(2, "bad_plan", "--model", model, "--listen", any, "--layers", "1,2,3,4,5,6");
@@ -868,33 +438,7 @@ static void starts_that_fail_say_why(void **state)
     fails(1, "code=bad_redis_url", "--model", model, "--redis", "http://x", "--listen", any);
 }
 
-// --- all
-
-static int start(void **state)
-{
-    (void) state;
-    struct checkpoint *checkpoint;
-    struct error e;
-    signal(SIGPIPE, SIG_IGN);
-    assert_int_equal(checkpoint_open(&checkpoint, FIXTURES "/tiny-bf16", &e), OK);
-    checkpoint_manifest_hash(checkpoint, model_hash);
-    checkpoint_close(&checkpoint);
-    test_redis_start(&server, NULL);
-    redis = test_redis_connect(&server);
-    context = zmq_ctx_new();
-    return 0;
-}
-
-static int stop(void **state)
-{
-    (void) state;
-    redisFree(redis);
-    test_redis_stop(&server);
-    zmq_ctx_term(context);
-    return 0;
-}
-
-#define test(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define test(f) cmocka_unit_test_setup_teardown(f, world_open, world_close)
 
 int main(int argc, char **argv)
 {
@@ -915,18 +459,8 @@ int main(int argc, char **argv)
         test(results_that_nobody_waits_for),
         test(a_result_that_cannot_be_read_is_a_failure),
         test(strangers_do_no_harm),
-        test(a_job_resumes_after_its_group_died),
-        test(a_silent_group_is_given_up_and_a_spare_takes_over),
-        test(a_group_drains_and_leaves),
-        test(a_new_broker_adopts_what_runs),
-        test(a_result_of_the_time_without_a_broker_is_kept),
-        test(messages_that_were_taken_and_not_admitted_are_found),
-        test(a_clean_stop_leaves_the_jobs_to_the_next_broker),
-        test(two_stages_are_adopted_together),
-        test(a_result_waits_for_redis),
-        test(redis_dies_again_and_again_and_every_job_ends_once),
         test(starts_that_fail_say_why),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
-    return cmocka_run_group_tests(tests, start, stop);
+    return cmocka_run_group_tests(tests, world_start, world_stop);
 }
