@@ -23,14 +23,29 @@ bool attempt_is_active(const struct attempt *a)
     return a->state == CLAIMED || a->state == AT_HEAD;
 }
 
+// In the counts of table and account.
+static void count(const struct attempt *a, int change)
+{
+    bool active = attempt_is_active(a), held = active || a->state == REPORTED;
+    a->jobs->n_active += active ? change : 0;
+    if (a->account == NULL) return;
+    a->account->n_active += active ? change : 0;
+    a->account->n_poison += active && a->poison ? change : 0;
+    a->account->n_held += held ? change : 0;
+}
+
 void attempt_set_state(struct attempt *a, enum attempt_state state)
 {
-    struct jobs *j = a->jobs;
-    int before = attempt_is_active(a);
+    count(a, -1);
     a->state = state;
-    int change = attempt_is_active(a) - before;
-    j->n_active += change;
-    j->n_poison += a->poison ? change : 0;
+    count(a, 1);
+}
+
+void attempt_set_account(struct attempt *a, struct account *account)
+{
+    count(a, -1);
+    a->account = account;
+    count(a, 1);
 }
 
 enum status attempts_insert(struct jobs *j, const struct job_key *key, enum attempt_state state,
@@ -68,8 +83,8 @@ static void drop(struct attempt *a)
     j->n--;
     attempt_set_state(a, ENDING);
     if (a->counted && !a->need_known) {
-        j->n_unknown--;
-        jobs_finish_adoption(j);
+        a->account->n_unknown--;
+        jobs_settle(j, a->account);
     }
     free_attempt(a);
 }
@@ -90,6 +105,16 @@ void attempts_each(struct jobs *j, attempt_fn *fn)
     }
 }
 
+void attempts_of(struct jobs *j, const struct account *account, attempt_fn *fn)
+{
+    for (int b = 0; b < ATTEMPT_BUCKETS; b++) {
+        for (struct attempt *a = j->buckets[b], *next; a != NULL; a = next) {
+            next = a->next;
+            if (a->account == account) fn(a);
+        }
+    }
+}
+
 struct queue_attempt attempt_name(const struct attempt *a)
 {
     return (struct queue_attempt){a->key.tenant, a->key.id, a->key.attempt};
@@ -99,17 +124,8 @@ void attempt_log(enum log_level level, const char *event, const struct attempt *
                         const char *word, const char *code)
 {
     log_line(level, event, log_str("tenant", a->key.tenant), log_str("id", a->key.id),
-             log_int("attempt", a->key.attempt), log_str("word", word), log_str("code", code));
-}
-
-int attempts_in(const struct jobs *j, enum attempt_state state)
-{
-    int n = 0;
-    for (int b = 0; b < ATTEMPT_BUCKETS; b++) {
-        const struct attempt *a = j->buckets[b];
-        for (; a != NULL; a = a->next) n += a->state == state;
-    }
-    return n;
+             log_int("attempt", a->key.attempt), log_str("word", word), log_str("code", code),
+             log_int("pipeline", a->account != NULL ? a->account->pipeline : 0));
 }
 
 void attempts_free(struct jobs *j) { attempts_each(j, free_attempt); }

@@ -1,8 +1,9 @@
-// The table of running attempts, and what `jobs` keeps with it. Inside of jobs.c and jobs_head.c
-// only.
+// The table of running attempts, and what `jobs` keeps with it. Inside of jobs.c, jobs_pipeline.c
+// and jobs_head.c only.
 #ifndef PENSTOCK_BROKER_ATTEMPTS_H
 #define PENSTOCK_BROKER_ATTEMPTS_H
 
+#include "broker/account.h"
 #include "broker/jobs.h"
 #include "broker/pending_text.h"
 #include "common/log.h"
@@ -26,8 +27,8 @@ struct attempt {
     struct attempt *next; // in its bucket
     struct job_key key;
     enum attempt_state state;
-    uint64_t epoch;       // of the head that has it, or will; 0: none
-    bool credited;        // credit of that epoch was taken for it
+    struct account *account; // of the pipeline that has it, or will; NULL: none
+    bool credited;        // credit of that account was taken for it
     uint64_t need_blocks;
     bool need_known;      // false until the first renewal of an attempt that was found at the head
     bool poison;
@@ -56,20 +57,11 @@ struct attempt {
 struct jobs {
     struct jobs_options options;
     struct attempt *buckets[ATTEMPT_BUCKETS];
-    int n, n_active, n_poison;
+    int n, n_active;
     size_t text_bytes;     // pending, of all
-    // The pipeline; epoch 0: none serves.
-    struct peer head;
-    uint64_t pipeline, epoch;
-    int slots, blocks;
-    struct credit credit;
-    int64_t now_ms, resume_ms, renewed_ms, saved_ms, retried_ms;
-    // While an adopted head's account is made up:
-    bool adopting, listed; // listed: HELLO told what runs
-    bool snapped;          // a CREDIT came after that, and marked who is counted
-    struct credit snap;
-    uint64_t used_slots, used_blocks, latest_slots, latest_blocks;
-    int n_unknown;         // counted ones whose need is not known yet
+    int64_t now_ms, renewed_ms, saved_ms, retried_ms;
+    int n_accounts; // places in use, free ones among them
+    struct account accounts[MODELS_MAX * PIPELINES_MAX];
 };
 
 // --- the table (attempts.c)
@@ -82,6 +74,7 @@ enum status attempts_insert(struct jobs *j, const struct job_key *key, enum atte
                             bool poison, struct attempt **to);
 
 void attempt_set_state(struct attempt *a, enum attempt_state state);
+void attempt_set_account(struct attempt *a, struct account *account);
 bool attempt_is_active(const struct attempt *a); // claimed, or at the head
 
 // It is over; dropped now, or by the last call that is open.
@@ -90,7 +83,7 @@ void attempt_drop(struct attempt *a);
 // fn may drop the attempt it is given, and no other.
 typedef void attempt_fn(struct attempt *a);
 void attempts_each(struct jobs *j, attempt_fn *fn);
-int attempts_in(const struct jobs *j, enum attempt_state state);
+void attempts_of(struct jobs *j, const struct account *account, attempt_fn *fn);
 void attempts_free(struct jobs *j);
 
 struct queue_attempt attempt_name(const struct attempt *a);
@@ -116,7 +109,18 @@ const char *attempt_code(const char *code);
 
 void attempt_save(struct attempt *a); // its tokens, if there are new ones
 
-// An adopted head's account: ends when all that is counted in it is known.
-void jobs_finish_adoption(struct jobs *j);
+// What an adopted head's account waited for may be known now.
+void jobs_settle(struct jobs *j, struct account *account);
+
+// Renews all leases, and learns what the attempts need that were found running.
+void jobs_renew(struct jobs *j);
+
+// --- pipelines (jobs_pipeline.c)
+
+struct account *jobs_account(struct jobs *j, uint64_t epoch); // NULL: it does not serve any more
+struct account *jobs_headed_by(struct jobs *j, const struct peer *head); // NULL: none
+
+void jobs_say_cancel(struct jobs *j, const struct peer *head, const struct job_key *key,
+                     enum wire_reason reason);
 
 #endif

@@ -38,10 +38,9 @@ struct broker {
     int signals; // signalfd
     struct queue *queue;
     struct ingest *ingest;
-    struct claims *claims;
+    struct claims *claims[MODELS_MAX]; // one a model
     struct jobs *jobs;
     struct groups *groups;
-    uint64_t draining; // epoch of the pipeline that drains; 0: none
     struct standby standby; // until it leads
     struct tenants tenants;
     bool listening, hears, stood_by, led, resigned;
@@ -155,7 +154,7 @@ static void set_tenants(struct broker *b, const struct tenants *now, size_t n)
     if (memcmp(&before, &b->tenants, sizeof before) == 0) return;
     log_line(LOG_INFO, "tenants", log_int("tenants", n), log_int("paused", b->tenants.paused));
     ingest_set_tenants(b->ingest, &b->tenants);
-    claims_set_tenants(b->claims, &b->tenants);
+    for (int i = 0; i < b->models.n; i++) claims_set_tenants(b->claims[i], &b->tenants);
 }
 
 static void on_tenants(void *arg, const struct queue_reply *r)
@@ -237,7 +236,7 @@ static void on_ready(void *arg, uint64_t term)
     ask_tenants(b);
     jobs_ready(b->jobs, now_ms);
     ingest_ready(b->ingest);
-    claims_ready(b->claims);
+    for (int i = 0; i < b->models.n; i++) claims_ready(b->claims[i]);
 }
 
 static void on_down(void *arg, const struct error *why)
@@ -260,13 +259,19 @@ static void on_inbox(void *arg, const char *tenant)
     if (b->stop_ms == 0) ingest_pushed(b->ingest, tenant);
 }
 
+// Some job of it is ready, whatever its model.
+static void wake_tenant(struct broker *b, const char *tenant)
+{
+    for (int i = 0; i < b->models.n; i++) claims_changed(b->claims[i], tenant, -1);
+}
+
 static void on_verdicts(struct broker *b, const struct queue_reply *r, const char *event)
 {
     for (size_t i = 0; i < r->n; i++) {
         const struct queue_verdict *v = &r->verdicts[i];
         log_line(LOG_INFO, event, log_str("tenant", v->tenant), log_str("id", v->id),
                  log_int("attempt", v->attempt), log_str("word", queue_word_name(v->word)));
-        if (v->word == QUEUE_READY) claims_changed(b->claims, v->tenant, -1);
+        if (v->word == QUEUE_READY) wake_tenant(b, v->tenant);
     }
 }
 
@@ -316,19 +321,19 @@ static bool on_send(void *arg, const struct peer *to, const struct wire_message 
 static void on_freed(void *arg)
 {
     struct broker *b = arg;
-    if (b->stop_ms == 0) claims_wake(b->claims);
+    for (int i = 0; b->stop_ms == 0 && i < b->models.n; i++) claims_wake(b->claims[i]);
 }
 
 static void on_returned(void *arg, const char *tenant)
 {
     struct broker *b = arg;
-    if (b->stop_ms == 0) claims_changed(b->claims, tenant, -1);
+    if (b->stop_ms == 0) wake_tenant(b, tenant);
 }
 
-static void on_admitted(void *arg, const char *tenant, int class)
+static void on_admitted(void *arg, const char *tenant, int class, int model)
 {
     struct broker *b = arg;
-    if (b->stop_ms == 0) claims_changed(b->claims, tenant, class);
+    if (b->stop_ms == 0) claims_changed(b->claims[model], tenant, class);
 }
 
 static void on_cancel(void *arg, const char *tenant, const char *id, uint64_t attempt)
@@ -338,46 +343,50 @@ static void on_cancel(void *arg, const char *tenant, const char *id, uint64_t at
     jobs_cancel(b->jobs, attempt, WIRE_REASON_CANCELLED);
 }
 
+// What counts against the tenants' budgets.
+static void each_active(void *arg, claims_active_fn *fn, void *fn_arg)
+{
+    struct broker *b = arg;
+    jobs_each_active(b->jobs, fn, fn_arg);
+    for (int i = 0; i < b->models.n; i++) claims_each_chosen(b->claims[i], fn, fn_arg);
+}
+
 static void on_planned(void *arg, int model, const struct plan *plan)
 {
     struct broker *b = arg;
-    (void) model;
     int blocks = plan->max_blocks < plan->kv_blocks ? plan->max_blocks : plan->kv_blocks;
-    ingest_set_max_context(b->ingest, plan->max_context);
-    claims_set_limits(b->claims, plan->max_context, (uint64_t) blocks);
+    ingest_set_max_context(b->ingest, model, plan->max_context);
+    claims_set_limits(b->claims[model], plan->max_context, (uint64_t) blocks);
 }
 
 static void on_up(void *arg, int model, const struct plan *plan, const struct pipeline *p,
                   const struct group *head, bool adopted)
 {
     struct broker *b = arg;
-    (void) model;
-    jobs_up(b->jobs, &head->peer, p->id, p->epoch, plan->slots, plan->kv_blocks, adopted);
-    claims_set_owner(b->claims, head->name);
+    const struct jobs_pipeline up = {.model = model, .id = p->id, .epoch = p->epoch,
+                                     .head = head->peer, .name = head->name, .slots = plan->slots,
+                                     .blocks = plan->kv_blocks, .adopted = adopted};
+    jobs_up(b->jobs, &up);
+    claims_wake(b->claims[model]);
 }
 
 static void on_pipeline_down(void *arg, uint64_t epoch)
 {
     struct broker *b = arg;
-    (void) epoch;
-    b->draining = 0;
-    claims_set_owner(b->claims, NULL);
-    jobs_down(b->jobs);
+    jobs_down(b->jobs, epoch);
 }
 
 static void on_draining(void *arg, uint64_t epoch)
 {
     struct broker *b = arg;
-    b->draining = epoch;
-    claims_set_owner(b->claims, NULL);
+    jobs_close(b->jobs, epoch);
 }
 
 static void on_head_hello(void *arg, uint64_t epoch, const struct peer *head,
                           const struct wire_hello *h)
 {
     struct broker *b = arg;
-    (void) epoch;
-    jobs_hello(b->jobs, head, h);
+    jobs_hello(b->jobs, epoch, head, h);
 }
 
 static void on_message(void *arg, const struct peer *from, const struct wire_message *m)
@@ -425,13 +434,20 @@ static void say_health(struct broker *b, int64_t now_ms)
     health_write(&b->health, &h, now_ms);
 }
 
+static bool all_idle(const struct broker *b)
+{
+    bool idle = true;
+    for (int i = 0; i < b->models.n; i++) idle = idle && claims_idle(b->claims[i]);
+    return idle;
+}
+
 static void on_resigned(void *arg, const struct queue_reply *r) { (void) arg, (void) r; }
 
 // A standby leads as soon as what was begun here has ended.
 static bool is_stopped(struct broker *b, int64_t now_ms)
 {
     if (now_ms - b->stop_ms > STOP_MS) return true;
-    if (!claims_idle(b->claims) || queue_open_calls(b->queue) > 0) return false;
+    if (!all_idle(b) || queue_open_calls(b->queue) > 0) return false;
     if (!b->led || b->resigned) return true;
     b->resigned = true;
     return queue_resign(b->queue, on_resigned, b) != OK;
@@ -449,13 +465,11 @@ static int on_tick(zloop_t *loop, int timer, void *arg)
         groups_recheck(b->groups);
     }
     groups_tick(b->groups, now_ms);
-    if (b->draining != 0 && jobs_n_active(b->jobs) == 0 && jobs_n_owed(b->jobs) == 0 &&
-        claims_idle(b->claims)) {
-        groups_drained(b->groups, b->draining);
-    }
+    uint64_t drained = jobs_drained(b->jobs);
+    if (drained != 0) groups_drained(b->groups, drained);
     jobs_tick(b->jobs, now_ms);
     tend_queue(b, now_ms);
-    claims_tick(b->claims, now_ms);
+    for (int i = 0; i < b->models.n; i++) claims_tick(b->claims[i], now_ms);
     return 0;
 }
 
@@ -469,7 +483,7 @@ static int on_signal(zloop_t *loop, zmq_pollitem_t *item, void *arg)
     log_line(LOG_INFO, "stopping", log_int("signal", info.ssi_signo),
              log_int("running", jobs_n_active(b->jobs)));
     b->stop_ms = clock_ms();
-    claims_set_owner(b->claims, NULL);
+    for (int i = 0; i < b->models.n; i++) claims_stop(b->claims[i]);
     ingest_down(b->ingest);
     jobs_release(b->jobs);
     return 0;
@@ -504,29 +518,27 @@ static enum status create_queue(struct broker *b, struct error *e)
     return queue_create(&b->queue, b->loop, &o, &events, e);
 }
 
-static enum status create_parts(struct broker *b, struct error *e)
+static enum status create_claims(struct broker *b, const struct prompt_limits *limits,
+                                 struct error *e)
+{
+    struct claims_options o = {.loop = b->loop, .queue = b->queue, .jobs = b->jobs,
+                               .models = &b->models, .limits = *limits,
+                               .n_threads = b->options.pool_threads, .age_ms = b->options.age_ms,
+                               .arg = b, .each_active = each_active};
+    for (o.model = 0; o.model < b->models.n; o.model++) {
+        try(claims_create(&b->claims[o.model], &o, e));
+    }
+    return OK;
+}
+
+static enum status create_groups(struct broker *b, struct error *e)
 {
     const struct broker_options *o = &b->options;
-    struct prompt_limits limits = {.max_context = b->models.at[0].config.max_position_embeddings,
-                                   .default_max_tokens = o->default_max_tokens};
-    choose_name(b);
-    try(create_queue(b, e));
-    struct jobs_options jobs = {b->queue, b, on_send, on_freed, on_returned};
-    try(jobs_create(&b->jobs, &jobs, e));
-    struct claims_options claims = {.loop = b->loop, .queue = b->queue, .jobs = b->jobs,
-                                    .model = &b->models.at[0], .limits = limits,
-                                    .n_threads = o->pool_threads, .age_ms = o->age_ms};
-    try(claims_create(&b->claims, &claims, e));
-    struct ingest_options ingest = {.loop = b->loop, .queue = b->queue, .model = &b->models.at[0],
-                                    .limits = limits, .n_threads = o->pool_threads, .arg = b,
-                                    .admitted = on_admitted, .cancel = on_cancel,
-                                    .max_queued_bytes = (uint64_t) o->max_queued_bytes};
-    try(ingest_create(&b->ingest, &ingest, e));
     struct groups_options groups = {.models = &b->models,
                                     .socket = b->socket,
                                     .allow = b->zap != NULL ? &b->allow : NULL,
                                     .precision = o->precision,
-                                    .n_pipelines = 1,
+                                    .n_pipelines = o->pipelines,
                                     .n_spares = o->spares,
                                     .slots = o->slots,
                                     .max_context = o->max_context,
@@ -541,6 +553,26 @@ static enum status create_parts(struct broker *b, struct error *e)
                                     .head_hello = on_head_hello,
                                     .message = on_message};
     return groups_create(&b->groups, &groups, e);
+}
+
+static enum status create_parts(struct broker *b, struct error *e)
+{
+    const struct broker_options *o = &b->options;
+    struct prompt_limits limits = {.default_max_tokens = o->default_max_tokens};
+    for (int i = 0; i < b->models.n; i++) {
+        limits.max_context[i] = b->models.at[i].config.max_position_embeddings;
+    }
+    choose_name(b);
+    try(create_queue(b, e));
+    struct jobs_options jobs = {b->queue, b, on_send, on_freed, on_returned};
+    try(jobs_create(&b->jobs, &jobs, e));
+    try(create_claims(b, &limits, e));
+    struct ingest_options ingest = {.loop = b->loop, .queue = b->queue, .models = &b->models,
+                                    .limits = limits, .n_threads = o->pool_threads, .arg = b,
+                                    .admitted = on_admitted, .cancel = on_cancel,
+                                    .max_queued_bytes = (uint64_t) o->max_queued_bytes};
+    try(ingest_create(&b->ingest, &ingest, e));
+    return create_groups(b, e);
 }
 
 static enum status run_loop(struct broker *b, struct error *e)
@@ -561,7 +593,7 @@ static void close_all(struct broker *b)
 {
     queue_destroy(&b->queue); // its open calls end in those who made them
     ingest_destroy(&b->ingest);
-    claims_destroy(&b->claims);
+    for (int i = 0; i < MODELS_MAX; i++) claims_destroy(&b->claims[i]);
     jobs_destroy(&b->jobs);
     groups_destroy(&b->groups);
     standby_deinit(&b->standby);

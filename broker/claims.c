@@ -14,7 +14,6 @@ enum {
     WINDOW_LOW = 16,    // fewer, and more there: they are read again
     ITEMS_MAX = 1024,   // jobs whose bytes are being read
     LOOK_MS = 1000,     // all windows are read again, without a sign of anything there
-    OWNER_BYTES_MAX = GROUP_NAME_MAX,
     REFUSAL_BYTES_MAX = 8192,
 };
 #define READ_BYTES_MAX (32 * MIB) // of messages and checkpoints being read
@@ -44,7 +43,9 @@ struct window {
 struct chosen {
     struct ready ready;
     struct dispatch_pick pick;
-    bool unfit; // can never run here
+    bool unfit;     // can never run here
+    uint64_t epoch; // of the pipeline it was promised to; 0: unfit
+    char owner[GROUP_NAME_MAX + 1];
 };
 
 // A claimed job whose bytes the pool reads.
@@ -64,11 +65,11 @@ struct item {
 struct claims {
     struct claims_options options;
     struct pool *pool;
-    struct tokenizer_scratch **scratch; // (n_threads) NULL without tokenizer
+    struct prompt_scratch *scratch; // (n_threads)
     struct tenants tenants, tenants_next; // during a round they stay
     bool tenants_changed;
     uint64_t max_blocks;                // of one job; 0: no limit known
-    char owner[OWNER_BYTES_MAX + 1];    // empty: nothing is claimed
+    bool stopped;                       // nothing is claimed any more
     enum state state;
     bool wanted;                        // look again
     int64_t looked_ms;
@@ -84,7 +85,7 @@ struct claims {
     // The claim:
     struct chosen chosen[ROUND_MOST];
     int n_chosen;
-    uint64_t claim, epoch;              // its number; whose credit it took
+    uint64_t claim;                     // its number, of no other model's
     int n_items;
     size_t n_bytes;
 };
@@ -97,9 +98,9 @@ static void read_item(void *arg, void *work, int thread)
 {
     struct claims *c = arg;
     struct item *item = work;
-    struct tokenizer_scratch *scratch = c->scratch != NULL ? c->scratch[thread] : NULL;
-    prompt_read(&item->prompt, c->options.model, &item->limits, item->key.tenant,
-                item->bytes + item->n_resume, item->n_message, scratch, &item->error);
+    prompt_read(&item->prompt, c->options.models, c->options.model, &item->limits,
+                item->key.tenant, item->bytes + item->n_resume, item->n_message,
+                &c->scratch[thread], &item->error);
 }
 
 static void drop_item(void *work)
@@ -197,8 +198,7 @@ static bool read_later(struct claims *c, const struct queue_job *j, const struct
 static void give_credit_back(struct claims *c, const struct chosen *r)
 {
     dispatch_give_back(&c->dispatch, &r->pick);
-    if (r->unfit || c->epoch != jobs_epoch(c->options.jobs)) return;
-    credit_give_back(jobs_credit(c->options.jobs), r->ready.need_blocks);
+    if (!r->unfit) jobs_withdraw(c->options.jobs, r->epoch, r->ready.need_blocks);
 }
 
 static void take(struct claims *c, const struct chosen *r, const struct queue_job *j)
@@ -207,16 +207,13 @@ static void take(struct claims *c, const struct chosen *r, const struct queue_jo
     struct job_key key = {.attempt = j->attempt};
     snprintf(key.tenant, sizeof key.tenant, "%s", j->tenant);
     snprintf(key.id, sizeof key.id, "%s", j->id);
-    bool current = c->epoch == jobs_epoch(jobs);
-    uint64_t epoch = r->unfit || !current ? 0 : c->epoch;
-    enum status status = jobs_add(jobs, &key, r->ready.need_blocks, r->ready.poison, epoch);
+    enum status status = jobs_add(jobs, &key, r->ready.need_blocks, r->ready.poison, r->epoch);
     if (status != OK) { // its lease ends by itself
         give_credit_back(c, r);
-        log_line(LOG_ERROR, "no_room", log_str("tenant", key.tenant), log_str("id", key.id),
-                 log_int("attempt", key.attempt), log_str("why", status_name(status)));
+        log_line(LOG_ERROR, "no_room", log_str("id", key.id), log_str("why", status_name(status)));
         return;
     }
-    bool runs = current || r->unfit;
+    bool runs = r->unfit || jobs_serves(jobs, r->epoch);
     if (!runs || !read_later(c, j, &key)) jobs_give_back(jobs, key.attempt);
 }
 
@@ -240,6 +237,7 @@ static void on_claimed(void *arg, const struct queue_reply *r)
         else give_credit_back(c, &c->chosen[i]);
     }
     c->state = IDLE;
+    c->n_chosen = 0;
     c->wanted = r->error.status == OK;
     step(c);
 }
@@ -249,10 +247,10 @@ static void call_claim(struct claims *c)
     struct queue_key keys[ROUND_MOST];
     for (int i = 0; i < c->n_chosen; i++) {
         const struct chosen *r = &c->chosen[i];
-        keys[i] = (struct queue_key){c->tenants.at[r->pick.tenant].name, r->ready.id};
+        keys[i] = (struct queue_key){r->owner, c->tenants.at[r->pick.tenant].name, r->ready.id};
     }
     size_t room = c->n_bytes < (size_t) READ_BYTES_MAX ? (size_t) READ_BYTES_MAX - c->n_bytes : 1;
-    enum status status = queue_claim(c->options.queue, c->claim, c->owner, LEASE_MS, room, keys,
+    enum status status = queue_claim(c->options.queue, c->claim, LEASE_MS, room, keys,
                                      (size_t) c->n_chosen, on_claimed, c);
     c->state = status == OK ? CLAIMING : UNSURE;
 }
@@ -288,7 +286,7 @@ static void make_budgets(struct claims *c)
                                                  .idle = true};
         any = any || t->max_jobs > 0 || t->max_tokens > 0;
     }
-    if (any) jobs_each_active(c->options.jobs, count_active, c);
+    if (any) c->options.each_active(c->options.arg, count_active, c);
 }
 
 static void make_queues(struct claims *c)
@@ -316,35 +314,50 @@ static void pull(struct claims *c, const struct dispatch_pick *p, struct ready *
     memmove(w->jobs, w->jobs + 1, (size_t) w->n * sizeof *w->jobs);
 }
 
+// A job leaves its window for a claim, with the credit that it needs.
+static void prepare(struct claims *c, const struct dispatch_pick *pick, const uint64_t *epochs)
+{
+    struct chosen *r = &c->chosen[c->n_chosen++];
+    *r = (struct chosen){.pick = *pick};
+    pull(c, pick, &r->ready);
+    r->unfit = is_unfit(c, &r->ready);
+    if (r->unfit) return;
+    r->epoch = epochs[pick->pipeline];
+    const char *owner = jobs_promise(c->options.jobs, r->epoch, r->ready.need_blocks);
+    snprintf(r->owner, sizeof r->owner, "%s", owner);
+}
+
 static void choose(struct claims *c)
 {
-    struct jobs *jobs = c->options.jobs;
-    struct credit *credit = jobs_credit(jobs);
     struct dispatch_pick picks[ROUND_MOST];
-    int n = 0, room = ITEMS_MAX - c->n_items < ROUND_MOST ? ITEMS_MAX - c->n_items : ROUND_MOST;
+    struct dispatch_pipeline pipelines[PIPELINES_MAX];
+    uint64_t epochs[PIPELINES_MAX];
+    int room = ITEMS_MAX - c->n_items < ROUND_MOST ? ITEMS_MAX - c->n_items : ROUND_MOST;
     c->state = IDLE;
-    if (!jobs_may_start(jobs) || c->owner[0] == '\0') return;
+    if (c->stopped) return;
+    int n_pipelines = jobs_view(c->options.jobs, c->options.model, pipelines, epochs);
+    if (n_pipelines == 0) return;
     make_budgets(c);
     make_queues(c);
-    const struct dispatch_view view = {.n_tenants = c->tenants.n,
+    const struct dispatch_view view = {.n_pipelines = n_pipelines,
+                                       .pipelines = pipelines,
+                                       .n_tenants = c->tenants.n,
                                        .tenants = c->budgets,
                                        .queues = (const void *) c->queues,
-                                       .n_running = jobs_n_active(jobs),
-                                       .alone = jobs_alone(jobs),
                                        .now_ms = clock_ms()};
-    n = dispatch_choose(&c->dispatch, credit, &view, picks, room);
+    int n = dispatch_choose(&c->dispatch, &view, picks, room);
     if (n == 0) return;
-    c->n_chosen = n;
-    c->claim++;
-    c->epoch = jobs_epoch(jobs);
-    for (int i = 0; i < n; i++) {
-        struct chosen *r = &c->chosen[i];
-        r->pick = picks[i];
-        pull(c, &picks[i], &r->ready);
-        r->unfit = is_unfit(c, &r->ready);
-        if (!r->unfit) credit_take(credit, r->ready.need_blocks);
-    }
+    c->claim += MODELS_MAX;
+    for (int i = 0; i < n; i++) prepare(c, &picks[i], epochs);
     call_claim(c);
+}
+
+void claims_each_chosen(const struct claims *c, claims_active_fn *fn, void *arg)
+{
+    for (int i = 0; i < c->n_chosen; i++) {
+        const struct chosen *r = &c->chosen[i];
+        if (!r->unfit) fn(arg, c->tenants.at[r->pick.tenant].name, r->ready.need_blocks);
+    }
 }
 
 // --- looking
@@ -379,6 +392,7 @@ static void on_window(void *arg, const struct queue_reply *r)
 
 static void look(struct claims *c)
 {
+    const char *model = c->options.models->at[c->options.model].name;
     c->wanted = c->failed = false;
     c->n_asked = c->n_told = 0;
     c->state = LOOKING;
@@ -386,8 +400,8 @@ static void look(struct claims *c)
         for (int class = 0; class < JOB_CLASSES && c->tenants.at[t].name[0] != '\0'; class++) {
             struct window *w = &c->windows[t][class];
             if (!w->stale && !(w->more && w->n < WINDOW_LOW)) continue;
-            enum status status = queue_window(c->options.queue, class, c->tenants.at[t].name, 0,
-                                              WINDOW_MOST, on_window, c);
+            enum status status = queue_window(c->options.queue, class, c->tenants.at[t].name,
+                                              model, 0, WINDOW_MOST, on_window, c);
             w->stale = status != OK;
             if (status != OK) c->failed = true;
             else c->asked[c->n_asked++] = t * JOB_CLASSES + class;
@@ -431,9 +445,7 @@ static void step(struct claims *c)
     if (c->state != IDLE) return;
     if (c->tenants_changed) change_tenants(c);
     bool room = c->n_bytes < (size_t) READ_BYTES_MAX / 2 && c->n_items < ITEMS_MAX;
-    if (!c->wanted || !room || c->owner[0] == '\0') return;
-    if (!jobs_may_start(c->options.jobs) || jobs_alone(c->options.jobs)) return;
-    if (credit_slots(jobs_credit(c->options.jobs)) > 0) look(c);
+    if (c->wanted && room && !c->stopped && jobs_room(c->options.jobs, c->options.model)) look(c);
 }
 
 void claims_wake(struct claims *c)
@@ -474,7 +486,7 @@ bool claims_idle(const struct claims *c)
 
 void claims_set_limits(struct claims *c, int max_context, uint64_t max_blocks)
 {
-    c->options.limits.max_context = max_context;
+    c->options.limits.max_context[c->options.model] = max_context;
     c->max_blocks = max_blocks;
 }
 
@@ -485,21 +497,17 @@ void claims_set_tenants(struct claims *c, const struct tenants *tenants)
     claims_wake(c);
 }
 
-void claims_set_owner(struct claims *c, const char *owner)
-{
-    snprintf(c->owner, sizeof c->owner, "%s", owner != NULL ? owner : "");
-    if (owner != NULL) claims_wake(c);
-}
+void claims_stop(struct claims *c) { c->stopped = true; }
 
 // --- life
 
 static enum status create_scratch(struct claims *c, struct error *e)
 {
-    if (c->options.model->tokenizer == NULL) return OK;
-    c->scratch = calloc((size_t) c->options.n_threads, sizeof *c->scratch);
+    const struct claims_options *o = &c->options;
+    c->scratch = calloc((size_t) o->n_threads, sizeof *c->scratch);
     if (c->scratch == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for the pool");
-    for (int i = 0; i < c->options.n_threads; i++) {
-        try(tokenizer_scratch_create(&c->scratch[i], c->options.model->tokenizer, e));
+    for (int i = 0; i < o->n_threads; i++) {
+        try(prompt_scratch_init(&c->scratch[i], o->models, o->model, e));
     }
     return OK;
 }
@@ -511,6 +519,7 @@ enum status claims_create(struct claims **claims, const struct claims_options *o
     if (c == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for claims");
     c->options = *o;
     c->dispatch.age_ms = o->age_ms;
+    c->claim = (uint64_t) o->model + 1;
     enum status status = create_scratch(c, e);
     if (status == OK) status = pool_create(&c->pool, o->n_threads, ITEMS_MAX, read_item, c, e);
     if (status != OK) {
@@ -533,7 +542,7 @@ void claims_destroy(struct claims **claims)
         pool_destroy(&c->pool, drop_item);
     }
     for (int i = 0; c->scratch != NULL && i < c->options.n_threads; i++) {
-        if (c->scratch[i] != NULL) tokenizer_scratch_destroy(&c->scratch[i]);
+        prompt_scratch_deinit(&c->scratch[i]);
     }
     free(c->scratch);
     free(c);

@@ -52,7 +52,7 @@ struct round {
     uint64_t jobs[TENANTS_MAX], blocks[TENANTS_MAX]; // left of the tenants' budgets
     bool idle[TENANTS_MAX];
     bool both; // class 0 waits, and what age lifted there
-    uint64_t slots, free_blocks;
+    struct dispatch_pipeline pipelines[PIPELINES_MAX];
 };
 
 // For each tenant the class whose first job is meant, or -1.
@@ -163,8 +163,39 @@ static bool next_job(struct dispatch *d, struct round *r, struct dispatch_pick *
     if (!r->both) d->strict = d->aged = 0;
     else if (aged_is_due(d, r, who[1])) level = 1;
     int t = next_tenant(d, r, level, who[level]);
-    *pick = (struct dispatch_pick){t, who[level][t], level, first_of(r, t, who[level][t])->cost};
+    *pick = (struct dispatch_pick){.tenant = t, .class = who[level][t], .level = level,
+                                   .cost = first_of(r, t, who[level][t])->cost};
     return true;
+}
+
+static bool fits(const struct dispatch_pipeline *p, const struct ready_job *j)
+{
+    if (p->alone || (j->poison && p->n_running > 0)) return false;
+    return p->slots >= 1 && p->blocks >= j->need_blocks;
+}
+
+// The least loaded pipeline that can take the job now, or -1.
+static int place(const struct round *r, const struct ready_job *j)
+{
+    int best = -1;
+    if (j->need_blocks == 0) return 0;
+    for (int i = 0; i < r->view->n_pipelines; i++) {
+        const struct dispatch_pipeline *p = &r->pipelines[i];
+        const struct dispatch_pipeline *b = best >= 0 ? &r->pipelines[best] : NULL;
+        if (!fits(p, j)) continue;
+        bool better = b == NULL || p->slots > b->slots ||
+                      (p->slots == b->slots && p->blocks > b->blocks);
+        if (better) best = i;
+    }
+    return best;
+}
+
+static bool any_free(const struct round *r)
+{
+    for (int i = 0; i < r->view->n_pipelines; i++) {
+        if (r->pipelines[i].slots > 0 && !r->pipelines[i].alone) return true;
+    }
+    return false;
 }
 
 static void spend(uint64_t *left, uint64_t n)
@@ -180,34 +211,34 @@ static void take(struct dispatch *d, struct round *r, const struct dispatch_pick
     if (r->both && p->level == 1) d->aged += p->cost;
     r->at[p->tenant][p->class]++;
     if (j->need_blocks == 0) return;
-    r->slots--;
-    r->free_blocks -= j->need_blocks;
+    struct dispatch_pipeline *to = &r->pipelines[p->pipeline];
+    to->slots--;
+    to->blocks -= j->need_blocks;
+    to->n_running++;
+    to->alone = j->poison;
     r->idle[p->tenant] = false;
     spend(&r->jobs[p->tenant], 1);
     spend(&r->blocks[p->tenant], j->need_blocks);
 }
 
-int dispatch_choose(struct dispatch *d, const struct credit *c, const struct dispatch_view *v,
-                    struct dispatch_pick *picks, int most)
+int dispatch_choose(struct dispatch *d, const struct dispatch_view *v, struct dispatch_pick *picks,
+                    int most)
 {
-    struct round r = {.view = v, .slots = credit_slots(c), .free_blocks = credit_blocks(c)};
+    struct round r = {.view = v};
     int chosen = 0;
-    check(v->n_tenants <= TENANTS_MAX);
-    if (v->alone) return 0;
+    check(v->n_tenants <= TENANTS_MAX && v->n_pipelines <= PIPELINES_MAX);
+    for (int i = 0; i < v->n_pipelines; i++) r.pipelines[i] = v->pipelines[i];
     for (int t = 0; t < v->n_tenants; t++) {
         r.jobs[t] = v->tenants[t].jobs;
         r.blocks[t] = v->tenants[t].blocks;
         r.idle[t] = v->tenants[t].idle;
     }
-    while (chosen < most && r.slots > 0 && next_job(d, &r, &picks[chosen])) {
-        const struct dispatch_pick *p = &picks[chosen];
-        const struct ready_job *j = first_of(&r, p->tenant, p->class);
-        if (j->need_blocks > r.free_blocks) break;
-        if (j->poison && (v->n_running > 0 || chosen > 0)) break;
-        bool alone = j->poison;
+    while (chosen < most && any_free(&r) && next_job(d, &r, &picks[chosen])) {
+        struct dispatch_pick *p = &picks[chosen];
+        p->pipeline = place(&r, first_of(&r, p->tenant, p->class));
+        if (p->pipeline < 0) break;
         take(d, &r, p);
         chosen++;
-        if (alone) break;
     }
     return chosen;
 }

@@ -1,5 +1,5 @@
-// Dispatch: which ready jobs a pipeline takes now, given what its head can hold. Pure: no clock,
-// heap, sockets or Redis.
+// Dispatch: which ready jobs of a model start now, and in which of its pipelines, given what their
+// heads can hold. Pure: no clock, heap, sockets or Redis.
 //
 // Classes are strict: a job of class 0 goes before one of class 1, and so on. Aging: a job counts
 // as a class higher for each age_ms that it has been ready. One that has come up to class 0 that
@@ -9,7 +9,9 @@
 // Within a class tenants share by deficit round robin over tokens (prompt + max_tokens): on its
 // turn a tenant may run jobs of weight * DISPATCH_QUANTUM tokens, and keeps what it could not use.
 // Jobs of a tenant and class go in order of arrival. The next job, once chosen, waits until it
-// fits, and all behind it wait too, so that a large job is never starved by small ones.
+// fits somewhere, and all behind it wait too, so that a large job is never starved by small ones.
+// Of the pipelines where it fits the least loaded one takes it: most free slots, then most free
+// blocks, since all pipelines of a model are alike. A poison job waits for one where nothing runs.
 #ifndef PENSTOCK_BROKER_DISPATCH_H
 #define PENSTOCK_BROKER_DISPATCH_H
 
@@ -72,12 +74,19 @@ struct dispatch_tenant {
     bool idle;             // none is: then one may start, however large
 };
 
+// A pipeline that takes jobs now: what is free there.
+struct dispatch_pipeline {
+    uint64_t slots, blocks;
+    int n_running; // jobs that are at the head or on the way
+    bool alone;    // one of them is poison
+};
+
 struct dispatch_view {
+    int n_pipelines;
+    const struct dispatch_pipeline *pipelines;         // (n_pipelines)
     int n_tenants;
     const struct dispatch_tenant *tenants;             // (n_tenants)
     const struct ready_queue (*queues)[JOB_CLASSES];   // (n_tenants)
-    int n_running; // jobs that are at the head or on the way
-    bool alone;    // one of them is poison
     int64_t now_ms;
 };
 
@@ -91,12 +100,13 @@ struct dispatch {
 
 struct dispatch_pick {
     int tenant, class, level;
+    int pipeline; // of the view; any for a job that is only to be refused
     uint64_t cost;
 };
 
 // Chooses at most `most` jobs to take now; returns how many. Those of a queue are its first ones.
-int dispatch_choose(struct dispatch *d, const struct credit *c, const struct dispatch_view *v,
-                    struct dispatch_pick *picks, int most);
+int dispatch_choose(struct dispatch *d, const struct dispatch_view *v, struct dispatch_pick *picks,
+                    int most);
 
 // The job did not start after all: its tenant gets the tokens back.
 void dispatch_give_back(struct dispatch *d, const struct dispatch_pick *pick);

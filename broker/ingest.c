@@ -30,7 +30,7 @@ struct item {
     struct prompt prompt;
     struct error error;
     enum job_op op;
-    int class;
+    int class, model;
     char id[JOB_ID_MAX + 1]; // empty: it cannot be read
     char tenant[TENANT_MAX + 1];
     uint8_t bytes[];
@@ -39,7 +39,7 @@ struct item {
 struct ingest {
     struct ingest_options options;
     struct pool *pool;
-    struct tokenizer_scratch **scratch; // (n_threads) NULL without tokenizer
+    struct prompt_scratch *scratch; // (n_threads)
     enum state state;
     uint64_t generation; // what was begun in an earlier one is dropped
     uint64_t after;      // recovering: the last sequence number seen
@@ -78,9 +78,9 @@ static void read_item(void *arg, void *work, int thread)
                   JOB_MESSAGE_MAX);
         return;
     }
-    struct tokenizer_scratch *scratch = in->scratch != NULL ? in->scratch[thread] : NULL;
-    enum status status = prompt_read(&item->prompt, in->options.model, &item->limits, item->tenant,
-                                     item->bytes, item->n_bytes, scratch, &item->error);
+    enum status status = prompt_read(&item->prompt, in->options.models, -1, &item->limits,
+                                     item->tenant, item->bytes, item->n_bytes,
+                                     &in->scratch[thread], &item->error);
     item->op = item->prompt.job.op;
     if (status == OK) {
         snprintf(item->id, sizeof item->id, "%s", item->prompt.job.id);
@@ -129,7 +129,7 @@ static void on_admitted(void *arg, const struct queue_reply *r)
                  log_int("seq", item->seq), log_int("class", item->class),
                  log_str("word", queue_word_name(r->word)));
         if (r->word == QUEUE_OK) {
-            in->options.admitted(in->options.arg, item->tenant, item->class);
+            in->options.admitted(in->options.arg, item->tenant, item->class, item->model);
         }
     }
     item_gone(item);
@@ -184,6 +184,7 @@ static enum status admit(struct item *item)
     const struct prompt *p = &item->prompt;
     const struct job *job = &p->job;
     item->class = job->class;
+    item->model = p->model;
     const struct queue_admit a = {
         .tenant = item->tenant,
         .id = item->id,
@@ -200,6 +201,7 @@ static enum status admit(struct item *item)
         .stream = job->stream,
         .custom_id = job->custom_id,
         .batch = job->batch,
+        .model = item->ingest->options.models->at[p->model].name,
     };
     return queue_admit(item->ingest->options.queue, &a, on_admitted, item);
 }
@@ -401,20 +403,19 @@ void ingest_set_tenants(struct ingest *in, const struct tenants *tenants)
     step(in);
 }
 
-void ingest_set_max_context(struct ingest *in, int max_context)
+void ingest_set_max_context(struct ingest *in, int model, int max_context)
 {
-    in->options.limits.max_context = max_context;
+    in->options.limits.max_context[model] = max_context;
 }
 
 // --- life
 
 static enum status create_scratch(struct ingest *in, struct error *e)
 {
-    if (in->options.model->tokenizer == NULL) return OK;
     in->scratch = calloc((size_t) in->options.n_threads, sizeof *in->scratch);
     if (in->scratch == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for the pool");
     for (int i = 0; i < in->options.n_threads; i++) {
-        try(tokenizer_scratch_create(&in->scratch[i], in->options.model->tokenizer, e));
+        try(prompt_scratch_init(&in->scratch[i], in->options.models, -1, e));
     }
     return OK;
 }
@@ -447,7 +448,7 @@ void ingest_destroy(struct ingest **ingest)
         pool_destroy(&in->pool, drop_item);
     }
     for (int i = 0; in->scratch != NULL && i < in->options.n_threads; i++) {
-        if (in->scratch[i] != NULL) tokenizer_scratch_destroy(&in->scratch[i]);
+        prompt_scratch_deinit(&in->scratch[i]);
     }
     free(in->scratch);
     free(in);

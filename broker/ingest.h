@@ -17,13 +17,13 @@ struct ingest;
 
 struct ingest_options {
     zloop_t *loop;
-    struct queue *queue;       // borrowed, as the model
-    const struct model *model;
+    struct queue *queue;       // borrowed, as the models
+    const struct models *models;
     struct prompt_limits limits;
     int n_threads;             // of the pool
     void *arg;
     // A job that may be ready.
-    void (*admitted)(void *arg, const char *tenant, int class);
+    void (*admitted)(void *arg, const char *tenant, int class, int model);
     // A cancel met a running job: its attempt is to be dropped.
     void (*cancel)(void *arg, const char *tenant, const char *id, uint64_t attempt);
     uint64_t max_queued_bytes; // of all messages that wait or run; beyond: nothing is taken; 0: any
@@ -38,7 +38,8 @@ void ingest_down(struct ingest *in);
 void ingest_pushed(struct ingest *in, const char *tenant);
 
 void ingest_set_tenants(struct ingest *in, const struct tenants *tenants);
-void ingest_set_max_context(struct ingest *in, int max_context); // for what is taken from now on
+// Of a model, for what is taken from now on.
+void ingest_set_max_context(struct ingest *in, int model, int max_context);
 
 // Call about ten times a second: polls the inboxes.
 void ingest_tick(struct ingest *in, int64_t now_ms);

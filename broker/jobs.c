@@ -14,9 +14,9 @@ enum {
 
 void attempt_give_credit_back(struct attempt *a)
 {
-    struct jobs *j = a->jobs;
-    if (a->credited && a->epoch == j->epoch && !j->adopting) {
-        credit_give_back(&j->credit, a->need_blocks);
+    struct account *account = a->account;
+    if (a->credited && account != NULL && !account->adopting) {
+        credit_give_back(&account->credit, a->need_blocks);
     }
     a->credited = false;
 }
@@ -88,15 +88,9 @@ void attempt_refuse(struct attempt *a, const struct error *why, bool retryable,
 
 // --- what the head is told
 
-static bool say(struct jobs *j, const struct peer *to, const struct wire_message *m)
+static void say_cancel(const struct attempt *a, enum wire_reason reason)
 {
-    return j->options.send(j->options.arg, to, m);
-}
-
-static void say_cancel(struct jobs *j, const struct job_key *key, enum wire_reason reason)
-{
-    struct wire_message m = {.command = WIRE_CANCEL, .cancel = {.key = *key, .reason = reason}};
-    if (j->epoch != 0) say(j, &j->head, &m);
+    if (a->account != NULL) jobs_say_cancel(a->jobs, &a->account->head, &a->key, reason);
 }
 
 static void try_again(struct attempt *a)
@@ -105,7 +99,7 @@ static void try_again(struct attempt *a)
     if (a->state == ENDING) call_outcome(a);
     if (a->state != AT_HEAD || a->given_up_ms == 0) return;
     if (j->now_ms - a->given_up_ms < CANCEL_WAIT_MS) {
-        say_cancel(j, &a->key, a->reason);
+        say_cancel(a, a->reason);
     } else {
         attempt_log(LOG_WARN, "cancel_unanswered", a, "", wire_reason_name(a->reason));
         attempt_end(a, NACK); // Redis knows why it ends
@@ -127,8 +121,10 @@ enum status jobs_add(struct jobs *j, const struct job_key *key, uint64_t need_bl
     try(attempts_insert(j, key, CLAIMED, poison, &a));
     a->need_blocks = need_blocks;
     a->need_known = true;
-    a->epoch = epoch;
-    a->credited = epoch != 0;
+    struct account *account = jobs_account(j, epoch);
+    attempt_set_account(a, account);
+    a->credited = account != NULL;
+    if (account != NULL) account->n_promised--;
     return OK;
 }
 
@@ -147,15 +143,15 @@ static bool set_ids(struct attempt *a, const struct wire_bytes ids)
 // What was read needs another number of blocks than what was admitted: another tokenizer, say.
 static bool correct_need(struct attempt *a, uint64_t need_blocks)
 {
-    struct jobs *j = a->jobs;
+    struct credit *credit = &a->account->credit;
     if (need_blocks == a->need_blocks) return true;
-    credit_give_back(&j->credit, a->need_blocks);
+    credit_give_back(credit, a->need_blocks);
     a->need_blocks = need_blocks;
-    if (credit_blocks(&j->credit) < need_blocks || credit_slots(&j->credit) < 1) {
+    if (credit_blocks(credit) < need_blocks || credit_slots(credit) < 1) {
         a->credited = false;
         return false;
     }
-    credit_take(&j->credit, need_blocks);
+    credit_take(credit, need_blocks);
     return true;
 }
 
@@ -163,16 +159,17 @@ void jobs_start(struct jobs *j, const struct wire_job *job, uint64_t need_blocks
 {
     struct attempt *a = attempts_find_key(j, &job->key);
     if (a == NULL || a->state != CLAIMED) return;
-    bool mine = a->credited && a->epoch == j->epoch && !j->adopting;
+    const struct account *account = a->account;
+    bool mine = a->credited && account != NULL && !account->adopting;
     if (!mine || !correct_need(a, need_blocks) || !set_ids(a, job->resume)) {
         jobs_give_back(j, a->key.attempt);
         return;
     }
     struct wire_message m = {.command = WIRE_JOB, .job = *job};
-    m.job.pipeline = j->pipeline;
-    m.job.epoch = j->epoch;
+    m.job.pipeline = account->pipeline;
+    m.job.epoch = account->epoch;
     attempt_log(LOG_INFO, "sent", a, "", ""); // before the head can tell of it
-    if (!say(j, &j->head, &m)) {
+    if (!j->options.send(j->options.arg, &account->head, &m)) {
         jobs_give_back(j, a->key.attempt);
         return;
     }
@@ -204,7 +201,7 @@ void jobs_cancel(struct jobs *j, uint64_t attempt, enum wire_reason reason)
     if (a->state == AT_HEAD) { // a RESULT is the answer; its credit comes back from the head
         if (a->given_up_ms == 0) a->given_up_ms = j->now_ms;
         a->reason = reason;
-        say_cancel(j, &a->key, reason);
+        say_cancel(a, reason);
     } else {
         attempt_give_credit_back(a);
         attempt_end(a, NACK); // Redis knows why it ends
@@ -217,7 +214,7 @@ void jobs_forget(struct jobs *j, uint64_t attempt)
     if (a == NULL || !attempt_is_active(a)) return;
     attempt_log(LOG_WARN, "attempt_lost", a, "", "stale");
     if (a->state == AT_HEAD) {
-        say_cancel(j, &a->key, WIRE_REASON_CANCELLED);
+        say_cancel(a, WIRE_REASON_CANCELLED);
     } else {
         attempt_give_credit_back(a);
     }
@@ -238,18 +235,18 @@ static void on_renewed(void *arg, const struct queue_reply *r)
             a->need_known = true;
             a->need_blocks = v->need_blocks;
             if (a->counted) {
-                j->used_blocks += v->need_blocks;
-                j->n_unknown--;
+                a->account->used_blocks += v->need_blocks;
+                a->account->n_unknown--;
             }
         }
         if (v->word == QUEUE_STALE) jobs_forget(j, v->attempt);
         if (v->word == QUEUE_CANCEL) jobs_cancel(j, v->attempt, WIRE_REASON_CANCELLED);
         if (v->word == QUEUE_EXPIRED) jobs_cancel(j, v->attempt, WIRE_REASON_EXPIRED);
     }
-    jobs_finish_adoption(j);
+    for (int i = 0; i < j->n_accounts; i++) jobs_settle(j, &j->accounts[i]);
 }
 
-static void renew_all(struct jobs *j)
+void jobs_renew(struct jobs *j)
 {
     struct queue_attempt names[RENEW_MOST];
     size_t n = 0;
@@ -266,88 +263,12 @@ static void renew_all(struct jobs *j)
     if (n > 0) queue_renew(j->options.queue, LEASE_MS, names, n, on_renewed, j);
 }
 
-// --- the pipeline
-
-void jobs_up(struct jobs *j, const struct peer *head, uint64_t pipeline, uint64_t epoch, int slots,
-             int blocks, bool adopted)
-{
-    j->head = *head;
-    j->pipeline = pipeline;
-    j->epoch = epoch;
-    j->slots = slots;
-    j->blocks = blocks;
-    j->adopting = adopted;
-    j->listed = j->snapped = false;
-    j->used_slots = j->used_blocks = 0;
-    j->n_unknown = 0;
-    j->resume_ms = 0;
-    credit_reset(&j->credit);
-}
-
-static void lose(struct attempt *a)
-{
-    a->counted = false;
-    if (a->state == CLAIMED) attempt_end(a, NACK);
-    else if (a->state == AT_HEAD) attempt_end(a, NACK_LOST);
-    a->epoch = 0;
-    a->credited = false;
-}
-
-void jobs_down(struct jobs *j)
-{
-    j->adopting = false;
-    j->n_unknown = 0;
-    attempts_each(j, lose);
-    j->epoch = 0;
-}
-
-static void unsee(struct attempt *a) { a->seen = false; }
-
-// A JOB that went down with its connection.
-static void give_back_unseen(struct attempt *a)
-{
-    if (a->state != AT_HEAD || a->seen) return;
-    attempt_give_credit_back(a);
-    attempt_end(a, NACK);
-}
-
-static void take_over(struct jobs *j, const struct wire_running *r)
-{
-    struct attempt *a = attempts_find_key(j, &r->key);
-    if (a == NULL) {
-        if (attempts_find(j, r->key.attempt) != NULL) return; // attempts are unique
-        if (attempts_insert(j, &r->key, AT_HEAD, false, &a) != OK) return;
-        a->epoch = j->epoch;
-        a->seen = true;
-        attempt_log(LOG_INFO, "found_running", a, "", "");
-        return;
-    }
-    a->seen = true;
-    // The head has not heard that it is over.
-    if (a->state == ENDING) say_cancel(j, &r->key, a->reason);
-}
-
-void jobs_hello(struct jobs *j, const struct peer *head, const struct wire_hello *h)
-{
-    bool replaced = head->n != j->head.n || memcmp(head->bytes, j->head.bytes, head->n) != 0;
-    j->head = *head;
-    attempts_each(j, unsee);
-    for (int i = 0; i < h->n_running; i++) take_over(j, &h->running[i]);
-    for (int i = 0; i < h->n_finished; i++) {
-        struct attempt *a = attempts_find_key(j, &h->finished[i]);
-        if (a != NULL) a->seen = true; // its RESULT comes again
-    }
-    if (replaced) attempts_each(j, give_back_unseen);
-    if (j->adopting) j->listed = true;
-    renew_all(j);
-}
-
 // --- the queue's events and time
 
 void jobs_ready(struct jobs *j, int64_t now_ms)
 {
     j->now_ms = now_ms;
-    renew_all(j);
+    jobs_renew(j);
     attempts_each(j, wait_anew);
     attempts_each(j, try_again);
 }
@@ -356,7 +277,7 @@ void jobs_tick(struct jobs *j, int64_t now_ms)
 {
     j->now_ms = now_ms;
     if (!queue_ready(j->options.queue)) return;
-    if (now_ms - j->renewed_ms >= LEASE_MS / 3) renew_all(j);
+    if (now_ms - j->renewed_ms >= LEASE_MS / 3) jobs_renew(j);
     if (now_ms - j->saved_ms >= CHECKPOINT_MS) {
         j->saved_ms = now_ms;
         attempts_each(j, attempt_save);
@@ -376,10 +297,6 @@ void jobs_release(struct jobs *j) { attempts_each(j, release); }
 
 // --- for dispatch
 
-struct credit *jobs_credit(struct jobs *j) { return &j->credit; }
-
-uint64_t jobs_epoch(const struct jobs *j) { return j->epoch; }
-
 int jobs_n_active(const struct jobs *j) { return j->n_active; }
 
 void jobs_each_active(const struct jobs *j,
@@ -391,15 +308,6 @@ void jobs_each_active(const struct jobs *j,
         }
     }
 }
-
-bool jobs_alone(const struct jobs *j) { return j->n_poison > 0; }
-
-bool jobs_may_start(struct jobs *j)
-{
-    return j->epoch != 0 && !j->adopting && j->now_ms >= j->resume_ms;
-}
-
-int jobs_n_owed(const struct jobs *j) { return attempts_in(j, AT_HEAD) + attempts_in(j, REPORTED); }
 
 enum status jobs_create(struct jobs **jobs, const struct jobs_options *o, struct error *e)
 {

@@ -1,7 +1,7 @@
 // The attempts that run: from the claim, over the head, to an outcome that Redis has. It keeps
 // their leases, checkpoints their tokens, stores results and tells the head what is safe
-// (COMMITTED), and keeps account of the pipeline's credit. The loop's thread. Knows no ready jobs
-// and no groups but the head.
+// (COMMITTED), and keeps account of each pipeline's credit. The loop's thread. Knows no ready jobs
+// and no groups but the heads.
 //
 // A result is not kept here: the head keeps it until COMMITTED and sends it again. So whatever
 // happens to Redis or to this process, an attempt is at the head, or its outcome is in Redis, or
@@ -35,24 +35,39 @@ struct jobs_options {
 enum status jobs_create(struct jobs **jobs, const struct jobs_options *o, struct error *e);
 void jobs_destroy(struct jobs **jobs); // after the queue
 
-// --- the pipeline
+// --- pipelines, of all models; each is named by its epoch
 
-// It serves; its head can hold so many slots and blocks. adopted: an earlier broker filled it, so
-// nothing is sent before jobs_hello told what runs and a CREDIT what is free.
-void jobs_up(struct jobs *j, const struct peer *head, uint64_t pipeline, uint64_t epoch, int slots,
-             int blocks, bool adopted);
+struct jobs_pipeline {
+    int model;
+    uint64_t id, epoch;
+    struct peer head;
+    const char *name;  // of the head's group
+    int slots, blocks; // that it can hold
+    bool adopted;      // an earlier broker filled it: nothing is sent before jobs_hello told what
+                       // runs and a CREDIT what is free
+};
+
+void jobs_up(struct jobs *j, const struct jobs_pipeline *p);
 
 // The epoch has ended: what was at the head goes back to the queue.
-void jobs_down(struct jobs *j);
+void jobs_down(struct jobs *j, uint64_t epoch);
+
+// It gets no more jobs: a group of it wants to leave.
+void jobs_close(struct jobs *j, uint64_t epoch);
+
+// One that was closed and holds nothing any more, or 0.
+uint64_t jobs_drained(const struct jobs *j);
 
 // The head said HELLO: on a new connection what never arrived goes back, what runs there and is not
 // known here is taken over, and the leases are renewed.
-void jobs_hello(struct jobs *j, const struct peer *head, const struct wire_hello *h);
+void jobs_hello(struct jobs *j, uint64_t epoch, const struct peer *head,
+                const struct wire_hello *h);
 
 // --- attempts
 
-// A claimed job; its lease is kept from now on. epoch: whose credit was taken for it; 0: none, it
-// is to be refused or given back. ERR_LIMIT, ERR_NOMEM.
+// A claimed job; its lease is kept from now on. epoch: of the pipeline that it was promised to; 0:
+// none, or one that is gone: it is to be refused or given back. ERR_LIMIT, ERR_NOMEM: the promise
+// stays.
 enum status jobs_add(struct jobs *j, const struct job_key *key, uint64_t need_blocks, bool poison,
                      uint64_t epoch);
 
@@ -84,15 +99,22 @@ void jobs_tick(struct jobs *j, int64_t now_ms);  // a few times a second
 
 // --- for dispatch
 
-struct credit *jobs_credit(struct jobs *j);
-uint64_t jobs_epoch(const struct jobs *j); // 0: no pipeline serves
+// The pipelines of a model that take jobs now, and their epochs; returns how many.
+int jobs_view(const struct jobs *j, int model, struct dispatch_pipeline to[PIPELINES_MAX],
+              uint64_t epochs[PIPELINES_MAX]);
+
+bool jobs_room(const struct jobs *j, int model); // one of them has a free slot
+bool jobs_serves(const struct jobs *j, uint64_t epoch);
+
+// Takes the credit for a job that was chosen for this pipeline of the last view, until jobs_add or
+// jobs_withdraw. Returns the name of its head's group.
+const char *jobs_promise(struct jobs *j, uint64_t epoch, uint64_t need_blocks);
+void jobs_withdraw(struct jobs *j, uint64_t epoch, uint64_t need_blocks);
+
 int jobs_n_active(const struct jobs *j);   // claimed, or at the head
 // Calls fn with tenant and blocks of each of them.
 void jobs_each_active(const struct jobs *j,
                       void (*fn)(void *arg, const char *tenant, uint64_t need_blocks), void *arg);
-bool jobs_alone(const struct jobs *j);     // one of them must run alone
-bool jobs_may_start(struct jobs *j);       // not while an adopted head is asked what it holds
-int jobs_n_owed(const struct jobs *j);     // at the head, or with an outcome that is not COMMITTED
 // Gives back whatever has not been sent to the head yet: the broker stops.
 void jobs_release(struct jobs *j);
 

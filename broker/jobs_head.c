@@ -121,7 +121,7 @@ static void say_committed(struct jobs *j, const struct peer *to, const struct jo
 static void result_again(struct attempt *a)
 {
     if (a->foreign) attempt_drop(a);
-    else if (a->epoch == 0 || a->epoch != a->jobs->epoch) attempt_end(a, NACK_LOST);
+    else if (a->account == NULL) attempt_end(a, NACK_LOST);
     else attempt_set_state(a, AT_HEAD);
 }
 
@@ -198,7 +198,8 @@ static void on_result(struct jobs *j, const struct peer *from, const struct wire
     if (!queue_ready(j->options.queue)) return; // the head keeps it and sends it again
     if (a == NULL) {
         if (attempts_insert(j, &m->key, REPORTED, false, &a) != OK) return;
-        a->foreign = true;
+        attempt_set_account(a, jobs_headed_by(j, from));
+        a->foreign = true; // of a former head, or of an earlier broker's time
         a->need_known = true;
     } else if (a->state != AT_HEAD) {
         return; // under way, or cancelled: the next time tells
@@ -221,7 +222,7 @@ static void on_reject(struct jobs *j, const struct wire_reject *m)
     attempt_log(LOG_WARN, "refused_by_head", a, m->message, m->code);
     for (size_t i = 0; i < sizeof innocent / sizeof *innocent; i++) {
         if (strcmp(m->code, innocent[i]) != 0) continue;
-        j->resume_ms = j->now_ms + PAUSE_MS;
+        if (a->account != NULL) a->account->resume_ms = j->now_ms + PAUSE_MS;
         attempt_end(a, NACK);
         return;
     }
@@ -234,51 +235,37 @@ static void on_reject(struct jobs *j, const struct wire_reject *m)
     attempt_refuse(a, &why, retryable, NULL, 0);
 }
 
-// --- the account of an adopted head: what it has granted less what is free has been taken
+// --- credit
 
 static void count_one(struct attempt *a)
 {
-    struct jobs *j = a->jobs;
-    if (a->state != AT_HEAD && a->state != REPORTED) return;
-    if (a->foreign) return;
+    struct account *account = a->account;
+    if ((a->state != AT_HEAD && a->state != REPORTED) || a->foreign) return;
     a->counted = a->credited = true;
-    j->used_slots++;
-    if (a->need_known) j->used_blocks += a->need_blocks;
-    else j->n_unknown++;
-}
-
-void jobs_finish_adoption(struct jobs *j)
-{
-    if (!j->adopting || !j->snapped || j->n_unknown > 0) return;
-    j->adopting = false;
-    j->credit = j->snap;
-    credit_adopt(&j->credit, (uint64_t) j->slots, (uint64_t) j->blocks, j->used_slots,
-                 j->used_blocks);
-    credit_grant(&j->credit, j->latest_slots, j->latest_blocks);
-    log_line(LOG_INFO, "adopted", log_int("jobs", j->used_slots),
-             log_int("blocks", j->used_blocks));
-    j->options.freed(j->options.arg);
+    account->used_slots++;
+    if (a->need_known) account->used_blocks += a->need_blocks;
+    else account->n_unknown++;
 }
 
 static void on_credit(struct jobs *j, const struct wire_credit *c)
 {
-    if (j->epoch == 0 || c->epoch != j->epoch || c->pipeline != j->pipeline) return;
-    if (!j->adopting) {
-        uint64_t before = credit_slots(&j->credit);
-        credit_grant(&j->credit, c->slots, c->blocks);
-        if (credit_slots(&j->credit) > before) j->options.freed(j->options.arg);
+    struct account *account = jobs_account(j, c->epoch);
+    if (account == NULL || c->pipeline != account->pipeline) return;
+    if (!account->adopting) {
+        uint64_t before = credit_slots(&account->credit);
+        credit_grant(&account->credit, c->slots, c->blocks);
+        if (credit_slots(&account->credit) > before) j->options.freed(j->options.arg);
         return;
     }
-    if (!j->listed) return;
-    if (!j->snapped) {
-        j->snapped = true;
-        credit_reset(&j->snap);
-        credit_grant(&j->snap, c->slots, c->blocks);
-        attempts_each(j, count_one);
+    if (!account->listed) return;
+    if (!account->snapped) {
+        account->snapped = true;
+        credit_grant(&account->snap, c->slots, c->blocks);
+        attempts_of(j, account, count_one);
     }
-    j->latest_slots = c->slots;
-    j->latest_blocks = c->blocks;
-    jobs_finish_adoption(j);
+    account->latest_slots = c->slots;
+    account->latest_blocks = c->blocks;
+    jobs_settle(j, account);
 }
 
 bool jobs_message(struct jobs *j, const struct peer *from, const struct wire_message *m)

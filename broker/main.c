@@ -115,7 +115,6 @@ static enum status settle(struct settings *s, enum log_level *level, struct erro
 {
     struct broker_options *b = &s->broker;
     if (b->models.n == 0) return usage(e, "--model is missing");
-    if (b->models.n > 1) return usage(e, "more than one --model: not yet");
     try(read_precision(s->precision, &b->precision, e));
     try(log_level_parse(s->log_level, level, e));
     try(broker_check_listen(b, e));

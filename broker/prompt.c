@@ -8,12 +8,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-static enum status check_model(const struct model *m, const struct job *job, struct error *e)
+static enum status find_model(int *to, const struct models *m, const struct job *job,
+                              struct error *e)
 {
-    if (job->model[0] == '\0' || strcmp(job->model, m->name) == 0) return OK;
+    char served[ERROR_TEXT_SIZE / 2];
+    *to = models_find(m, job->model);
+    if (*to >= 0) return OK;
+    models_list(m, false, served, sizeof served);
     return error_set(e, ERR_INPUT, "unknown_model",
-                     "the model \"%.128s\" is not served here; \"%.128s\" is, which a job gets "
-                     "that names none", job->model, m->name);
+                     "the model \"%.128s\" is not served here; what is: %s; a job that names none "
+                     "gets the first", job->model, served);
 }
 
 // --- ids
@@ -83,11 +87,11 @@ uint64_t prompt_blocks(int64_t n_tokens)
 
 static enum status set_need(struct prompt *p, const struct prompt_limits *limits, struct error *e)
 {
-    int room = limits->max_context - p->ids.n;
+    int most = limits->max_context[p->model], room = most - p->ids.n;
     if (room < 1) {
         return error_set(e, ERR_INPUT, "prompt_too_long",
                          "the prompt has %d tokens; prompt and output together may have %d",
-                         p->ids.n, limits->max_context);
+                         p->ids.n, most);
     }
     bool given = limits->max_tokens > 0 || p->body.max_tokens > 0;
     p->max_tokens = limits->max_tokens > 0     ? limits->max_tokens
@@ -98,8 +102,7 @@ static enum status set_need(struct prompt *p, const struct prompt_limits *limits
         return error_set(e, ERR_INPUT, "context_exceeded",
                          "the prompt has %d tokens and max_tokens is %d: together %lld, but %d is "
                          "the limit",
-                         p->ids.n, p->max_tokens, (long long) p->ids.n + p->max_tokens,
-                         limits->max_context);
+                         p->ids.n, p->max_tokens, (long long) p->ids.n + p->max_tokens, most);
     }
     p->need_blocks = prompt_blocks((int64_t) p->ids.n + p->max_tokens);
     return OK;
@@ -107,17 +110,37 @@ static enum status set_need(struct prompt *p, const struct prompt_limits *limits
 
 // --- the whole
 
-enum status prompt_read(struct prompt *p, const struct model *m, const struct prompt_limits *limits,
-                        const char *tenant, const void *message, size_t n,
-                        struct tokenizer_scratch *scratch, struct error *e)
+enum status prompt_scratch_init(struct prompt_scratch *s, const struct models *models, int model,
+                                struct error *e)
 {
-    *p = (struct prompt){0};
+    *s = (struct prompt_scratch){0};
+    for (int i = 0; i < models->n; i++) {
+        const struct tokenizer *t = models->at[i].tokenizer;
+        if (t == NULL || (model >= 0 && model != i)) continue;
+        try(tokenizer_scratch_create(&s->of[i], t, e));
+    }
+    return OK;
+}
+
+void prompt_scratch_deinit(struct prompt_scratch *s)
+{
+    for (int i = 0; i < MODELS_MAX; i++) {
+        if (s->of[i] != NULL) tokenizer_scratch_destroy(&s->of[i]);
+    }
+}
+
+enum status prompt_read(struct prompt *p, const struct models *models, int model,
+                        const struct prompt_limits *limits, const char *tenant,
+                        const void *message, size_t n, const struct prompt_scratch *scratch,
+                        struct error *e)
+{
+    *p = (struct prompt){.model = model};
     try(job_decode(&p->job, message, n, e));
     if (p->job.op == JOB_CANCEL) return OK;
-    try(check_model(m, &p->job, e));
+    if (model < 0) try(find_model(&p->model, models, &p->job, e));
     try(job_body_parse(&p->body, &p->job, tenant, e));
     try(job_body_hash(&p->job, &p->body, p->body_hash, e));
-    try(make_ids(p, m, scratch, e));
+    try(make_ids(p, &models->at[p->model], scratch->of[p->model], e));
     return set_need(p, limits, e);
 }
 

@@ -176,7 +176,7 @@ enum status queue_recover(struct queue *q, uint64_t after, size_t max_n, size_t 
 enum status queue_admit(struct queue *q, const struct queue_admit *job, queue_fn *fn, void *arg)
 {
     struct args a;
-    try(call_begin(q, &a, "admit", 16));
+    try(call_begin(q, &a, "admit", 17));
     put(&a, job->tenant);
     put_number(&a, job->seq);
     put(&a, job->id);
@@ -192,6 +192,7 @@ enum status queue_admit(struct queue *q, const struct queue_admit *job, queue_fn
     put_number(&a, job->stream);
     put(&a, job->custom_id);
     put(&a, job->batch);
+    put(&a, job->model);
     return call_end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
 }
 
@@ -222,29 +223,29 @@ enum status queue_cancel(struct queue *q, const char *tenant, uint64_t seq, cons
 
 // --- dispatch
 
-enum status queue_window(struct queue *q, int class, const char *tenant, uint64_t after,
-                         size_t limit, queue_fn *fn, void *arg)
+enum status queue_window(struct queue *q, int class, const char *tenant, const char *model,
+                         uint64_t after, size_t limit, queue_fn *fn, void *arg)
 {
     struct args a;
-    try(call_begin(q, &a, "window", 5));
+    try(call_begin(q, &a, "window", 6));
     put_number(&a, (uint64_t) class);
     put(&a, tenant);
+    put(&a, model);
     put_number(&a, after);
     put_number(&a, limit);
     return call_end(q, &a, QUEUE_FORM_HEADERS, 0, fn, arg);
 }
 
-enum status queue_claim(struct queue *q, uint64_t claim, const char *owner, int64_t lease_ms,
-                        size_t max_bytes, const struct queue_key *keys, size_t n, queue_fn *fn,
-                        void *arg)
+enum status queue_claim(struct queue *q, uint64_t claim, int64_t lease_ms, size_t max_bytes,
+                        const struct queue_key *keys, size_t n, queue_fn *fn, void *arg)
 {
     struct args a;
-    try(call_begin(q, &a, "claim", 5 + 2 * n));
-    put(&a, owner);
+    try(call_begin(q, &a, "claim", 4 + 3 * n));
     put_ms(&a, lease_ms);
     put_number(&a, max_bytes);
     put_number(&a, claim);
     for (size_t i = 0; i < n; i++) {
+        put(&a, keys[i].owner);
         put(&a, keys[i].tenant);
         put(&a, keys[i].id);
     }

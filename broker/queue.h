@@ -205,6 +205,7 @@ struct queue_admit {
     int attempts;               // 1..JOB_ATTEMPTS_MAX
     bool stream;
     const char *custom_id, *batch; // NULL: none
+    const char *model;          // its name
 };
 
 // QUEUE_OK, _DUPLICATE, _DUPLICATE_DONE, _ID_CONFLICT, _UNKNOWN (no such entry).
@@ -231,20 +232,20 @@ enum status queue_cancel(struct queue *q, const char *tenant, uint64_t seq, cons
 
 // --- dispatch
 
-// Ready jobs of a class and tenant in order of arrival, seq > after.
-enum status queue_window(struct queue *q, int class, const char *tenant, uint64_t after,
-                         size_t limit, queue_fn *fn, void *arg);
+// Ready jobs of a class, tenant and model in order of arrival, seq > after.
+enum status queue_window(struct queue *q, int class, const char *tenant, const char *model,
+                         uint64_t after, size_t limit, queue_fn *fn, void *arg);
 
 struct queue_key {
+    const char *owner; // who will have it, for the record
     const char *tenant, *id;
 };
 
 // Starts an attempt of each job that is still ready. At most max_bytes of messages and checkpoints,
 // at least one job. `claim` (not 0) names this call within the term: repeated with the same number
 // it reads the same attempts back.
-enum status queue_claim(struct queue *q, uint64_t claim, const char *owner, int64_t lease_ms,
-                        size_t max_bytes, const struct queue_key *keys, size_t n, queue_fn *fn,
-                        void *arg);
+enum status queue_claim(struct queue *q, uint64_t claim, int64_t lease_ms, size_t max_bytes,
+                        const struct queue_key *keys, size_t n, queue_fn *fn, void *arg);
 
 // --- attempts
 

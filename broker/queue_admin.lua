@@ -154,11 +154,13 @@ local function waits_for(p, tenant, id, job)
     return over_budget(p, tenant, tonumber(job.need or 0)) or job.poison and 'alone' or 'turn'
 end
 
--- Ready jobs of the classes before this one, of all tenants.
-local function before_class(p, class)
+-- Ready jobs of a model in the classes before this one, of all tenants.
+local function before_class(p, class, model)
     local n = 0
     for _, tenant in ipairs(call('HKEYS', p .. 'tenants')) do
-        for c = 0, class - 1 do n = n + call('ZCARD', ready_key(p, c, tenant)) end
+        for c = 0, class - 1 do
+            n = n + call('ZCARD', ready_key(p, tenant, {class = c, model = model}))
+        end
     end
     return n
 end
@@ -192,11 +194,11 @@ local function show(keys, args)
         local dies = call('ZSCORE', p .. 'dead', member)
         say('until', str(dies and dies + DEAD_TTL_MS or job.ended + (job.ttl or 0)))
     end
-    local ahead = job.class and call('ZRANK', ready_key(p, job.class, tenant), id)
+    local ahead = job.class and call('ZRANK', ready_key(p, tenant, job), id)
     if ahead then
         say('ahead', ahead)
-        say('waiting', call('ZCARD', ready_key(p, job.class, tenant)))
-        say('before', before_class(p, tonumber(job.class)))
+        say('waiting', call('ZCARD', ready_key(p, tenant, job)))
+        say('before', before_class(p, tonumber(job.class), job.model))
     end
     return reply
 end

@@ -44,6 +44,13 @@ local function name(s, what, most)
     return s
 end
 
+local function model_name(s)
+    if type(s) ~= 'string' or #s < 1 or #s > 256 or not string.match(s, '^[%w_%.%-]+$') then
+        refuse('BADARG', 'model is not 1 to 256 of A-Z a-z 0-9 . _ -')
+    end
+    return s
+end
+
 local function bytes(s, what, most)
     if type(s) ~= 'string' or #s > most then
         refuse('BADARG', string.format('%s is longer than %.0f bytes', what, most))
@@ -92,7 +99,19 @@ local function str(n) return string.format('%.0f', n) end
 
 local function job_key(p, tenant, id) return p .. 'j:' .. tenant .. ':' .. id end
 
-local function ready_key(p, class, tenant) return p .. 'rdy:' .. class .. ':' .. tenant end
+-- `job`: a record, or just class and model.
+local function ready_key(p, tenant, job)
+    return p .. 'rdy:' .. job.class .. ':' .. tenant .. ':' .. job.model
+end
+
+-- All ready sets of a tenant; the models' are those that jobs ever came for.
+local function each_ready(p, tenant, fn)
+    for _, model in ipairs(call('HKEYS', p .. 'models')) do
+        for class = 0, 3 do
+            fn(ready_key(p, tenant, {class = class, model = model}), model, class)
+        end
+    end
+end
 
 local function stream_key(p, tenant, id) return p .. 't:' .. tenant .. ':' .. id end
 
@@ -212,7 +231,7 @@ local function finish(p, tenant, id, job, state, result, now, more)
     call('ZREM', p .. 'ls', member)
     call('ZREM', p .. 'dly', member)
     call('ZREM', p .. 'exp', member)
-    call('ZREM', ready_key(p, job.class, tenant), id)
+    call('ZREM', ready_key(p, tenant, job), id)
     call('DEL', p .. 'c:' .. member)
     lighten(p, tenant, job.seq)
     if not dead then call('HDEL', p .. 'raw', job.seq) end
@@ -268,7 +287,7 @@ local function requeue(p, tenant, id, job, lost, now)
         end
         if times == LOST_MAX then call('HSET', key, 'poison', 1) end
     end
-    call('ZADD', ready_key(p, job.class, tenant), place(job), id)
+    call('ZADD', ready_key(p, tenant, job), place(job), id)
     call('HSET', key, 'state', 'queued')
     call('ZREM', p .. 'ls', tenant .. ':' .. id)
     return 'ready'

@@ -8,7 +8,7 @@
 
 enum {
     CALL_FIXED_ARGS = 4,                    // FCALL name 1 key
-    CALL_SMALL_ARGS = CALL_FIXED_ARGS + 16, // of the calls that need no list
+    CALL_SMALL_ARGS = CALL_FIXED_ARGS + 18, // of the calls that need no list
     CALL_NUMBER_SIZE = 24,
 };
 

@@ -139,6 +139,7 @@ local function admit_fields(args)
     if uint(args[14], 'stream', 0, 1) == 1 then job.stream = '1' end
     if bytes(args[15], 'custom_id', 512) ~= '' then job.custom = args[15] end
     if args[16] ~= '' then job.batch = name(args[16], 'batch', 64) end
+    job.model = model_name(args[17])
     return job, at
 end
 
@@ -161,9 +162,9 @@ end
 
 -- A need of 0 says that the job is to be split first.
 -- term, tenant, seq, id, class, body hash, need, n_prompt, max_tokens, at, deadline, ttl, attempts,
--- stream, custom_id, batch -> ok | duplicate | duplicate_done | id_conflict | unknown
+-- stream, custom_id, batch, model -> ok | duplicate | duplicate_done | id_conflict | unknown
 local function admit(keys, args)
-    local p = prefix(keys, args, 16)
+    local p = prefix(keys, args, 17)
     local term, tenant, id = term_of(args), name(args[2], 'tenant', 64), name(args[4], 'id', 64)
     local job, at = admit_fields(args)
     fence(p, term)
@@ -178,6 +179,7 @@ local function admit(keys, args)
     end
     if job.stream and not old then call('DEL', stream_key(p, tenant, id)) end -- of an earlier life
     job.admitted = str(now)
+    call('HSETNX', p .. 'models', job.model, now)
     local flat = {}
     for k, v in pairs(job) do
         flat[#flat + 1] = k
@@ -192,7 +194,7 @@ local function admit(keys, args)
     elseif job.split then
         call('ZADD', p .. 'join', now, member)
     else
-        call('ZADD', ready_key(p, job.class, tenant), job.seq, id)
+        call('ZADD', ready_key(p, tenant, job), job.seq, id)
     end
     count(p, 'admitted')
     count_batch(p, tenant, job.batch, 'total')

@@ -1,16 +1,16 @@
 
 -- Dispatch and attempts: who runs a job, and how that ends.
 
--- term, class, tenant, after, limit
+-- term, class, tenant, model, after, limit
 -- -> {{id, seq, need, n_prompt, max_tokens, deadline, starts, poison, ms that it has waited}...}
 local function window(keys, args)
-    local p = prefix(keys, args, 5)
+    local p = prefix(keys, args, 6)
     local term, class = term_of(args), str(uint(args[2], 'class', 0, 3))
-    local tenant, after = name(args[3], 'tenant', 64), uint(args[4], 'after', 0, EXACT)
-    local limit = uint(args[5], 'limit', 1, MANY)
+    local tenant, model = name(args[3], 'tenant', 64), model_name(args[4])
+    local after, limit = uint(args[5], 'after', 0, EXACT), uint(args[6], 'limit', 1, MANY)
     fence(p, term, true)
-    local ids = call('ZRANGE', ready_key(p, class, tenant), '(' .. str(after), '+inf', 'BYSCORE',
-                     'LIMIT', 0, limit)
+    local ids = call('ZRANGE', ready_key(p, tenant, {class = class, model = model}),
+                     '(' .. str(after), '+inf', 'BYSCORE', 'LIMIT', 0, limit)
     local now, reply = now_ms(), {}
     for i, id in ipairs(ids) do
         local h = call('HMGET', job_key(p, tenant, id), 'seq', 'need', 'prompt', 'most', 'deadline',
@@ -32,7 +32,7 @@ end
 
 -- An entry of the ready set whose job has ended or gone, left by a move that broke.
 local function drop_ready(p, tenant, id)
-    for class = 0, 3 do call('ZREM', ready_key(p, class, tenant), id) end
+    each_ready(p, tenant, function(key) call('ZREM', key, id) end)
 end
 
 -- Whether a job can be claimed now, the bytes it takes, whether this claim has it already.
@@ -44,7 +44,7 @@ local function claimable(p, tenant, id, job, claim, term, now)
     local again = job.state == 'running' and job.claim == claim and job.term == term
     if not again then
         if job.state ~= 'queued' or ends_now(p, tenant, id, job, now) then return false end
-        if not call('ZSCORE', ready_key(p, job.class, tenant), id) then return false end
+        if not call('ZSCORE', ready_key(p, tenant, job), id) then return false end
     end
     local size = call('HSTRLEN', p .. 'raw', message_at(job))
     if size == 0 then
@@ -54,24 +54,24 @@ local function claimable(p, tenant, id, job, claim, term, now)
     return true, size + call('STRLEN', p .. 'c:' .. tenant .. ':' .. id), again
 end
 
--- term, owner, lease, max_bytes, claim id, (tenant, id)...
+-- term, lease, max_bytes, claim id, (owner, tenant, id)...
 -- -> {{gone | later, tenant, id} or {ok, tenant, id, attempt, ...}...}
 -- The same claim id again, after a reply that was lost, reads the same attempts back.
 local function claim(keys, args)
-    local p = prefix(keys, args, 7, 5 + 2 * MANY)
-    local term, owner = str(term_of(args)), bytes(args[2], 'owner', 256)
-    local lease = uint(args[3], 'lease', 1, EXACT / 2)
-    local max_bytes = uint(args[4], 'max_bytes', 1, BYTES_MAX)
-    local claim_id = str(uint(args[5], 'claim', 1, EXACT))
-    local n = tuples(args, 6, 2)
-    for i = 6, #args, 2 do
-        name(args[i], 'tenant', 64)
-        name(args[i + 1], 'id', 64)
+    local p = prefix(keys, args, 7, 4 + 3 * MANY)
+    local term, lease = str(term_of(args)), uint(args[2], 'lease', 1, EXACT / 2)
+    local max_bytes = uint(args[3], 'max_bytes', 1, BYTES_MAX)
+    local claim_id = str(uint(args[4], 'claim', 1, EXACT))
+    local n = tuples(args, 5, 3)
+    for i = 5, #args, 3 do
+        bytes(args[i], 'owner', 256)
+        name(args[i + 1], 'tenant', 64)
+        name(args[i + 2], 'id', 64)
     end
     fence(p, tonumber(term))
     local now, total, reply = now_ms(), 0, {}
     for i = 1, n do
-        local tenant, id = args[4 + 2 * i], args[5 + 2 * i]
+        local owner, tenant, id = args[2 + 3 * i], args[3 + 3 * i], args[4 + 3 * i]
         local job = load_job(p, tenant, id)
         local yes, size, again = claimable(p, tenant, id, job, claim_id, term, now)
         if not yes then
@@ -88,7 +88,7 @@ local function claim(keys, args)
                      'starts', job.starts, 'owner', owner, 'term', term, 'claim', claim_id,
                      'started', now)
             end
-            call('ZREM', ready_key(p, job.class, tenant), id)
+            call('ZREM', ready_key(p, tenant, job), id)
             reply[i] = claimed(p, tenant, id, job)
         end
     end

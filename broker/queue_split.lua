@@ -163,13 +163,13 @@ local function write_child(p, tenant, id, job, level, i, seq, args, now)
     call('HSET', job_key(p, tenant, child), 'state', 'queued', 'seq', seq, 'class', job.class,
          'hash', args[a + 1], 'need', args[a + 2], 'prompt', args[a + 3], 'most', args[a + 4],
          'ttl', DEAD_TTL_MS, 'max', job.max, 'admitted', now, 'parent', id, 'level', level,
-         'index', i, 'place', job.seq)
+         'index', i, 'place', job.seq, 'model', job.model)
     if job.deadline then
         call('HSET', job_key(p, tenant, child), 'deadline', job.deadline)
         call('ZADD', p .. 'exp', job.deadline, tenant .. ':' .. child)
     end
     call('ZADD', open_key(p, tenant, id), i, i)
-    call('ZADD', ready_key(p, job.class, tenant), job.seq, child)
+    call('ZADD', ready_key(p, tenant, job), job.seq, child)
     count(p, 'admitted')
 end
 
@@ -183,7 +183,7 @@ local function write_children(p, tenant, id, job, level, known, args, now)
             call('ZADD', open_key(p, tenant, id), i, i)
             local state = call('HGET', job_key(p, tenant, child), 'state')
             if state == 'queued' and not call('ZSCORE', p .. 'dly', member) then
-                call('ZADD', ready_key(p, job.class, tenant), job.seq, child)
+                call('ZADD', ready_key(p, tenant, job), job.seq, child)
             end
         elseif was ~= 'done' then
             if was == 'again' then
@@ -257,7 +257,7 @@ local function reduce(keys, args)
     weigh(p, tenant, #args[9])
     call('HSET', job_key(p, tenant, id), 'run', seq, 'need', args[5], 'prompt', args[6], 'most',
          args[7], 'prior', args[8], 'since', now_ms(), 'state', 'queued')
-    call('ZADD', ready_key(p, job.class, tenant), job.seq, id)
+    call('ZADD', ready_key(p, tenant, job), job.seq, id)
     call('ZREM', p .. 'join', tenant .. ':' .. id)
     return 'ok'
 end

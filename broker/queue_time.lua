@@ -43,7 +43,7 @@ local function ready_due(p, now, limit, reply)
         local tenant, id = split(member)
         local job = load_job(p, tenant, id)
         if job and job.state == 'queued' then
-            call('ZADD', ready_key(p, job.class, tenant), place(job), id)
+            call('ZADD', ready_key(p, tenant, job), place(job), id)
             reply[#reply + 1] = {'ready', tenant, id, job.attempt or '0', ''}
         elseif job and job.state == 'waiting' then
             call('ZADD', p .. 'join', now, member)
@@ -71,19 +71,40 @@ end
 
 -- --- the queue as a whole
 
+-- How long the first of a ready set has been in the queue.
+local function waited(p, tenant, key, now)
+    local first = call('ZRANGE', key, 0, 0)[1]
+    local since = first and call('HGET', job_key(p, tenant, first), 'admitted')
+    return since and math.max(0, now - tonumber(since)) or 0
+end
+
+-- (no arguments) -> {{model, ready, oldest_ms}...}: all models that jobs ever came for
+local function models(keys, args)
+    local p = prefix(keys, args, 0)
+    local now, reply, of = now_ms(), {}, {}
+    for _, model in ipairs(call('HKEYS', p .. 'models')) do
+        of[model] = {model, 0, 0}
+        reply[#reply + 1] = of[model]
+    end
+    for _, tenant in ipairs(call('HKEYS', p .. 'tenants')) do
+        each_ready(p, tenant, function(key, model)
+            of[model][2] = of[model][2] + call('ZCARD', key)
+            of[model][3] = math.max(of[model][3], waited(p, tenant, key, now))
+        end)
+    end
+    return reply
+end
+
 -- (no arguments) -> {name, value...}
 local function stats(keys, args)
     local p = prefix(keys, args, 0)
     local now, inbox, ready, oldest = now_ms(), 0, 0, 0
     for _, tenant in ipairs(call('HKEYS', p .. 'tenants')) do
         inbox = inbox + call('LLEN', p .. 'in:' .. tenant)
-        for class = 0, 3 do
-            local key = ready_key(p, class, tenant)
+        each_ready(p, tenant, function(key)
             ready = ready + call('ZCARD', key)
-            local first = call('ZRANGE', key, 0, 0)[1]
-            local since = first and call('HGET', job_key(p, tenant, first), 'admitted')
-            if since then oldest = math.max(oldest, now - tonumber(since)) end
-        end
+            oldest = math.max(oldest, waited(p, tenant, key, now))
+        end)
     end
     local reply = {
         'term', call('GET', p .. 'term') or '0', 'inbox', inbox,
@@ -172,6 +193,7 @@ register('nack', nack, DRAINS)
 register('reap', reap, DRAINS)
 register('promote', promote, DRAINS)
 register('stats', stats, READS)
+register('models', models, READS)
 register('tenants', tenants, READS)
 register('tenant_set', tenant_set, DRAINS)
 register('pause', pause, DRAINS)

@@ -98,7 +98,7 @@ static void add_broker(struct bench *b)
     child_arg(c, "--redis");
     child_arg(c, "%s", b->url);
     child_arg(c, "--model");
-    child_arg(c, "%s", b->model);
+    child_arg(c, "bench=%s", b->model);
     child_arg(c, "--listen");
     child_arg(c, "ipc://%s/broker", b->folder);
     if (b->pool_threads > 0) {
@@ -269,19 +269,20 @@ static enum status give_back(struct bench *b, const char *term, const redisReply
 // One round as the broker makes it: a window of headers, then the claim. Milliseconds of both.
 static enum status claim_once(struct bench *b, const char *term, double *ms, struct error *e)
 {
-    const char *window[] = {"FCALL", "window", "1", "ps:{default}:term", term, "3", "default", "0",
-                            "64"};
-    const char *claim[9 + 2 * CLAIM_MANY];
+    const char *window[] = {"FCALL", "window", "1", "ps:{default}:term", term, "3", "default",
+                            "bench", "0", "64"};
+    const char *claim[8 + 3 * CLAIM_MANY];
     char number[24];
     redisReply *headers, *claimed;
     int n = 0;
     snprintf(number, sizeof number, "%lld", (long long) ++b->claim);
-    const char *first[] = {"FCALL", "claim", "1", "ps:{default}:term", term, "bench", "30000",
+    const char *first[] = {"FCALL", "claim", "1", "ps:{default}:term", term, "30000",
                            "33554432", number};
-    for (; n < 9; n++) claim[n] = first[n];
+    for (; n < 8; n++) claim[n] = first[n];
     int64_t from = clock_ns();
-    try(fcall(b, 9, window, &headers, e));
+    try(fcall(b, 10, window, &headers, e));
     for (size_t i = 0; i < headers->elements && i < CLAIM_MANY; i++) {
+        claim[n++] = "bench";
         claim[n++] = "default";
         claim[n++] = headers->element[i]->element[0]->str;
     }

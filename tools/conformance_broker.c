@@ -11,6 +11,7 @@
 #include <string.h>
 
 enum { WORDS_MAX = 24, RESULT_BYTES_MAX = 1 << 25 };
+#define MODEL "conformance"
 #define BYTES_TEXT "67108864" // most of one reply
 
 // FCALL with words up to NULL.
@@ -140,7 +141,7 @@ static enum status admit(struct conformance_broker *b, const char *seq, const st
     snprintf(ttl, sizeof ttl, "%lld", (long long) job->ttl_ms);
     const char *words[] = {b->term, b->tenant, seq,      job->id, class, hash, "1",            "3",
                            "5",     at,        deadline, ttl,     "5",   "0",  job->custom_id,
-                           job->batch, NULL};
+                           job->batch, MODEL, NULL};
     try(call(b, "admit", words, NULL, &r, e));
     const redisReply *word = r->type == REDIS_REPLY_ARRAY ? r->element[0] : r;
     if (word->str != NULL && strcmp(word->str, "ok") == 0) b->open++;
@@ -280,7 +281,7 @@ static enum status claim(struct conformance_broker *b, const char *id, struct er
     char number[24];
     redisReply *r;
     snprintf(number, sizeof number, "%d", ++b->n_claims);
-    const char *words[] = {b->term, "conformance", "600000", BYTES_TEXT, number, b->tenant, id,
+    const char *words[] = {b->term, "600000", BYTES_TEXT, number, "conformance", b->tenant, id,
                            NULL};
     try(call(b, "claim", words, NULL, &r, e));
     enum status status = OK;
@@ -292,7 +293,7 @@ static enum status claim(struct conformance_broker *b, const char *id, struct er
 static enum status run_ready(struct conformance_broker *b, const char *class, int *left,
                              struct error *e)
 {
-    const char *words[] = {b->term, class, b->tenant, "0", "64", NULL};
+    const char *words[] = {b->term, class, b->tenant, MODEL, "0", "64", NULL};
     redisReply *r;
     try(call(b, "window", words, NULL, &r, e));
     enum status status = OK;

@@ -16,6 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#define MODEL "fake"
 #define LEASE_MS_TEXT "500" // a job takes no time here
 
 enum { WORDS_MAX = 24, RESULT_BYTES_MAX = 1 << 24 };
@@ -99,7 +100,7 @@ static void admit(struct fake_broker *b, const char *seq, const struct job *job,
     snprintf(ttl, sizeof ttl, "%lld", (long long) job->ttl_ms);
     const char *words[] = {b->term, "default", seq,      job->id, class, hash, "1",            "3",
                            "5",     at,        deadline, ttl,     "5",   "0",  job->custom_id,
-                           job->batch, NULL};
+                           job->batch, MODEL, NULL};
     forget(call(b, "admit", words, NULL));
 }
 
@@ -194,14 +195,13 @@ static void end_job(struct fake_broker *b, const redisReply *claimed)
 
 static int run_ready(struct fake_broker *b, const char *class, const char *n)
 {
-    const char *words[] = {b->term, class, "default", "0", n, NULL};
+    const char *words[] = {b->term, class, "default", MODEL, "0", n, NULL};
     redisReply *r = call(b, "window", words, NULL);
     int moved = 0;
     for (size_t i = 0; r != NULL && i < r->elements; i++, moved++) {
         char claim[24];
         snprintf(claim, sizeof claim, "%d", ++b->n_claims);
-        const char *claims[] = {b->term,    "fake", LEASE_MS_TEXT,
-                                "16777216", claim,  "default",
+        const char *claims[] = {b->term, LEASE_MS_TEXT, "16777216", claim, "fake", "default",
                                 r->element[i]->element[0]->str, NULL};
         redisReply *got = call(b, "claim", claims, NULL);
         if (got != NULL && strcmp(got->element[0]->element[0]->str, "ok") == 0) {

@@ -112,7 +112,7 @@ const char *library_without_last(const char *reply)
 const char *admit(const char *seq, const char *id, const char *hash)
 {
     return call("admit", "1", "default", seq, id, "0", hash, "3", "100", "20", "0", "0", "60000",
-                "3", "0", "", "");
+                "3", "0", "", "", "m");
 }
 
 static void load_library(void)
@@ -165,7 +165,7 @@ void make_running(const char *seq, const char *id, const char *attempt)
     make_job(seq, id);
     char wanted[64];
     snprintf(wanted, sizeof wanted, "[[ok default %s %s %s", id, attempt, seq);
-    const char *got = call("claim", "1", "group", "30000", "1000", seq, "default", id);
+    const char *got = call("claim", "1", "30000", "1000", seq, "group", "default", id);
     assert_memory_equal(got, wanted, strlen(wanted));
 }
 
@@ -204,5 +204,5 @@ void expect_event(int n, const char *wanted)
 void expect_clean(void)
 {
     expect_cmd("0", "HLEN", "%Traw");
-    expect_cmd("0", "EXISTS", "%Ttaken", "%Trdy:0:default", "%Tdly", "%Tls", "%Texp", "%Tdead");
+    expect_cmd("0", "EXISTS", "%Ttaken", "%Trdy:0:default:m", "%Tdly", "%Tls", "%Texp", "%Tdead");
 }

@@ -9,27 +9,28 @@
 
 // --- a queue to choose from
 
-enum { TENANTS = 3, DEEP = 600 };
+enum { TENANTS = 3, DEEP = 600, PIPELINES = 3 };
 
 static struct world {
     struct dispatch d;
-    struct credit credit;
+    int n_pipelines;
+    struct credit credits[PIPELINES];
+    int n_running[PIPELINES];
+    bool alone[PIPELINES];
     struct dispatch_tenant tenants[TENANTS];
     struct ready_job jobs[TENANTS][JOB_CLASSES][DEEP];
     struct ready_queue queues[TENANTS][JOB_CLASSES];
     int64_t now_ms;
-    int n_running;
-    bool alone;
 } w;
 
 static void world(void)
 {
-    w = (struct world){.now_ms = 1000000};
+    w = (struct world){.now_ms = 1000000, .n_pipelines = 1};
     for (int t = 0; t < TENANTS; t++) {
         w.tenants[t] = (struct dispatch_tenant){1, UINT64_MAX, UINT64_MAX, false};
         for (int c = 0; c < JOB_CLASSES; c++) w.queues[t][c].jobs = w.jobs[t][c];
     }
-    credit_grant(&w.credit, 1 << 30, 1 << 30);
+    for (int i = 0; i < PIPELINES; i++) credit_grant(&w.credits[i], 1 << 30, 1 << 30);
 }
 
 static void put(int tenant, int class, uint64_t blocks, uint64_t cost)
@@ -41,9 +42,15 @@ static void put(int tenant, int class, uint64_t blocks, uint64_t cost)
 
 static int choose(struct dispatch_pick *picks, int most)
 {
-    const struct dispatch_view v = {TENANTS, w.tenants, (const void *) w.queues, w.n_running,
-                                    w.alone, w.now_ms};
-    return dispatch_choose(&w.d, &w.credit, &v, picks, most);
+    struct dispatch_pipeline pipelines[PIPELINES];
+    for (int i = 0; i < w.n_pipelines; i++) {
+        const struct credit *c = &w.credits[i];
+        pipelines[i] = (struct dispatch_pipeline){credit_slots(c), credit_blocks(c),
+                                                  w.n_running[i], w.alone[i]};
+    }
+    const struct dispatch_view v = {w.n_pipelines, pipelines, TENANTS, w.tenants,
+                                    (const void *) w.queues, w.now_ms};
+    return dispatch_choose(&w.d, &v, picks, most);
 }
 
 // What a pick took leaves its queue.
@@ -70,24 +77,24 @@ static void takes_jobs_in_order_while_credit_lasts(void **state)
     (void) state;
     struct dispatch_pick picks[8];
     world();
-    w.credit = (struct credit){0};
+    w.credits[0] = (struct credit){0};
     put(0, 0, 3, 150);
     put(0, 0, 4, 200);
     put(0, 0, 9, 500);
     put(0, 0, 1, 10);
     assert_int_equal(choose(picks, 8), 0);
-    credit_grant(&w.credit, 8, 10);
+    credit_grant(&w.credits[0], 8, 10);
     assert_int_equal(choose(picks, 8), 2); // the third waits, so does the last
-    credit_take(&w.credit, 3);
-    credit_take(&w.credit, 4);
-    assert_int_equal(credit_slots(&w.credit), 6);
-    assert_int_equal(credit_blocks(&w.credit), 3);
-    credit_grant(&w.credit, 7, 6); // late: ignored
-    assert_int_equal(credit_blocks(&w.credit), 3);
-    credit_grant(&w.credit, 9, 13); // one ended
-    assert_int_equal(credit_blocks(&w.credit), 6);
-    credit_give_back(&w.credit, 4);
-    assert_int_equal(credit_blocks(&w.credit), 10);
+    credit_take(&w.credits[0], 3);
+    credit_take(&w.credits[0], 4);
+    assert_int_equal(credit_slots(&w.credits[0]), 6);
+    assert_int_equal(credit_blocks(&w.credits[0]), 3);
+    credit_grant(&w.credits[0], 7, 6); // late: ignored
+    assert_int_equal(credit_blocks(&w.credits[0]), 3);
+    credit_grant(&w.credits[0], 9, 13); // one ended
+    assert_int_equal(credit_blocks(&w.credits[0]), 6);
+    credit_give_back(&w.credits[0], 4);
+    assert_int_equal(credit_blocks(&w.credits[0]), 10);
 }
 
 static void poison_runs_alone(void **state)
@@ -99,13 +106,13 @@ static void poison_runs_alone(void **state)
     put(0, 0, 1, 10);
     w.jobs[0][0][0].poison = true;
     assert_int_equal(choose(picks, 8), 1);
-    w.n_running = 1;
+    w.n_running[0] = 1;
     assert_int_equal(choose(picks, 8), 0);
-    w.n_running = 0;
+    w.n_running[0] = 0;
     w.jobs[0][0][0].poison = false;
     w.jobs[0][0][1].poison = true;
     assert_int_equal(choose(picks, 8), 1);
-    w.alone = true;
+    w.alone[0] = true;
     assert_int_equal(choose(picks, 8), 0);
 }
 
@@ -175,27 +182,54 @@ static void age_bounds_how_long_a_job_waits(void **state)
     assert_true(part > 0.95 / (double) DISPATCH_AGED_PART);
 }
 
-static void tenants_share_by_weight(void **state)
+// Jobs of any size, with as many pipelines, each of which has only so much room and ends a job of
+// its own now and then.
+static void share(int n_pipelines)
 {
-    (void) state;
-    uint64_t tokens[TENANTS] = {0}, all = 0;
+    enum { SLOTS = 8, BLOCKS = 200 };
+    uint64_t tokens[TENANTS] = {0}, all = 0, running[PIPELINES][SLOTS];
     static const uint64_t sizes[TENANTS] = {8000, 300, 3000}; // whatever the jobs' size
     srand(4);
     world();
+    w.n_pipelines = n_pipelines;
+    for (int i = 0; i < PIPELINES; i++) {
+        w.credits[i] = (struct credit){0};
+        credit_grant(&w.credits[i], SLOTS, BLOCKS);
+    }
     for (int t = 0; t < TENANTS; t++) w.tenants[t].weight = 1u << t;
-    for (int i = 0; i < 20000; i++) {
+    for (int n = 0; n < 20000;) {
         for (int t = 0; t < TENANTS; t++) {
-            if (w.queues[t][2].n < 20) put(t, 2, 1, 1 + (uint64_t) rand() % sizes[t]);
+            uint64_t cost = 1 + (uint64_t) rand() % sizes[t];
+            if (w.queues[t][2].n < 20) put(t, 2, (cost + 63) / 64, cost);
         }
-        struct dispatch_pick p = next();
-        tokens[p.tenant] += p.cost;
-        all += p.cost;
+        struct dispatch_pick p;
+        if (choose(&p, 1) == 1) {
+            uint64_t blocks = pull(&p).need_blocks;
+            credit_take(&w.credits[p.pipeline], blocks); // checks that there is room
+            running[p.pipeline][w.n_running[p.pipeline]++] = blocks;
+            tokens[p.tenant] += p.cost;
+            all += p.cost;
+            n++;
+            continue;
+        }
+        int i = rand() % n_pipelines;
+        if (w.n_running[i] == 0) continue;
+        int k = rand() % w.n_running[i];
+        struct credit *c = &w.credits[i];
+        credit_grant(c, c->granted_slots + 1, c->granted_blocks + running[i][k]);
+        running[i][k] = running[i][--w.n_running[i]];
     }
     for (int t = 0; t < TENANTS; t++) {
         double share = (double) tokens[t] / (double) all, due = (1 << t) / 7.0;
         bool fair = share > 0.95 * due && share < 1.05 * due;
-        if (!fair) fail_msg("tenant %d: %f of %f", t, share, due);
+        if (!fair) fail_msg("%d pipelines, tenant %d: %f of %f", n_pipelines, t, share, due);
     }
+}
+
+static void tenants_share_by_weight(void **state)
+{
+    (void) state;
+    for (int n = 1; n <= PIPELINES; n++) share(n);
 }
 
 // Whoever was idle has saved nothing up, and others have lost nothing by it.
@@ -226,20 +260,89 @@ static void a_large_job_is_not_starved_by_small_ones(void **state)
     assert_in_range(before, 900000, 1000000 + 2 * DISPATCH_QUANTUM);
     // One that does not fit yet keeps its turn: nothing slips past it.
     world();
-    w.credit = (struct credit){0};
-    credit_grant(&w.credit, 10, 5);
+    w.credits[0] = (struct credit){0};
+    credit_grant(&w.credits[0], 10, 5);
     put(0, 1, 8, 500);
     put(1, 1, 1, 50);
     int first = next().tenant;
     assert_int_equal(first, 1);
-    credit_take(&w.credit, 1);
+    credit_take(&w.credits[0], 1);
     put(1, 1, 1, 1100);
     assert_int_equal(next().tenant, -1);
     put(1, 1, 1, 50);
     put(2, 2, 1, 50);
     assert_int_equal(next().tenant, -1);
-    credit_grant(&w.credit, 11, 20);
+    credit_grant(&w.credits[0], 11, 20);
     assert_int_equal(next().tenant, 0);
+}
+
+// --- several pipelines
+
+static void credit_of(int pipeline, uint64_t slots, uint64_t blocks)
+{
+    w.credits[pipeline] = (struct credit){0};
+    credit_grant(&w.credits[pipeline], slots, blocks);
+}
+
+static void the_least_loaded_pipeline_takes_a_job(void **state)
+{
+    (void) state;
+    static const struct {
+        uint64_t free[3][2], need;
+        int pipeline; // -1: it waits
+    } cases[] = {
+        {{{4, 10}, {4, 10}, {4, 10}}, 1, 0}, // the first of equals
+        {{{4, 10}, {5, 10}, {4, 10}}, 1, 1},
+        {{{4, 10}, {4, 11}, {4, 12}}, 1, 2},
+        {{{9, 3}, {2, 4}, {1, 9}}, 4, 1}, // it must fit
+        {{{9, 3}, {0, 9}, {3, 3}}, 4, -1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct dispatch_pick p;
+        world();
+        w.n_pipelines = 3;
+        for (int k = 0; k < 3; k++) credit_of(k, cases[i].free[k][0], cases[i].free[k][1]);
+        put(0, 1, cases[i].need, 10);
+        int n = choose(&p, 1);
+        assert_int_equal(n == 1 ? p.pipeline : -1, cases[i].pipeline);
+    }
+}
+
+static void a_round_spreads_over_pipelines(void **state)
+{
+    (void) state;
+    struct dispatch_pick picks[16];
+    int of[3] = {0};
+    world();
+    w.n_pipelines = 3;
+    for (int k = 0; k < 3; k++) credit_of(k, 3 + (uint64_t) k, 100);
+    for (int i = 0; i < 16; i++) put(0, 1, 1, 10);
+    assert_int_equal(choose(picks, 9), 9);
+    for (int i = 0; i < 9; i++) of[picks[i].pipeline]++;
+    for (int k = 0; k < 3; k++) assert_int_equal(of[k], 2 + k); // one slot is left on each
+    w.queues[0][1].n = 16;
+    assert_int_equal(choose(picks, 16), 12);
+}
+
+// It waits for an empty pipeline; the others go on serving while it runs.
+static void poison_has_a_pipeline_for_itself(void **state)
+{
+    (void) state;
+    struct dispatch_pick picks[8];
+    world();
+    w.n_pipelines = 2;
+    w.n_running[0] = w.n_running[1] = 1;
+    for (int i = 0; i < 4; i++) put(0, 0, 1, 10);
+    w.jobs[0][0][0].poison = true;
+    assert_int_equal(choose(picks, 8), 0);
+    w.n_running[1] = 0;
+    assert_int_equal(choose(picks, 8), 4);
+    assert_int_equal(picks[0].pipeline, 1);
+    for (int i = 1; i < 4; i++) assert_int_equal(picks[i].pipeline, 0);
+    w.alone[1] = true;
+    w.jobs[0][0][0].poison = false;
+    assert_int_equal(choose(picks, 8), 4);
+    for (int i = 0; i < 4; i++) assert_int_equal(picks[i].pipeline, 0);
 }
 
 // --- budgets
@@ -330,7 +433,7 @@ static void never_over_the_limit(void **state)
         if (rand() % 9 == 0 && granted_slots > SLOTS)
             credit_grant(&c, granted_slots - 1, 0); // late
         world();
-        w.credit = c;
+        w.credits[0] = c;
         put(0, rand() % JOB_CLASSES, 1 + (uint64_t) rand() % 20, 1);
         struct dispatch_pick pick;
         if (choose(&pick, 1) == 1) {
@@ -360,6 +463,9 @@ int main(void)
         cmocka_unit_test(tenants_share_by_weight),
         cmocka_unit_test(an_idle_tenant_saves_nothing_up),
         cmocka_unit_test(a_large_job_is_not_starved_by_small_ones),
+        cmocka_unit_test(the_least_loaded_pipeline_takes_a_job),
+        cmocka_unit_test(a_round_spreads_over_pipelines),
+        cmocka_unit_test(poison_has_a_pipeline_for_itself),
         cmocka_unit_test(budgets_of_tenants),
         cmocka_unit_test(what_did_not_start_is_given_back),
         cmocka_unit_test(places_of_tenants_stay),

@@ -18,8 +18,8 @@
 
 #include "tests/unit/tokenizer_files.h"
 
-static struct models models = {.n = 1};
-static struct tokenizer_scratch *scratch;
+static struct models models = {.n = 2}; // the second has no tokenizer
+static struct prompt_scratch scratch;
 
 static int start(void **state)
 {
@@ -28,9 +28,11 @@ static int start(void **state)
     struct error e;
     snprintf(models.at[0].name, sizeof models.at[0].name, "tiny");
     models.at[0].config.vocab_size = 300;
+    snprintf(models.at[1].name, sizeof models.at[1].name, "bare");
+    models.at[1].config = (struct model_config){.vocab_size = 500, .bos_id = -1};
     assert_int_equal(load_json(&models.at[0].tokenizer, small_tokenizer(merges, 2), &e), OK);
     assert_int_equal(chat_load(&models.at[0].chat, FIXTURES, &e), OK); // there is no template
-    assert_int_equal(tokenizer_scratch_create(&scratch, models.at[0].tokenizer, &e), OK);
+    assert_int_equal(prompt_scratch_init(&scratch, &models, -1, &e), OK);
     models.at[0].config.bos_id = tokenizer_special(models.at[0].tokenizer, "<s>", 3);
     return 0;
 }
@@ -38,7 +40,7 @@ static int start(void **state)
 static int stop(void **state)
 {
     (void) state;
-    tokenizer_scratch_destroy(&scratch);
+    prompt_scratch_deinit(&scratch);
     models_deinit(&models);
     return 0;
 }
@@ -50,7 +52,7 @@ static enum status read_json(struct prompt *p, struct buffer *bytes, const char 
     *e = (struct error){0};
     buffer_init(bytes, 1 << 16);
     bytes_json(bytes, json);
-    return prompt_read(p, &models.at[0], &limits, "default", bytes->data, bytes->n, scratch, e);
+    return prompt_read(p, &models, -1, &limits, "default", bytes->data, bytes->n, &scratch, e);
 }
 
 static void expect_ids(const char *json, int n, const int32_t *ids)
@@ -58,7 +60,7 @@ static void expect_ids(const char *json, int n, const int32_t *ids)
     struct prompt p;
     struct buffer bytes;
     struct error e;
-    enum status status = read_json(&p, &bytes, json, (struct prompt_limits){100, 10, 0}, &e);
+    enum status status = read_json(&p, &bytes, json, (struct prompt_limits){{100, 50}, 10, 0}, &e);
     if (status != OK) fail_msg("%s: %s", json, e.text);
     assert_int_equal(p.ids.n, n);
     assert_memory_equal(p.ids.ids, ids, (size_t) n * sizeof *ids);
@@ -74,7 +76,7 @@ static void reads_a_completion(void **state)
     struct error e;
     const char *json = "{'v': 1, 'id': 'a', 'op': 'completion', 'model': 'tiny', "
                        "'body': {'prompt': 'abcx', 'max_tokens': 62}}";
-    assert_int_equal(read_json(&p, &bytes, json, (struct prompt_limits){100, 10, 0}, &e), OK);
+    assert_int_equal(read_json(&p, &bytes, json, (struct prompt_limits){{100, 50}, 10, 0}, &e), OK);
     const int32_t ids[] = {258, 257, 'x'}; // BOS, the merges' result, a byte
     assert_int_equal(p.ids.n, 3);
     assert_memory_equal(p.ids.ids, ids, sizeof ids);
@@ -108,15 +110,15 @@ static void max_tokens(void **state)
         struct prompt_limits limits;
         int max_tokens; // 0: refused
     } cases[] = {
-        {"{'tokens': [1, 2, 3]}", {100, 10, 0}, 10},
-        {"{'tokens': [1, 2, 3]}", {8, 10, 0}, 5}, // the default gives way
-        {"{'tokens': [1, 2, 3]}", {4, 10, 0}, 1},
-        {"{'tokens': [1, 2, 3]}", {3, 10, 0}, 0},
-        {"{'tokens': [1, 2, 3], 'max_tokens': 5}", {8, 10, 0}, 5},
-        {"{'tokens': [1, 2, 3], 'max_tokens': 6}", {8, 10, 0}, 0},
-        {"{'tokens': [1, 2, 3]}", {100, 10, 20}, 20}, // as it was admitted
-        {"{'tokens': [1, 2, 3], 'max_tokens': 6}", {100, 10, 20}, 20},
-        {"{'tokens': [1, 2, 3]}", {22, 10, 20}, 0},
+        {"{'tokens': [1, 2, 3]}", {{100, 50}, 10, 0}, 10},
+        {"{'tokens': [1, 2, 3]}", {{8, 50}, 10, 0}, 5}, // the default gives way
+        {"{'tokens': [1, 2, 3]}", {{4, 50}, 10, 0}, 1},
+        {"{'tokens': [1, 2, 3]}", {{3, 50}, 10, 0}, 0},
+        {"{'tokens': [1, 2, 3], 'max_tokens': 5}", {{8, 50}, 10, 0}, 5},
+        {"{'tokens': [1, 2, 3], 'max_tokens': 6}", {{8, 50}, 10, 0}, 0},
+        {"{'tokens': [1, 2, 3]}", {{100, 50}, 10, 20}, 20}, // as it was admitted
+        {"{'tokens': [1, 2, 3], 'max_tokens': 6}", {{100, 50}, 10, 20}, 20},
+        {"{'tokens': [1, 2, 3]}", {{22, 50}, 10, 20}, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char json[256];
@@ -158,7 +160,7 @@ static void refusals_by_code(void **state)
         struct buffer bytes;
         struct error e;
         enum status status = read_json(&p, &bytes, cases[i].json,
-                                       (struct prompt_limits){12, 10, 0}, &e);
+                                       (struct prompt_limits){{12, 50}, 10, 0}, &e);
         assert_int_not_equal(status, OK);
         assert_string_equal(e.code, cases[i].code);
         if (strstr(e.text, cases[i].text) == NULL) fail_msg("%s", e.text);
@@ -167,22 +169,46 @@ static void refusals_by_code(void **state)
     }
 }
 
-static void text_without_a_tokenizer(void **state)
+// The job names its model; each has its own vocabulary, tokenizer and context.
+static void the_model_that_a_job_names(void **state)
 {
     (void) state;
-    struct model bare = {.config = {.vocab_size = 300, .bos_id = -1}};
-    struct prompt_limits limits = {100, 10, 0};
+    static const struct {
+        const char *op, *model, *body, *code;
+        int index;
+    } cases[] = {
+        {"tokens", "", "{'tokens': [7]}", "", 0},
+        {"tokens", ", 'model': 'tiny'", "{'tokens': [7]}", "", 0},
+        {"tokens", ", 'model': 'bare'", "{'tokens': [7]}", "", 1},
+        {"tokens", "", "{'tokens': [400]}", "bad_token", 0},
+        {"tokens", ", 'model': 'bare'", "{'tokens': [400]}", "", 1},
+        {"completion", ", 'model': 'bare'", "{'prompt': 'x'}", "no_tokenizer", 1},
+        {"tokens", "", "{'tokens': [7], 'max_tokens': 60}", "", 0},
+        {"tokens", ", 'model': 'bare'", "{'tokens': [7], 'max_tokens': 60}", "context_exceeded", 1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char json[256];
+        struct prompt p;
+        struct buffer bytes;
+        struct error e;
+        snprintf(json, sizeof json, "{'v': 1, 'id': 'a', 'op': '%s'%s, 'body': %s}", cases[i].op,
+                 cases[i].model, cases[i].body);
+        read_json(&p, &bytes, json, (struct prompt_limits){{100, 50}, 10, 0}, &e);
+        assert_string_equal(e.code, cases[i].code);
+        assert_int_equal(p.model, cases[i].index);
+        prompt_deinit(&p);
+        buffer_deinit(&bytes);
+    }
+    // As admitted, even if another model is the first by now.
+    struct prompt_limits limits = {{100, 50}, 10, 0};
     struct prompt p;
     struct buffer bytes;
     struct error e;
     buffer_init(&bytes, 1 << 16);
-    bytes_json(&bytes, "{'v': 1, 'id': 'a', 'op': 'completion', 'body': {'prompt': 'x'}}");
-    prompt_read(&p, &bare, &limits, "default", bytes.data, bytes.n, NULL, &e);
-    assert_string_equal(e.code, "no_tokenizer");
-    prompt_deinit(&p);
-    buffer_clear(&bytes);
-    bytes_json(&bytes, "{'v': 1, 'id': 'a', 'op': 'tokens', 'body': {'tokens': [7]}}");
-    assert_int_equal(prompt_read(&p, &bare, &limits, "default", bytes.data, bytes.n, NULL, &e), OK);
+    bytes_json(&bytes, "{'v': 1, 'id': 'a', 'op': 'tokens', 'body': {'tokens': [400]}}");
+    assert_int_equal(prompt_read(&p, &models, 1, &limits, "default", bytes.data, bytes.n, &scratch,
+                                 &e), OK);
+    assert_int_equal(p.model, 1);
     prompt_deinit(&p);
     buffer_deinit(&bytes);
 }
@@ -194,7 +220,7 @@ static void a_cancel_has_no_prompt(void **state)
     struct buffer bytes;
     struct error e;
     assert_int_equal(read_json(&p, &bytes, "{'v': 1, 'id': 'a', 'op': 'cancel'}",
-                               (struct prompt_limits){100, 10, 0}, &e), OK);
+                               (struct prompt_limits){{100, 50}, 10, 0}, &e), OK);
     assert_int_equal(p.job.op, JOB_CANCEL);
     assert_int_equal(p.ids.n, 0);
     prompt_deinit(&p);
@@ -213,13 +239,13 @@ static void damaged_messages_are_refused_or_read(void **state)
     for (int i = 0; i < 5000; i++) {
         uint8_t bytes[512];
         struct prompt p;
-        struct prompt_limits limits = {100, 10, 0};
+        struct prompt_limits limits = {{100}, 10, 0};
         struct error e = {0};
         memcpy(bytes, whole.data, whole.n);
         size_t n = bytes_damage(bytes, whole.n, sizeof bytes, &seed);
         uint8_t *exact = bytes_copy(bytes, n);
         enum status status =
-            prompt_read(&p, &models.at[0], &limits, "default", exact, n, scratch, &e);
+            prompt_read(&p, &models, -1, &limits, "default", exact, n, &scratch, &e);
         if (status != OK) assert_true(e.code[0] != '\0' && e.text[0] != '\0');
         prompt_deinit(&p);
         free(exact);
@@ -257,7 +283,7 @@ int main(void)
         cmocka_unit_test(bos_and_special_strings),
         cmocka_unit_test(max_tokens),
         cmocka_unit_test(refusals_by_code),
-        cmocka_unit_test(text_without_a_tokenizer),
+        cmocka_unit_test(the_model_that_a_job_names),
         cmocka_unit_test(a_cancel_has_no_prompt),
         cmocka_unit_test(damaged_messages_are_refused_or_read),
         cmocka_unit_test(a_refusal_is_a_result),

@@ -219,7 +219,7 @@ static void redis(const char *format, ...)
 static struct queue_admit admit_of(const char *id, uint64_t seq)
 {
     return (struct queue_admit){.tenant = "default", .id = id, .seq = seq, .class = 1,
-                                .body_hash = "h", .need_blocks = 3, .n_prompt = 100,
+                                .model = "m", .body_hash = "h", .need_blocks = 3, .n_prompt = 100,
                                 .max_tokens = 20, .attempts = 3};
 }
 
@@ -235,9 +235,9 @@ static void make_job(struct bench *b, const char *queue, const char *id, uint64_
 static struct queue_attempt make_running(struct bench *b, const char *queue, const char *id,
                                          uint64_t attempt)
 {
-    struct queue_key key = {"default", id};
+    struct queue_key key = {"head", "default", id};
     make_job(b, queue, id, attempt);
-    run(b, queue_claim(b->queue, attempt, "head", 30000, 1000, &key, 1, on_reply, b));
+    run(b, queue_claim(b->queue, attempt, 30000, 1000, &key, 1, on_reply, b));
     assert_int_equal(b->n, 1);
     return (struct queue_attempt){"default", id, attempt};
 }
@@ -254,11 +254,11 @@ static void the_life_of_a_job(void **state)
     struct queue_admit job = admit_of("a", 1);
     job.custom_id = "custom";
     expect_word(&b, QUEUE_OK, queue_admit(b.queue, &job, on_reply, &b));
-    expect_text(&b, "[a 1 3 0]", queue_window(b.queue, 1, "default", 0, 10, on_reply, &b));
-    struct queue_key keys[] = {{"default", "a"}, {"default", "nobody"}};
+    expect_text(&b, "[a 1 3 0]", queue_window(b.queue, 1, "default", "m", 0, 10, on_reply, &b));
+    struct queue_key keys[] = {{"head", "default", "a"}, {"head", "default", "nobody"}};
     expect_text(&b, "[ok default a attempt 1 seq 1 \"message\" \"\" 1 0 0 class 1 3 100 20 custom ]"
                     "[gone default nobody]",
-                queue_claim(b.queue, 1, "head", 30000, 1000, keys, 2, on_reply, &b));
+                queue_claim(b.queue, 1, 30000, 1000, keys, 2, on_reply, &b));
     struct queue_attempt a = {"default", "a", 1};
     expect_word(&b, QUEUE_OK,
                 queue_checkpoint(b.queue, &a, 0, (const uint8_t *) "abcd", 4, on_reply, &b));
@@ -288,11 +288,11 @@ static void every_other_call(void **state)
     run(&b, queue_take(b.queue, "default", 2, 1000, 0, on_reply, &b));
     struct queue_admit job = admit_of("a", 3);
     expect_word(&b, QUEUE_OK, queue_admit(b.queue, &job, on_reply, &b));
-    struct queue_key key = {"default", "a"};
-    run(&b, queue_claim(b.queue, 1, "head", 30000, 1000, &key, 1, on_reply, &b));
+    struct queue_key key = {"head", "default", "a"};
+    run(&b, queue_claim(b.queue, 1, 30000, 1000, &key, 1, on_reply, &b));
     struct queue_attempt a = {"default", "a", 1};
     expect_word(&b, QUEUE_READY, queue_nack(b.queue, &a, true, on_reply, &b));
-    run(&b, queue_claim(b.queue, 2, "head", 30000, 1000, &key, 1, on_reply, &b));
+    run(&b, queue_claim(b.queue, 2, 30000, 1000, &key, 1, on_reply, &b));
     a.attempt = 2;
     struct queue_failure f = {.code = "no_memory", .text = "none left", .retryable = true};
     expect_word(&b, QUEUE_RETRY, queue_fail(b.queue, &a, &f, on_reply, &b));
@@ -300,7 +300,7 @@ static void every_other_call(void **state)
     expect_word(&b, QUEUE_STALE, queue_fail(b.queue, &a, &f, on_reply, &b));
     redis("ZADD ps:{calls}:dly 1 default:a");
     expect_text(&b, "[ready default a 2]", queue_promote(b.queue, 10, on_reply, &b));
-    run(&b, queue_claim(b.queue, 3, "head", 30000, 1000, &key, 1, on_reply, &b));
+    run(&b, queue_claim(b.queue, 3, 30000, 1000, &key, 1, on_reply, &b));
     expect_word(&b, QUEUE_RUNNING, queue_cancel(b.queue, "default", 0, "a", on_reply, &b));
     assert_int_equal(b.number, 3);
     assert_string_equal(b.text, "owner head");

@@ -19,18 +19,17 @@ static void test_the_life_of_a_job(void **state)
     expect("[0 [default 1 11 message one] [default 2 11 message two]]", "take", "1", "default",
            "100", "1000", "1000");
     expect("ok", "admit", "1", "default", "1", "one", "0", "hash", "3", "100", "20", "0", "0",
-           "60000", "3", "0", "custom", "batch");
+           "60000", "3", "0", "custom", "batch", "m");
     assert_string_equal(admit("2", "two", "hash"), "ok");
     expect_window("[[one 1 3 100 20 0 0 0] [two 2 3 100 20 0 0 0]]", "window", "1",
-                  "0", "default", "0",
-           "10");
-    expect_window("[[two 2 3 100 20 0 0 0]]", "window", "1", "0", "default", "1", "10");
+                  "0", "default", "m", "0", "10");
+    expect_window("[[two 2 3 100 20 0 0 0]]", "window", "1", "0", "default", "m", "1", "10");
 
-    const char *got = call("claim", "1", "group", "30000", "1000", "7", "default", "one");
+    const char *got = call("claim", "1", "30000", "1000", "7", "group", "default", "one");
     const char *wanted = "[[ok default one 1 1 message one  1 0 0 0 3 100 20 ";
     assert_memory_equal(got, wanted, strlen(wanted));
     assert_non_null(strstr(got, " 0 60000 0 0 custom batch ]]"));
-    expect_window("[[two 2 3 100 20 0 0 0]]", "window", "1", "0", "default", "0", "10");
+    expect_window("[[two 2 3 100 20 0 0 0]]", "window", "1", "0", "default", "m", "0", "10");
 
     expect("[[ok default one 1 3]]", "renew", "1", "30000", "default", "one", "1");
     expect("[ok 4]", "checkpoint", "1", "default", "one", "1", "0", "ABCD");
@@ -61,8 +60,8 @@ static void test_an_older_term_is_refused_by_every_function(void **state)
     assert_string_equal(admit("1", "b", "h"), "!STALETERM");
     expect("!STALETERM", "reject", "1", "default", "1", "b", "", "bad", "text", "");
     expect("!STALETERM", "cancel", "1", "default", "0", "a");
-    expect("!STALETERM", "window", "1", "0", "default", "0", "1");
-    expect("!STALETERM", "claim", "1", "g", "1", "1", "1", "default", "a");
+    expect("!STALETERM", "window", "1", "0", "default", "m", "0", "1");
+    expect("!STALETERM", "claim", "1", "1", "1", "1", "g", "default", "a");
     expect("!STALETERM", "renew", "1", "1", "default", "a", "1");
     expect("!STALETERM", "checkpoint", "1", "default", "a", "1", "0", "x");
     expect("!STALETERM", "done", "1", "default", "a", "1", "done", "x");
@@ -103,11 +102,11 @@ static void test_bad_arguments_change_nothing(void **state)
         {"cancel", "1", "default", "0", "a b"},
         {"cancel", "1", "default", "0", "a\n"},
         {"cancel", "1", "default", "x", "a"},
-        {"window", "1", "4", "default", "0", "1"},
-        {"window", "1", "0", "default", "0", "100000"},
-        {"claim", "1", "g", "1", "1", "1"},
-        {"claim", "1", "g", "1", "1", "1", "default"},
-        {"claim", "1", "g", "1", "1", "0", "default", "a"},
+        {"window", "1", "4", "default", "m", "0", "1"},
+        {"window", "1", "0", "default", "m", "0", "100000"},
+        {"claim", "1", "1", "1", "1"},
+        {"claim", "1", "1", "1", "1", "g", "default"},
+        {"claim", "1", "1", "1", "0", "g", "default", "a"},
         {"renew", "1", "1", "default", "a"},
         {"renew", "1", "1", "default", "a", "1.5"},
         {"checkpoint", "1", "default", "a", "1", "-1", "x"},
@@ -151,7 +150,7 @@ static void test_a_full_redis_takes_nothing_in_but_drains(void **state)
     expect("ok", "done", "1", "default", "a", "1", "done", "R");
     expect("[retry 0]", "fail", "1", "default", "b", "2", "c", "t", "1", "1", "1", "0", "");
     expect("ready", "nack", "1", "default", "c", "3", "1");
-    const char *got = call("claim", "1", "g", "1000", "1000", "1", "default", "d");
+    const char *got = call("claim", "1", "1000", "1000", "1", "g", "default", "d");
     assert_non_null(strstr(got, "[ok default d 4"));
     expect("[cancelled]", "cancel", "1", "default", "0", "c");
     assert_non_null(strstr(call("stats"), "running 1"));
@@ -184,16 +183,16 @@ static void test_an_error_in_the_middle_loses_nothing(void **state)
     cmd("DEL", "%Traw");
     expect("[0 [default 2 1 m]]", "take", "1", "default", "1", "10", "10");
     // The ready set: the message stays taken, and the next admit mends the job.
-    cmd("SET", "%Trdy:0:default", "x");
+    cmd("SET", "%Trdy:0:default:m", "x");
     assert_string_equal(admit("2", "a", "hash"), "!WRONGTYPE");
-    cmd("DEL", "%Trdy:0:default");
+    cmd("DEL", "%Trdy:0:default:m");
     expect("[0 [default 2 1 m]]", "recover", "1", "0", "1", "10", "10");
     assert_string_equal(admit("2", "a", "hash"), "ok");
     // The leases: the job stays ready.
     cmd("SET", "%Tls", "x");
-    expect("!WRONGTYPE", "claim", "1", "g", "1000", "10", "1", "default", "a");
+    expect("!WRONGTYPE", "claim", "1", "1000", "10", "1", "g", "default", "a");
     cmd("DEL", "%Tls");
-    assert_non_null(strstr(call("claim", "1", "g", "1000", "10", "2", "default", "a"), "[ok"));
+    assert_non_null(strstr(call("claim", "1", "1000", "10", "2", "g", "default", "a"), "[ok"));
     // The events: done can be done again.
     cmd("SET", "%Tev:default", "x");
     expect("!WRONGTYPE", "done", "1", "default", "a", "1", "done", "R");
@@ -213,7 +212,7 @@ static void test_keys_of_other_queues_are_left_alone(void **state)
     strcpy(first, library_tag);
     snprintf(library_tag, sizeof library_tag, "%s-other", first);
     expect("[lead 1 b-1 3600000]", "lead", "b-1", "3600000", "0");
-    expect("[[gone default a]]", "claim", "1", "g", "1000", "10", "2", "default", "a");
+    expect("[[gone default a]]", "claim", "1", "1000", "10", "2", "g", "default", "a");
     expect("[unknown]", "cancel", "1", "default", "0", "a");
     strcpy(library_tag, first);
     assert_string_equal(state_of("a"), "queued");

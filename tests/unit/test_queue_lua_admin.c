@@ -38,18 +38,18 @@ static void test_a_paused_queue_or_tenant_starts_nothing(void **state)
     expect("unknown", "pause", "nobody", "1");
     expect("ok", "pause", "default", "1");
     expect("[0 [default 1 0 0 0 1 1]]", "tenants");
-    expect("[[later default a]]", "claim", "1", "g", "30000", "100", "1", "default", "a");
+    expect("[[later default a]]", "claim", "1", "30000", "100", "1", "g", "default", "a");
     expect("ok", "pause", "*", "1");
     expect("ok", "pause", "default", "0");
     expect("[1 [default 1 0 0 0 0 1]]", "tenants");
-    expect("[[later default a]]", "claim", "1", "g", "30000", "100", "2", "default", "a");
+    expect("[[later default a]]", "claim", "1", "30000", "100", "2", "g", "default", "a");
     assert_non_null(strstr(call("stats"), "paused 1 paused_tenants 0"));
     expect("ok", "pause", "*", "0");
-    const char *got = call("claim", "1", "g", "30000", "100", "3", "default", "a");
+    const char *got = call("claim", "1", "30000", "100", "3", "g", "default", "a");
     assert_non_null(strstr(got, "[ok default a 1"));
     // What runs goes on, and a claim whose reply was lost is read back.
     expect("ok", "pause", "*", "1");
-    got = call("claim", "1", "g", "30000", "100", "3", "default", "a");
+    got = call("claim", "1", "30000", "100", "3", "g", "default", "a");
     assert_non_null(strstr(got, "[ok default a 1"));
     expect("ok", "done", "1", "default", "a", "1", "done", "R");
 }
@@ -72,7 +72,7 @@ static void test_busy_counts_what_runs(void **state)
     make_due("ls", "default:b");
     call("reap", "1", "10");
     expect("0", "busy", "default");
-    expect("[[later default b]]", "claim", "1", "g", "30000", "100", "5", "default", "b");
+    expect("[[later default b]]", "claim", "1", "30000", "100", "5", "g", "default", "b");
     expect("0", "busy", "default");
     expect("!BADARG", "busy", "a b");
     expect("!BADARG", "busy");
@@ -99,7 +99,7 @@ static void test_show_tells_what_a_job_waits_for(void **state)
     // Budgets count what runs; a job alone is never over one.
     expect("ok", "tenant_set", "set", "default", "", "", "1", "0");
     expect_waits("b", "turn");
-    call("claim", "1", "g", "30000", "100", "1", "default", "a");
+    call("claim", "1", "30000", "100", "1", "g", "default", "a");
     expect_waits("a", "");
     expect_waits("b", "budget_jobs");
     expect("ok", "tenant_set", "set", "default", "", "", "0", "384"); // 6 blocks
@@ -115,7 +115,7 @@ static void test_show_tells_what_a_job_waits_for(void **state)
     cmd("RPUSH", "%Tin:default", "m");
     call("take", "1", "default", "1", "1000", "1000");
     expect("ok", "admit", "1", "default", "3", "c", "2", "h", "3", "100", "20", "9000000000000",
-           "0", "60000", "3", "0", "", "");
+           "0", "60000", "3", "0", "", "", "m");
     expect_waits("c", "at");
     make_due("dly", "default:c");
     call("promote", "1", "10");
@@ -170,7 +170,7 @@ static void test_show_tells_where_a_job_is(void **state)
     got = call("show", "default", "b");
     assert_non_null(strstr(got, " waits queue_paused paused 1 ahead 1 waiting 2 before 0]"));
     expect("ok", "pause", "*", "0");
-    call("claim", "1", "group", "30000", "100", "1", "default", "b");
+    call("claim", "1", "30000", "100", "1", "group", "default", "b");
     call("checkpoint", "1", "default", "b", "1", "0", "ABCD");
     got = call("show", "default", "b");
     assert_non_null(strstr(got, "state running"));

@@ -54,7 +54,7 @@ static void test_admit_may_be_repeated(void **state)
     (void) state;
     make_job("1", "a");
     assert_string_equal(admit("1", "a", "hash"), "ok");
-    expect_cmd("1", "ZCARD", "%Trdy:0:default");
+    expect_cmd("1", "ZCARD", "%Trdy:0:default:m");
     expect_cmd("1", "HGET", "%Tn", "admitted");
     assert_string_equal(admit("99", "b", "hash"), "unknown");
 }
@@ -67,7 +67,7 @@ static void test_the_same_id_with_the_same_body_is_a_duplicate(void **state)
     call("take", "1", "default", "10", "1000", "1000");
     assert_string_equal(admit("2", "a", "hash"), "duplicate");
     expect_cmd("[1 3]", "HKEYS", "%Traw");
-    call("claim", "1", "g", "30000", "1000", "1", "default", "a");
+    call("claim", "1", "30000", "1000", "1", "g", "default", "a");
     expect("ok", "done", "1", "default", "a", "1", "done", "R");
     // News of a finished job goes out again, for whoever sent it again and waits.
     assert_string_equal(admit("3", "a", "hash"), "duplicate_done");
@@ -90,7 +90,7 @@ static void test_the_same_id_with_another_body_is_a_conflict(void **state)
     assert_non_null(strstr(cmd("XRANGE", "%Tev:default", "-", "+"), "[id a event id_conflict"));
     expect_cmd("other", "HGET", "%Traw", "2");
     // The first job runs on as if nothing had happened.
-    call("claim", "1", "g", "30000", "1000", "1", "default", "a");
+    call("claim", "1", "30000", "1000", "1", "g", "default", "a");
     expect("ok", "done", "1", "default", "a", "1", "done", "R");
 }
 
@@ -209,7 +209,7 @@ static void test_take_keeps_to_the_budgets_in_bytes(void **state)
     assert_string_equal(admit("2", "b", "h"), "ok");
     assert_string_equal(admit("3", "c", "h"), "ok");
     expect_cmd("[15 15]", "HMGET", "%Tbytes", "default", "*");
-    call("claim", "1", "g", "30000", "1000", "1", "default", "b");
+    call("claim", "1", "30000", "1000", "1", "g", "default", "b");
     expect("ok", "done", "1", "default", "b", "1", "done", "R");
     expect("[cancelled]", "cancel", "1", "default", "4", "c");
     expect_cmd("[0 0]", "HMGET", "%Tbytes", "default", "*");

@@ -18,7 +18,7 @@ static const char *admit_parent(const char *seq, const char *id, const char *has
                                 const char *deadline)
 {
     return call("admit", "1", "default", seq, id, "1", hash, "0", "0", "0", "0", deadline, "60000",
-                "3", "0", "custom", "batch");
+                "3", "0", "custom", "batch", "m");
 }
 
 static void make_parent(const char *seq, const char *id)
@@ -45,7 +45,7 @@ static void run_child(const char *child, const char *claim, const char *attempt)
 {
     char wanted[96];
     snprintf(wanted, sizeof wanted, "[[ok default %s %s ", child, attempt);
-    const char *got = call("claim", "1", "group", "30000", "1000", claim, "default", child);
+    const char *got = call("claim", "1", "30000", "1000", claim, "group", "default", child);
     assert_memory_equal(got, wanted, strlen(wanted));
 }
 
@@ -59,7 +59,7 @@ static void claims_nothing(const char *id)
 {
     char wanted[96];
     snprintf(wanted, sizeof wanted, "[[gone default %s]]", id);
-    expect(wanted, "claim", "1", "group", "30000", "1000", "999", "default", id);
+    expect(wanted, "claim", "1", "30000", "1000", "999", "group", "default", id);
 }
 
 // Whole lives of promote: what is due is done, and the verdicts are told.
@@ -67,7 +67,7 @@ static const char *promote(void) { return call("promote", "1", "100"); }
 
 static void expect_no_parent_left(void)
 {
-    expect_cmd("0", "EXISTS", "%Tjoin", "%Tm:default:p", "%Trdy:1:default", "%Tls", "%Texp",
+    expect_cmd("0", "EXISTS", "%Tjoin", "%Tm:default:p", "%Trdy:1:default:m", "%Tls", "%Texp",
                "%Tdly");
 }
 
@@ -78,7 +78,7 @@ static void a_parent_is_split_and_runs_last(void **state)
     (void) state;
     make_parent("1", "p");
     assert_string_equal(state_of("p"), "waiting");
-    expect("[]", "window", "1", "1", "default", "0", "10");
+    expect("[]", "window", "1", "1", "default", "m", "0", "10");
     expect("[[default p 0 0]]", "joins", "1", "10");
     expect("[ok p ]", "gather", "1", "default", "p", "0", "0", "1000");
     assert_string_equal(split_in_two("p"), "ok");
@@ -88,10 +88,10 @@ static void a_parent_is_split_and_runs_last(void **state)
     cmd("RPUSH", "%Tin:default", "later");
     call("take", "1", "default", "1", "1000", "1000");
     expect("ok", "admit", "1", "default", "4", "later", "1", "h", "1", "1", "1", "0", "0", "60000",
-           "3", "0", "", "");
+           "3", "0", "", "", "m");
     expect_window("[[p-m1-1 2 3 10 20 0 0 0] [p-m1-2 3 4 11 21 0 0 0] [later 4 1 1 1 0 0 0]]",
-                  "window", "1", "1", "default", "0", "10");
-    const char *got = call("claim", "1", "group", "30000", "1000", "7", "default", "p-m1-2");
+                  "window", "1", "1", "default", "m", "0", "10");
+    const char *got = call("claim", "1", "30000", "1000", "7", "group", "default", "p-m1-2");
     const char *wanted = "[[ok default p-m1-2 1 3 message 2  1 0 0 1 4 11 21 ";
     assert_memory_equal(got, wanted, strlen(wanted));
     expect("ok", "done", "1", "default", "p-m1-2", "1", "done", "result 2");
@@ -108,7 +108,7 @@ static void a_parent_is_split_and_runs_last(void **state)
     expect("ok", "reduce", "1", "default", "p", "1", "5", "30", "40", "21 0 7", "the last");
     assert_string_equal(state_of("p"), "queued");
     expect("[]", "joins", "1", "10");
-    got = call("claim", "1", "group", "30000", "1000", "9", "default", "p");
+    got = call("claim", "1", "30000", "1000", "9", "group", "default", "p");
     wanted = "[[ok default p 3 1 the last  1 0 0 1 5 30 40 ";
     assert_memory_equal(got, wanted, strlen(wanted));
     assert_non_null(strstr(got, " custom batch 21 0 7]]"));
@@ -155,7 +155,7 @@ static void a_scheduled_parent_waits_for_its_time(void **state)
     cmd("RPUSH", "%Tin:default", "p");
     call("take", "1", "default", "1", "1000", "1000");
     expect("ok", "admit", "1", "default", "1", "p", "1", "hash", "0", "0", "0", "9000000000000",
-           "0", "60000", "3", "0", "", "");
+           "0", "60000", "3", "0", "", "", "m");
     expect("[]", "joins", "1", "10");
     make_due("dly", "default:p");
     promote();
@@ -215,7 +215,7 @@ static void a_split_that_broke_off_is_completed(void **state)
     finish_child("p-m1-1", "1", "result 1");
     cmd("HSET", "%Tj:default:p", "split", "0");
     cmd("HDEL", "%Tj:default:p", "n1");
-    cmd("DEL", "%Tm:default:p", "%Trdy:1:default");
+    cmd("DEL", "%Tm:default:p", "%Trdy:1:default:m");
     cmd("ZADD", "%Tjoin", "1", "default:p");
     assert_string_equal(split_in_two("p"), "ok");
     expect_cmd("[2]", "ZRANGE", "%Tm:default:p", "0", "-1");

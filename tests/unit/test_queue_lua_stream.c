@@ -31,12 +31,12 @@ static void make_streaming(const char *stream)
     cmd("RPUSH", "%Tin:default", "message");
     call("take", "1", "default", "1", "1000", "1000");
     expect("ok", "admit", "1", "default", "1", "a", "0", "hash", "3", "100", "20", "0", "0",
-           "60000", "3", stream, "", "");
+           "60000", "3", stream, "", "", "m");
 }
 
 static void claim(const char *number)
 {
-    call("claim", "1", "group", "30000", "1000", number, "default", "a");
+    call("claim", "1", "30000", "1000", number, "group", "default", "a");
 }
 
 // "attempt@offset:bytes ..."
@@ -172,16 +172,17 @@ static void chunks_go_with_their_job(void **state)
     assert_int_equal(number_of("EXISTS ps:{%s}:t:default:a"), 0);
     call("take", "1", "default", "1", "1000", "1000");
     expect("ok", "admit", "1", "default", "2", "a", "0", "hash", "3", "100", "20", "0", "0",
-           "60000", "3", "1", "", "");
+           "60000", "3", "1", "", "", "m");
     claim("2");
     expect("[ok 4 1]", "stream", "1", "default", "a", "2", "0", "AAAA", "0", "x");
     assert_string_equal(chunks(), "2@0:x");
     // Chunks without a record of their job are of an earlier life.
-    freeReplyObject(ask("DEL ps:{%s}:j:default:a ps:{%s}:rdy:0:default", library_tag, library_tag));
+    freeReplyObject(
+        ask("DEL ps:{%s}:j:default:a ps:{%s}:rdy:0:default:m", library_tag, library_tag));
     freeReplyObject(ask("RPUSH ps:{%s}:in:default message", library_tag));
     call("take", "1", "default", "1", "1000", "1000");
     expect("ok", "admit", "1", "default", "3", "a", "0", "hash", "3", "100", "20", "0", "0",
-           "60000", "3", "1", "", "");
+           "60000", "3", "1", "", "", "m");
     assert_int_equal(number_of("EXISTS ps:{%s}:t:default:a"), 0);
 }
 
@@ -196,7 +197,7 @@ static void bad_arguments_change_nothing(void **state)
     expect("!BADARG", "done", "1", "default", "a", "1", "done", "R", "x", "abc");
     expect("!BADARG", "done", "1", "default", "a", "1", "done", "R", "0", "abc", "more");
     expect("[unknown 0 0]", "stream", "1", "default", "b", "1", "0", "AAAA", "0", "abc");
-    call("term_next");
+    expect("[lead 2 b-1 3600000]", "lead", "b-1", "3600000", "0"); // its next life
     expect("!STALETERM", "stream", "1", "default", "a", "1", "0", "AAAA", "0", "abc");
     assert_int_equal(number_of("EXISTS ps:{%s}:t:default:a"), 0);
 }
