@@ -44,7 +44,7 @@ void turn(void);
 // Turns until the condition holds.
 #define until(condition)                                                                           \
     do {                                                                                           \
-        int64_t end_ = clock_ms() + WORLD_PATIENCE_MS;                                                   \
+        int64_t end_ = clock_ms() + WORLD_PATIENCE_MS;                                             \
         while (!(condition)) {                                                                     \
             if (clock_ms() > end_) {                                                               \
                 fputs(w.broker.log, stderr); /* longer than cmocka's messages */                   \

@@ -424,7 +424,8 @@ static void starts_that_fail_say_why(void **state)
     fails(1, "code=redis_unsafe", "--model", model, "--redis", world_server.url, "--listen", any);
     r = ask("CONFIG SET appendfsync always");
     freeReplyObject(r);
-    fails(1, "code=port_taken", "--model", model, "--redis", world_server.url, "--listen", w.endpoint);
+    fails(1, "code=port_taken", "--model", model, "--redis", world_server.url, "--listen",
+          w.endpoint);
     fails(2, "penstock keygen", "--model", model, "--listen", "tcp://0.0.0.0:7300");
     fails(2, "penstock keygen", "--model", model, "--listen", "tcp://*:7300");
     fails(2, "belong together", "--model", model, "--allow", "x");
