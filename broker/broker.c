@@ -4,6 +4,7 @@
 #include "broker/claims.h"
 #include "broker/ingest.h"
 #include "broker/jobs.h"
+#include "broker/joins.h"
 #include "broker/loop.h"
 #include "broker/queue.h"
 #include "broker/standby.h"
@@ -38,6 +39,7 @@ struct broker {
     int signals; // signalfd
     struct queue *queue;
     struct ingest *ingest;
+    struct joins *joins;
     struct claims *claims[MODELS_MAX]; // one a model
     struct jobs *jobs;
     struct groups *groups;
@@ -287,6 +289,7 @@ static void on_promoted(void *arg, const struct queue_reply *r)
     for (size_t i = 0; i < r->n; i++) {
         const struct queue_verdict *v = &r->verdicts[i];
         if (v->word == QUEUE_CANCEL) jobs_cancel(b->jobs, v->attempt, WIRE_REASON_EXPIRED);
+        if (v->word == QUEUE_RUNNING) jobs_cancel(b->jobs, v->attempt, WIRE_REASON_CANCELLED);
     }
     if (r->n >= LIMIT && b->stop_ms == 0) promote(b);
 }
@@ -336,6 +339,12 @@ static void on_admitted(void *arg, const char *tenant, int class, int model)
     if (b->stop_ms == 0) claims_changed(b->claims[model], tenant, class);
 }
 
+static void on_waiting(void *arg)
+{
+    struct broker *b = arg;
+    if (b->stop_ms == 0) joins_wake(b->joins);
+}
+
 static void on_cancel(void *arg, const char *tenant, const char *id, uint64_t attempt)
 {
     struct broker *b = arg;
@@ -356,6 +365,7 @@ static void on_planned(void *arg, int model, const struct plan *plan)
     struct broker *b = arg;
     int blocks = plan->max_blocks < plan->kv_blocks ? plan->max_blocks : plan->kv_blocks;
     ingest_set_max_context(b->ingest, model, plan->max_context);
+    joins_set_max_context(b->joins, model, plan->max_context);
     claims_set_limits(b->claims[model], plan->max_context, (uint64_t) blocks);
 }
 
@@ -417,7 +427,10 @@ static void tend_queue(struct broker *b, int64_t now_ms)
 {
     if (!queue_ready(b->queue)) return;
     if (is_due(&b->tenants_ms, TENANTS_MS, now_ms)) ask_tenants(b);
-    if (is_due(&b->ingest_ms, INGEST_MS, now_ms)) ingest_tick(b->ingest, now_ms);
+    if (is_due(&b->ingest_ms, INGEST_MS, now_ms)) {
+        ingest_tick(b->ingest, now_ms);
+        joins_tick(b->joins);
+    }
     if (!b->promoting && is_due(&b->promote_ms, PROMOTE_MS, now_ms)) promote(b);
     // Leases that an earlier broker kept are renewed first, once the groups said what they run.
     bool may_reap = !b->reaping && !groups_adopting(b->groups, now_ms);
@@ -569,9 +582,13 @@ static enum status create_parts(struct broker *b, struct error *e)
     try(create_claims(b, &limits, e));
     struct ingest_options ingest = {.loop = b->loop, .queue = b->queue, .models = &b->models,
                                     .limits = limits, .n_threads = o->pool_threads, .arg = b,
-                                    .admitted = on_admitted, .cancel = on_cancel,
+                                    .admitted = on_admitted, .waiting = on_waiting,
+                                    .cancel = on_cancel,
                                     .max_queued_bytes = (uint64_t) o->max_queued_bytes};
     try(ingest_create(&b->ingest, &ingest, e));
+    struct joins_options joins = {b->loop, b->queue, &b->models, o->default_max_tokens, b,
+                                  on_returned};
+    try(joins_create(&b->joins, &joins, e));
     return create_groups(b, e);
 }
 
@@ -593,6 +610,7 @@ static void close_all(struct broker *b)
 {
     queue_destroy(&b->queue); // its open calls end in those who made them
     ingest_destroy(&b->ingest);
+    joins_destroy(&b->joins);
     for (int i = 0; i < MODELS_MAX; i++) claims_destroy(&b->claims[i]);
     jobs_destroy(&b->jobs);
     groups_destroy(&b->groups);

@@ -2,6 +2,7 @@
 
 #include "broker/loop.h"
 #include "broker/pool.h"
+#include "broker/queue_split.h"
 #include "common/clock.h"
 #include "common/log.h"
 
@@ -55,6 +56,7 @@ struct item {
     struct prompt_limits limits;
     struct prompt prompt;
     struct error error;
+    struct queue_usage prior; // of what was done for it before
     uint32_t starts;
     bool stream;
     int64_t admitted_ms;
@@ -139,6 +141,9 @@ static void start(struct claims *c, const struct item *item)
         .stream = item->stream,
         .attempts = (int) item->starts,
         .queued_ms = queued_ms > 0 ? (uint64_t) queued_ms : 0,
+        .prior_prompt = item->prior.prompt,
+        .prior_cached = item->prior.cached,
+        .prior_completion = item->prior.completion,
         .ids = {p->ids.ids, (size_t) p->ids.n * sizeof *p->ids.ids},
         .resume = {item->bytes, item->n_resume},
         .n_stops = body->n_stops,
@@ -176,6 +181,7 @@ static bool read_later(struct claims *c, const struct queue_job *j, const struct
     *item = (struct item){.claims = c,
                           .key = *key,
                           .limits = c->options.limits,
+                          .prior = queue_usage_read(j->prior),
                           .starts = j->starts,
                           .stream = j->stream, // as admitted, whatever the message is by now
                           .admitted_ms = j->admitted_ms,

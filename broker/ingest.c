@@ -1,6 +1,7 @@
 #include "broker/ingest.h"
 
 #include "broker/loop.h"
+#include "broker/map_reduce.h"
 #include "broker/pool.h"
 #include "common/clock.h"
 #include "common/log.h"
@@ -82,6 +83,11 @@ static void read_item(void *arg, void *work, int thread)
                                      item->tenant, item->bytes, item->n_bytes,
                                      &in->scratch[thread], &item->error);
     item->op = item->prompt.job.op;
+    if (status == OK && item->op == JOB_MAP_REDUCE) {
+        const struct map_reduce_context c = {in->options.models, item->prompt.model,
+                                             &item->limits, item->tenant, &in->scratch[thread]};
+        status = map_reduce_check(&c, &item->prompt.job, item->prompt.body_hash, &item->error);
+    }
     if (status == OK) {
         snprintf(item->id, sizeof item->id, "%s", item->prompt.job.id);
     } else if (!job_id_peek(item->bytes, item->n_bytes, item->id, &item->op)) {
@@ -128,7 +134,9 @@ static void on_admitted(void *arg, const struct queue_reply *r)
         log_line(LOG_INFO, "admitted", log_str("tenant", item->tenant), log_str("id", item->id),
                  log_int("seq", item->seq), log_int("class", item->class),
                  log_str("word", queue_word_name(r->word)));
-        if (r->word == QUEUE_OK) {
+        bool waits = item->op == JOB_MAP_REDUCE;
+        if (r->word == QUEUE_OK && waits) in->options.waiting(in->options.arg);
+        if (r->word == QUEUE_OK && !waits) {
             in->options.admitted(in->options.arg, item->tenant, item->class, item->model);
         }
     }

@@ -24,6 +24,8 @@ struct ingest_options {
     void *arg;
     // A job that may be ready.
     void (*admitted)(void *arg, const char *tenant, int class, int model);
+    // A job that waits to be split.
+    void (*waiting)(void *arg);
     // A cancel met a running job: its attempt is to be dropped.
     void (*cancel)(void *arg, const char *tenant, const char *id, uint64_t attempt);
     uint64_t max_queued_bytes; // of all messages that wait or run; beyond: nothing is taken; 0: any

@@ -138,6 +138,7 @@ enum status prompt_read(struct prompt *p, const struct models *models, int model
     try(job_decode(&p->job, message, n, e));
     if (p->job.op == JOB_CANCEL) return OK;
     if (model < 0) try(find_model(&p->model, models, &p->job, e));
+    if (p->job.op == JOB_MAP_REDUCE) return OK;
     try(job_body_parse(&p->body, &p->job, tenant, e));
     try(job_body_hash(&p->job, &p->body, p->body_hash, e));
     try(make_ids(p, &models->at[p->model], scratch->of[p->model], e));

@@ -16,7 +16,7 @@ struct prompt_limits {
 };
 
 struct prompt {
-    struct job job;   // points into the message; a cancel has no more than this
+    struct job job; // points into the message; a cancel or a map_reduce has no more than this
     struct job_body body;
     int model;        // index of the one that it is for
     struct token_ids ids;

@@ -86,7 +86,8 @@ enum queue_word {
                           // lease renewed, and the group should be told so
     QUEUE_CANCEL,         // renew: lease renewed, and the job is to be cancelled; promote: tell the
                           // group that the deadline has passed
-    QUEUE_RUNNING,        // cancel: tell `owner` to drop `number` (the attempt)
+    QUEUE_RUNNING,        // cancel: tell `owner` to drop `number` (the attempt); promote: the same
+                          // of a child whose parent has ended
     QUEUE_DONE,           // cancel: too late
 };
 

@@ -144,10 +144,12 @@ end
 
 -- What a job that does not run waits for; nil: it has ended, or runs.
 local function waits_for(p, tenant, id, job)
-    if job.state == 'waiting' then return 'parts' end
-    if job.state ~= 'queued' then return nil end
+    if job.state ~= 'queued' and job.state ~= 'waiting' then return nil end
     local due = call('ZSCORE', p .. 'dly', tenant .. ':' .. id)
     if due then return job.fails and 'backoff' or 'at' end
+    if job.state == 'waiting' then
+        return call('ZSCORE', join_key(p, job), tenant .. ':' .. id) and 'join' or 'children'
+    end
     local paused = call('HMGET', p .. 'paused', '*', tenant)
     if paused[1] then return 'queue_paused' end
     if paused[2] then return 'tenant_paused' end
@@ -184,10 +186,7 @@ local function show(keys, args)
     say('due', call('ZSCORE', p .. 'dly', member))
     say('lease', call('ZSCORE', p .. 'ls', member))
     say('dead', call('ZSCORE', p .. 'dead', member))
-    if job.split then
-        say('open', call('ZCARD', open_key(p, tenant, id)))
-        say('joins', call('ZSCORE', p .. 'join', member))
-    end
+    if job.split then say('open', call('ZCARD', open_key(p, tenant, id))) end
     say('waits', waits_for(p, tenant, id, job))
     if is_paused(p, tenant) then say('paused', 1) end
     if job.ended then

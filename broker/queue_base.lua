@@ -99,6 +99,8 @@ local function str(n) return string.format('%.0f', n) end
 
 local function job_key(p, tenant, id) return p .. 'j:' .. tenant .. ':' .. id end
 
+local function join_key(p, job) return p .. 'join:' .. job.model end
+
 -- `job`: a record, or just class and model.
 local function ready_key(p, tenant, job)
     return p .. 'rdy:' .. job.class .. ':' .. tenant .. ':' .. job.model
@@ -197,11 +199,13 @@ end
 local function make_result(id, job, status, code, text, had)
     local n = 10
     local prompt = had and tonumber(job.prompt or 0) or 0
+    local p0, c0, o0 = string.match(job.prior or '0 0 0', '^(%d+) (%d+) (%d+)$')
     local s = cmsgpack.pack('v', 1, 'id', id, 'status', status,
                             'attempts', tonumber(job.starts or 0), 'error') .. string.char(0x83)
         .. cmsgpack.pack('code', code, 'message', text, 'retryable', false, 'tokens')
         .. (had and had.ids or string.char(0x90)) .. cmsgpack.pack('usage') .. string.char(0x83)
-        .. cmsgpack.pack('prompt', prompt, 'cached', 0, 'completion', had and had.n or 0, 'timing')
+        .. cmsgpack.pack('prompt', prompt + p0, 'cached', tonumber(c0), 'completion',
+                         (had and had.n or 0) + o0, 'timing')
         .. string.char(0x83)
         .. cmsgpack.pack('queued', 0, 'prefill', 0, 'decode', 0, 'resumed', 0, 'engine')
         .. string.char(0x80)

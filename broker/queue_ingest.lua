@@ -192,7 +192,7 @@ local function admit(keys, args)
         call('HSET', job_key(p, tenant, id), 'since', str(at))
         call('ZADD', p .. 'dly', at, member)
     elseif job.split then
-        call('ZADD', p .. 'join', now, member)
+        call('ZADD', join_key(p, job), now, member)
     else
         call('ZADD', ready_key(p, tenant, job), job.seq, id)
     end

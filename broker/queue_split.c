@@ -20,10 +20,20 @@ static const char *usage_text(char text[USAGE_SIZE], const struct queue_usage *u
     return text;
 }
 
-enum status queue_joins(struct queue *q, size_t limit, queue_fn *fn, void *arg)
+struct queue_usage queue_usage_read(const char *text)
+{
+    unsigned long long prompt, cached, completion;
+    struct queue_usage none = {0};
+    if (sscanf(text, "%llu %llu %llu", &prompt, &cached, &completion) != 3) return none;
+    return (struct queue_usage){prompt, cached, completion};
+}
+
+enum status queue_joins(struct queue *q, const char *model, size_t limit, queue_fn *fn,
+                        void *arg)
 {
     struct args a;
-    try(call_begin(q, &a, "joins", 2));
+    try(call_begin(q, &a, "joins", 3));
+    put(&a, model);
     put_number(&a, limit);
     return call_end(q, &a, QUEUE_FORM_JOINS, 0, fn, arg);
 }
@@ -76,14 +86,16 @@ enum status queue_reduce(struct queue *q, const struct queue_parent *p,
 }
 
 enum status queue_joined(struct queue *q, const struct queue_parent *p, const struct error *why,
-                         const uint8_t *result, size_t n, queue_fn *fn, void *arg)
+                         const uint8_t *result, size_t n, const struct queue_text *text,
+                         queue_fn *fn, void *arg)
 {
     struct args a;
-    try(call_begin(q, &a, "joined", 8));
+    try(call_begin(q, &a, "joined", 9));
     put_parent(&a, p, p->level);
     put(&a, why != NULL ? "failed" : "done");
     put(&a, why != NULL ? why->code : "");
     put(&a, why != NULL ? why->text : "");
     put_bytes(&a, result, n);
+    put_bytes(&a, text->bytes, text->n);
     return call_end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
 }

@@ -17,6 +17,9 @@ struct queue_usage {
     uint64_t prompt, cached, completion;
 };
 
+// Reads it as queue_job and gather tell it; anything else is none.
+struct queue_usage queue_usage_read(const char *text);
+
 struct queue_child {
     const char *body_hash; // hex; equal hashes mean the same request
     uint64_t need_blocks, n_prompt, max_tokens;
@@ -24,9 +27,10 @@ struct queue_child {
     size_t n_message;
 };
 
-// Up to `limit` parents that can be taken on, longest waiting first. They are named until that was
-// done.
-enum status queue_joins(struct queue *q, size_t limit, queue_fn *fn, void *arg);
+// Up to `limit` parents of a model that can be taken on, longest waiting first. They are named
+// until that was done.
+enum status queue_joins(struct queue *q, const char *model, size_t limit, queue_fn *fn,
+                        void *arg);
 
 // Results of the children of the parent's level, index > after, in order: at most max_bytes, at
 // least one. With after 0 also the parent's message. QUEUE_OK, _STALE (it is elsewhere), _UNKNOWN.
@@ -48,8 +52,10 @@ enum status queue_reduce(struct queue *q, const struct queue_parent *p,
                          queue_fn *fn, void *arg);
 
 // Ends it: with a result, or, if `why` is not NULL, as a dead letter (result NULL: the library
-// makes one). QUEUE_OK, _STALE, _UNKNOWN.
+// makes one). text: of the result, published before the event if the job streams. QUEUE_OK, _STALE,
+// _UNKNOWN.
 enum status queue_joined(struct queue *q, const struct queue_parent *p, const struct error *why,
-                         const uint8_t *result, size_t n, queue_fn *fn, void *arg);
+                         const uint8_t *result, size_t n, const struct queue_text *text,
+                         queue_fn *fn, void *arg);
 
 #endif

@@ -5,8 +5,8 @@
 -- in their parent's place in the line, tell nobody of their end, and are no dead letters. Their
 -- results stay until the parent ends.
 --
--- `join` has the parents that wait for the broker: to be split first, or to have the results of a
--- level taken on. m:T:ID has the children of the level reached that have not ended well.
+-- join:<model> has the parents that wait for the broker: to be split first, or to have the results
+-- of a level taken on. m:T:ID has the children of the level reached that have not ended well.
 
 local CHILDREN_MAX = 4096       -- of a level
 local LEVELS_MAX = 8
@@ -39,7 +39,7 @@ child_ended = function(p, tenant, id, job, state, now, why)
         local key = open_key(p, tenant, job.parent)
         call('ZREM', key, job.index)
         if call('ZCARD', key) > 0 then return end
-        call('ZADD', p .. 'join', now, tenant .. ':' .. job.parent)
+        call('ZADD', join_key(p, parent), now, tenant .. ':' .. job.parent)
     elseif state == 'expired' then
         finish_expired(p, tenant, job.parent, parent, now)
     else
@@ -55,7 +55,7 @@ end
 parent_ended = function(p, tenant, id, job, state, now)
     local open = {}
     for _, i in ipairs(call('ZRANGE', open_key(p, tenant, id), 0, -1)) do open[i] = true end
-    call('ZREM', p .. 'join', tenant .. ':' .. id)
+    call('ZREM', join_key(p, job), tenant .. ':' .. id)
     call('DEL', open_key(p, tenant, id))
     each_child(id, job, function(child, level, i)
         local key, member = job_key(p, tenant, child), tenant .. ':' .. child
@@ -99,20 +99,22 @@ local function parent_of(args)
                                                                       LEVELS_MAX)
 end
 
--- term, limit -> {{tenant, id, level, children}...}: parents to be taken on
+-- term, model, limit -> {{tenant, id, level, children}...}: parents to be taken on
 local function joins(keys, args)
-    local p = prefix(keys, args, 2)
-    local term, limit = term_of(args), uint(args[2], 'limit', 1, MANY)
+    local p = prefix(keys, args, 3)
+    local term, model = term_of(args), model_name(args[2])
+    local limit = uint(args[3], 'limit', 1, MANY)
     fence(p, term)
     local reply = {}
-    local due = call('ZRANGE', p .. 'join', '-inf', now_ms(), 'BYSCORE', 'LIMIT', 0, limit)
+    local key = join_key(p, {model = model})
+    local due = call('ZRANGE', key, '-inf', now_ms(), 'BYSCORE', 'LIMIT', 0, limit)
     for _, member in ipairs(due) do
         local tenant, id = split(member)
         local job = load_job(p, tenant, id)
         if job and job.state == 'waiting' then
             reply[#reply + 1] = {tenant, id, job.split, job['n' .. job.split] or '0'}
         else
-            call('ZREM', p .. 'join', member)
+            call('ZREM', key, member)
         end
     end
     return reply
@@ -226,7 +228,7 @@ local function split_job(keys, args)
                 call('HSET', job_key(p, tenant, child_id(id, level, i)), 'cancel', 1)
                 call('ZADD', p .. 'exp', 0, tenant .. ':' .. child_id(id, level, i))
             end
-            call('ZADD', p .. 'join', now + LATER_MS, tenant .. ':' .. id)
+            call('ZADD', join_key(p, job), now + LATER_MS, tenant .. ':' .. id)
             return word
         end
         known[i] = word or 'new'
@@ -234,9 +236,9 @@ local function split_job(keys, args)
     write_children(p, tenant, id, job, level, known, args, now)
     call('HSET', job_key(p, tenant, id), 'n' .. level, n, 'prior', args[5], 'split', level)
     if call('ZCARD', open_key(p, tenant, id)) == 0 then
-        call('ZADD', p .. 'join', now, tenant .. ':' .. id)
+        call('ZADD', join_key(p, job), now, tenant .. ':' .. id)
     else
-        call('ZREM', p .. 'join', tenant .. ':' .. id)
+        call('ZREM', join_key(p, job), tenant .. ':' .. id)
     end
     return 'ok'
 end
@@ -258,24 +260,30 @@ local function reduce(keys, args)
     call('HSET', job_key(p, tenant, id), 'run', seq, 'need', args[5], 'prompt', args[6], 'most',
          args[7], 'prior', args[8], 'since', now_ms(), 'state', 'queued')
     call('ZADD', ready_key(p, tenant, job), job.seq, id)
-    call('ZREM', p .. 'join', tenant .. ':' .. id)
+    call('ZREM', join_key(p, job), tenant .. ':' .. id)
     return 'ok'
 end
 
--- term, tenant, id, level, done | failed, code, text, result or '' -> ok | stale | unknown
--- The parent ends without running itself.
+-- term, tenant, id, level, done | failed, code, text, result or '', text of the result
+-- -> ok | stale | unknown. The parent ends without running itself; if it streams, the text of the
+-- result is published as one chunk.
 local function joined(keys, args)
-    local p = prefix(keys, args, 8)
+    local p = prefix(keys, args, 9)
     local term, tenant, id, level = term_of(args), parent_of(args)
     local state, result = args[5], bytes(args[8], 'result', BYTES_MAX)
     if state ~= 'done' and state ~= 'failed' then refuse('BADARG', 'neither done nor failed') end
     if state == 'failed' then name(args[6], 'code', 64) end
     bytes(args[7], 'text', TEXT_MAX)
+    bytes(args[9], 'text', BYTES_MAX)
     if state == 'done' and result == '' then refuse('BADARG', 'the result is empty') end
     fence(p, term)
     local job, word = waiting(p, tenant, id, level)
     if not job then return word end
     if state == 'done' then
+        if job.stream and args[9] ~= '' then
+            call('XADD', stream_key(p, tenant, id), '*', 'attempt', '0', 'offset', '0', 'bytes',
+                 args[9])
+        end
         finish(p, tenant, id, job, state, result, now_ms())
     else
         finish_failed(p, tenant, id, job, args[6], args[7], result, now_ms())

@@ -31,7 +31,8 @@ local function expire_due(p, now, limit, reply)
                 or finish_expired(p, tenant, id, job, now)
             reply[#reply + 1] = {word, tenant, id, job.attempt or '0', ''}
         elseif job and job.state == 'running' then
-            reply[#reply + 1] = {'cancel', tenant, id, job.attempt, job.owner}
+            reply[#reply + 1] = {job.cancel and 'running' or 'cancel', tenant, id, job.attempt,
+                                 job.owner}
         end
         call('ZREM', p .. 'exp', member)
     end
@@ -46,14 +47,15 @@ local function ready_due(p, now, limit, reply)
             call('ZADD', ready_key(p, tenant, job), place(job), id)
             reply[#reply + 1] = {'ready', tenant, id, job.attempt or '0', ''}
         elseif job and job.state == 'waiting' then
-            call('ZADD', p .. 'join', now, member)
+            call('ZADD', join_key(p, job), now, member)
         end
         call('ZREM', p .. 'dly', member)
     end
 end
 
--- term, limit -> {{ready | expired | cancel, tenant, id, attempt, owner}...}
--- cancel: the job runs, and its group should be told that the deadline has passed.
+-- term, limit -> {{ready | expired | cancelled | cancel | running, tenant, id, attempt, owner}...}
+-- cancel: the job runs, and its group should be told that the deadline has passed; running: that it
+-- was cancelled (a child, with its parent).
 local function promote(keys, args)
     local p = prefix(keys, args, 2)
     local term, limit = term_of(args), uint(args[2], 'limit', 1, MANY)

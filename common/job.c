@@ -9,7 +9,7 @@
 
 enum { JOB_VERSION = 1 };
 
-static const char *const op_names[] = {"chat", "completion", "tokens", "cancel"};
+static const char *const op_names[] = {"chat", "completion", "tokens", "map_reduce", "cancel"};
 enum { N_OPS = sizeof op_names / sizeof op_names[0] };
 
 const char *job_op_name(enum job_op op)
@@ -123,7 +123,8 @@ static enum status take_op(enum job_op *op, const struct mp_value *v, struct err
         *op = (enum job_op) i;
         return OK;
     }
-    return error_set(e, ERR_INPUT, "bad_job", "op must be chat, completion, tokens or cancel");
+    return error_set(e, ERR_INPUT, "bad_job",
+                     "op must be chat, completion, tokens, map_reduce or cancel");
 }
 
 // `start` is where the body's own encoding begins; the cursor stands behind its head.

@@ -15,7 +15,7 @@
 
 struct json_t; // jansson
 
-enum job_op { JOB_CHAT, JOB_COMPLETION, JOB_TOKENS, JOB_CANCEL };
+enum job_op { JOB_CHAT, JOB_COMPLETION, JOB_TOKENS, JOB_MAP_REDUCE, JOB_CANCEL };
 enum job_body_form { JOB_BODY_NONE, JOB_BODY_MAP, JOB_BODY_JSON };
 
 // Points into the message; not terminated.
@@ -85,11 +85,11 @@ struct job_body {
     struct json_t *root; // holds what the pointers above point to, except ids
 };
 
-// Parses the body of a job that is no cancel. Fields that are absent or null take OpenAI's defaults
-// (temperature 1, top_p 1). Unknown fields are ignored; those that ask for something which Penstock
-// does not do (n > 1, tools, response_format, ...) are refused by name. ERR_INPUT bad_body or
-// bad_sampling (names the field), ERR_UNSUPPORTED unsupported, ERR_LIMIT too_large, ERR_NOMEM.
-// Release with job_body_deinit, also after an error.
+// Parses the body of a job that is a chat, a completion or tokens. Fields that are absent or null
+// take OpenAI's defaults (temperature 1, top_p 1). Unknown fields are ignored; those that ask for
+// something which Penstock does not do (n > 1, tools, response_format, ...) are refused by name.
+// ERR_INPUT bad_body or bad_sampling (names the field), ERR_UNSUPPORTED unsupported, ERR_LIMIT
+// too_large, ERR_NOMEM. Release with job_body_deinit, also after an error.
 enum status job_body_parse(struct job_body *body, const struct job *job, const char *tenant,
                            struct error *e);
 void job_body_deinit(struct job_body *body);

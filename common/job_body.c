@@ -383,7 +383,9 @@ enum status job_body_parse(struct job_body *body, const struct job *job, const c
     case JOB_CHAT: try(get_messages(body, e)); break;
     case JOB_COMPLETION: try(get_prompt(body, e)); break;
     case JOB_TOKENS: try(get_tokens(body, e)); break;
-    case JOB_CANCEL: return error_set(e, ERR_INPUT, "bad_body", "a cancel has no body");
+    case JOB_MAP_REDUCE: // see map_reduce_body.h
+    case JOB_CANCEL: return error_set(e, ERR_INPUT, "bad_body", "a %s has no such body",
+                                      job_op_name(job->op));
     }
     try(refuse_unsupported(body->root, e));
     try(get_max_tokens(body, e));

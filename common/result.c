@@ -37,9 +37,9 @@ static const struct schema_field logprob_fields[] = {
 static const struct schema logprob = SCHEMA_FIELDS(logprob_fields);
 
 static const struct schema_field usage_fields[] = {
-    INT("prompt", result, usage.prompt, CONTEXT_MAX),
-    INT("cached", result, usage.cached, CONTEXT_MAX),
-    INT("completion", result, usage.completion, CONTEXT_MAX),
+    INT("prompt", result, usage.prompt, INT32_MAX), // of several requests for some jobs
+    INT("cached", result, usage.cached, INT32_MAX),
+    INT("completion", result, usage.completion, INT32_MAX),
 };
 static const struct schema usage = SCHEMA_FIELDS(usage_fields);
 
@@ -103,6 +103,19 @@ enum status result_decode(struct result *r, const void *data, size_t n, struct e
 void result_deinit(struct result *r)
 {
     schema_release(&r->storage);
+}
+
+static void add_tokens(int *to, uint64_t more)
+{
+    uint64_t room = (uint64_t) (INT32_MAX - *to);
+    *to += (int) (more < room ? more : room);
+}
+
+void result_add_usage(struct result *r, uint64_t prompt, uint64_t cached, uint64_t completion)
+{
+    add_tokens(&r->usage.prompt, prompt);
+    add_tokens(&r->usage.cached, cached);
+    add_tokens(&r->usage.completion, completion);
 }
 
 // --- as JSON

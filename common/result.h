@@ -72,6 +72,9 @@ enum status result_encode(const struct result *r, struct buffer *to, struct erro
 enum status result_decode(struct result *r, const void *data, size_t n, struct error *e);
 void result_deinit(struct result *r);
 
+// Adds what was done for the job before; beyond the bounds of a result the sums stand still.
+void result_add_usage(struct result *r, uint64_t prompt, uint64_t cached, uint64_t completion);
+
 // The same as JSON: new reference, NULL without memory. Fields that are none are null.
 struct json_t *result_to_json(const struct result *r);
 

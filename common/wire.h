@@ -143,6 +143,8 @@ struct wire_job {
     char custom_id[JOB_CUSTOM_ID_MAX + 1];
     int attempts;      // this one included; for the result
     uint64_t queued_ms; // spent until now; for the result
+    // Tokens of what was done for the job before; the result's usage counts them, too.
+    uint64_t prior_prompt, prior_cached, prior_completion;
     // --- body
     struct wire_bytes ids;    // prompt: int32 little-endian (wire_ids_copy)
     struct wire_bytes resume; // ids that an earlier attempt generated

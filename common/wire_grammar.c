@@ -161,6 +161,9 @@ static const struct schema_field job[] = {
     TEXT("custom_id", M, job.custom_id, SCHEMA_OPTIONAL),
     INT("attempts", M, job.attempts, INT32_MAX),
     U64("queued_ms", M, job.queued_ms, SCHEMA_OPTIONAL),
+    U64("prior_prompt", M, job.prior_prompt, SCHEMA_OPTIONAL),
+    U64("prior_cached", M, job.prior_cached, SCHEMA_OPTIONAL),
+    U64("prior_completion", M, job.prior_completion, SCHEMA_OPTIONAL),
 };
 
 static const struct schema_field job_body[] = {

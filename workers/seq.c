@@ -64,6 +64,9 @@ enum status seq_begin(struct seq *q, const struct wire_job *job, const struct mo
                       .max_tokens = job->max_tokens,
                       .attempts = job->attempts,
                       .queued_ms = job->queued_ms,
+                      .prior_prompt = job->prior_prompt,
+                      .prior_cached = job->prior_cached,
+                      .prior_completion = job->prior_completion,
                       .accepted_ms = now_ms,
                       .reported_ms = now_ms};
     *end = RESULT_NO_FINISH;
@@ -153,6 +156,7 @@ static struct result begin_result(const struct seq *q, enum result_status status
                                   .decode_ms = span(first, q->ended_ms)},
                        .attempts = q->attempts,
                        .resumed = q->n_resumed};
+    result_add_usage(&r, q->prior_prompt, q->prior_cached, q->prior_completion);
     snprintf(r.id, sizeof r.id, "%s", q->key.id);
     snprintf(r.custom_id, sizeof r.custom_id, "%s", q->custom_id);
     snprintf(r.engine.version, sizeof r.engine.version, "%s", PENSTOCK_VERSION);

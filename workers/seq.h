@@ -35,6 +35,7 @@ struct seq {
     int *n_top;                    // (max_tokens)
     int attempts;
     uint64_t queued_ms;
+    uint64_t prior_prompt, prior_cached, prior_completion;
     int64_t accepted_ms, first_ms, ended_ms; // first_ms: of the first token chosen here, or 0
 };
 

@@ -89,6 +89,7 @@ static void job(struct wire_job *j, bool full)
     j->class = 3;
     j->attempts = 2;
     j->queued_ms = 90000;
+    j->prior_prompt = 70000, j->prior_cached = 64, j->prior_completion = 1200;
     j->resume = bytes_of(some_ids, 8);
     j->stops[0] = bytes_of("\n\n", 2), j->stops[1] = bytes_of("\xe2\x82\xac", 3), j->n_stops = 2;
 }

@@ -168,8 +168,9 @@ static void jobs_and_their_limits_are_described(void **state)
 #define ROW(...) snprintf(rows[n++], sizeof rows[0], __VA_ARGS__)
     ROW("| `v` | int | 1 |");
     ROW("| `id` | str | 1..%d of `[A-Za-z0-9_-]` |", JOB_ID_MAX);
-    ROW("| `op` | str | `%s`, `%s`, `%s`, `%s` |", job_op_name(JOB_CHAT),
-        job_op_name(JOB_COMPLETION), job_op_name(JOB_TOKENS), job_op_name(JOB_CANCEL));
+    ROW("| `op` | str | `%s`, `%s`, `%s`, `%s`, `%s` |", job_op_name(JOB_CHAT),
+        job_op_name(JOB_COMPLETION), job_op_name(JOB_TOKENS), job_op_name(JOB_MAP_REDUCE),
+        job_op_name(JOB_CANCEL));
     ROW("| `body` | map, or JSON as str or bin | at most %lld bytes |", JOB_BODY_MAX);
     ROW("| `model` | str | at most %d bytes |", JOB_MODEL_MAX);
     ROW("| `class` | int | 0..%d |", JOB_CLASSES - 1);

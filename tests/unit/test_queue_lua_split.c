@@ -67,7 +67,7 @@ static const char *promote(void) { return call("promote", "1", "100"); }
 
 static void expect_no_parent_left(void)
 {
-    expect_cmd("0", "EXISTS", "%Tjoin", "%Tm:default:p", "%Trdy:1:default:m", "%Tls", "%Texp",
+    expect_cmd("0", "EXISTS", "%Tjoin:m", "%Tm:default:p", "%Trdy:1:default:m", "%Tls", "%Texp",
                "%Tdly");
 }
 
@@ -79,10 +79,10 @@ static void a_parent_is_split_and_runs_last(void **state)
     make_parent("1", "p");
     assert_string_equal(state_of("p"), "waiting");
     expect("[]", "window", "1", "1", "default", "m", "0", "10");
-    expect("[[default p 0 0]]", "joins", "1", "10");
+    expect("[[default p 0 0]]", "joins", "1", "m", "10");
     expect("[ok p ]", "gather", "1", "default", "p", "0", "0", "1000");
     assert_string_equal(split_in_two("p"), "ok");
-    expect("[]", "joins", "1", "10");
+    expect("[]", "joins", "1", "m", "10");
 
     // Children are ready in their parent's class and place, before what came later.
     cmd("RPUSH", "%Tin:default", "later");
@@ -95,10 +95,10 @@ static void a_parent_is_split_and_runs_last(void **state)
     const char *wanted = "[[ok default p-m1-2 1 3 message 2  1 0 0 1 4 11 21 ";
     assert_memory_equal(got, wanted, strlen(wanted));
     expect("ok", "done", "1", "default", "p-m1-2", "1", "done", "result 2");
-    expect("[]", "joins", "1", "10");
+    expect("[]", "joins", "1", "m", "10");
     expect_cmd("1", "ZCARD", "%Tm:default:p");
     finish_child("p-m1-1", "2", "result 1");
-    expect("[[default p 1 2]]", "joins", "1", "10");
+    expect("[[default p 1 2]]", "joins", "1", "m", "10");
     expect("[ok p 0 0 0 [1 result 1] [2 result 2]]", "gather", "1", "default", "p", "1", "0",
            "1000");
     expect("[ok p 0 0 0 [1 result 1]]", "gather", "1", "default", "p", "1", "0", "1");
@@ -107,7 +107,7 @@ static void a_parent_is_split_and_runs_last(void **state)
     // Its own run: another message, in its old place, with what the children took.
     expect("ok", "reduce", "1", "default", "p", "1", "5", "30", "40", "21 0 7", "the last");
     assert_string_equal(state_of("p"), "queued");
-    expect("[]", "joins", "1", "10");
+    expect("[]", "joins", "1", "m", "10");
     got = call("claim", "1", "30000", "1000", "9", "group", "default", "p");
     wanted = "[[ok default p 3 1 the last  1 0 0 1 5 30 40 ";
     assert_memory_equal(got, wanted, strlen(wanted));
@@ -134,12 +134,12 @@ static void levels_follow_one_another(void **state)
     finish_child("p-m1-1", "1", "result 1");
     finish_child("p-m1-2", "2", "result 2");
     expect("ok", "split", "1", "default", "p", "2", "21 0 9", "h3", "1", "1", "1", "message 3");
-    expect("[]", "joins", "1", "10");
+    expect("[]", "joins", "1", "m", "10");
     finish_child("p-m2-1", "3", "result 3");
-    expect("[[default p 2 1]]", "joins", "1", "10");
+    expect("[[default p 2 1]]", "joins", "1", "m", "10");
     expect("[ok p 21 0 9 [1 result 3]]", "gather", "1", "default", "p", "2", "0", "1000");
     // It ends with what they made, without a run of its own.
-    expect("ok", "joined", "1", "default", "p", "2", "done", "", "", "all of it");
+    expect("ok", "joined", "1", "default", "p", "2", "done", "", "", "all of it", "");
     expect_cmd("all of it", "GET", "%Tr:default:p");
     expect_cmd("[done 2 2 1]", "HMGET", "%Tj:default:p", "state", "split", "n1", "n2");
     assert_in_range(atoi(cmd("PTTL", "%Tr:default:p-m1-1")), 50000, 60000);
@@ -156,10 +156,10 @@ static void a_scheduled_parent_waits_for_its_time(void **state)
     call("take", "1", "default", "1", "1000", "1000");
     expect("ok", "admit", "1", "default", "1", "p", "1", "hash", "0", "0", "0", "9000000000000",
            "0", "60000", "3", "0", "", "", "m");
-    expect("[]", "joins", "1", "10");
+    expect("[]", "joins", "1", "m", "10");
     make_due("dly", "default:p");
     promote();
-    expect("[[default p 0 0]]", "joins", "1", "10");
+    expect("[[default p 0 0]]", "joins", "1", "m", "10");
 }
 
 // --- made again
@@ -177,19 +177,19 @@ static void every_step_may_be_repeated(void **state)
     expect_cmd("1", "ZCARD", "%Tm:default:p");
     finish_child("p-m1-2", "2", "result 2");
     assert_string_equal(split_in_two("p"), "ok");
-    expect("[[default p 1 2]]", "joins", "1", "10");
+    expect("[[default p 1 2]]", "joins", "1", "m", "10");
     for (int i = 0; i < 2; i++) {
         expect("ok", "reduce", "1", "default", "p", "1", "5", "30", "40", "21 0 7", "the last");
         expect_cmd("2", "HLEN", "%Traw");
     }
     assert_string_equal(split_in_two("p"), "stale");
-    expect("stale", "joined", "1", "default", "p", "1", "done", "", "", "x");
+    expect("stale", "joined", "1", "default", "p", "1", "done", "", "", "x", "");
     expect("[stale]", "gather", "1", "default", "p", "1", "0", "1000");
     finish_child("p", "3", "the result");
     expect("ok", "reduce", "1", "default", "p", "1", "5", "30", "40", "21 0 7", "the last");
     expect("unknown", "split", "1", "default", "q", "1", "0 0 0", "h", "1", "1", "1", "m");
     expect("unknown", "reduce", "1", "default", "q", "1", "1", "1", "1", "", "m");
-    expect("unknown", "joined", "1", "default", "q", "1", "done", "", "", "x");
+    expect("unknown", "joined", "1", "default", "q", "1", "done", "", "", "x", "");
     expect("[unknown]", "gather", "1", "default", "q", "1", "0", "1000");
     expect_clean();
     expect_no_parent_left();
@@ -216,11 +216,11 @@ static void a_split_that_broke_off_is_completed(void **state)
     cmd("HSET", "%Tj:default:p", "split", "0");
     cmd("HDEL", "%Tj:default:p", "n1");
     cmd("DEL", "%Tm:default:p", "%Trdy:1:default:m");
-    cmd("ZADD", "%Tjoin", "1", "default:p");
+    cmd("ZADD", "%Tjoin:m", "1", "default:p");
     assert_string_equal(split_in_two("p"), "ok");
     expect_cmd("[2]", "ZRANGE", "%Tm:default:p", "0", "-1");
     finish_child("p-m1-2", "2", "result 2");
-    expect("[[default p 1 2]]", "joins", "1", "10");
+    expect("[[default p 1 2]]", "joins", "1", "m", "10");
     expect_cmd("2", "HGET", "%Tn", "done");
 }
 
@@ -242,7 +242,7 @@ static void a_childs_failure_is_its_parents(void **state)
     expect_event(0, "p failed 0");
     expect_cmd("[1 1]", "HMGET", "%Tb:default:batch", "total", "failed");
     // The other one is told at once, and when its lease is renewed.
-    assert_string_equal(promote(), "[[cancel default p-m1-2 2 group]]");
+    assert_string_equal(promote(), "[[running default p-m1-2 2 group]]");
     expect("[[cancel default p-m1-2 2 4]]", "renew", "1", "1000", "default", "p-m1-2", "2");
     expect("ok", "done", "1", "default", "p-m1-2", "2", "cancelled", "x");
     expect_cmd("[1 2]", "HMGET", "%Tj:default:p", "split", "n1");
@@ -274,7 +274,7 @@ static void a_parent_that_is_cancelled_takes_its_children_along(void **state)
     assert_string_equal(state_of("p"), "cancelled");
     claims_nothing("p-m1-2"); // even before promote
     assert_string_equal(state_of("p-m1-2"), "cancelled");
-    assert_string_equal(promote(), "[[cancel default p-m1-1 1 group]]");
+    assert_string_equal(promote(), "[[running default p-m1-1 1 group]]");
     expect("ok", "done", "1", "default", "p-m1-1", "1", "cancelled", "x");
     expect_clean();
     expect_no_parent_left();
@@ -325,7 +325,7 @@ static void the_deadline_is_for_all(void **state)
     make_due("exp", "default:p-m1-2");
     expect("[[expired default p-m1-2 0 ]]", "promote", "1", "1");
     assert_string_equal(state_of("p"), "expired");
-    assert_string_equal(promote(), "[[cancel default p-m1-1 1 group]]");
+    assert_string_equal(promote(), "[[running default p-m1-1 1 group]]");
     expect_event(0, "p expired 0");
 
     // The parent's does.
@@ -358,7 +358,7 @@ static void a_retry_makes_again_what_differs(void **state)
     (void) state;
     make_split("1", "p");
     finish_child("p-m1-1", "1", "result 1");
-    expect("ok", "joined", "1", "default", "p", "1", "failed", "c", "t", "");
+    expect("ok", "joined", "1", "default", "p", "1", "failed", "c", "t", "", "");
     expect("ok", "retry", "default", "p");
     promote(); // the second child ends as cancelled
     call("take", "1", "default", "1", "1000", "1000");
@@ -374,15 +374,15 @@ static void children_of_an_earlier_life_end_first(void **state)
     (void) state;
     make_split("1", "p");
     run_child("p-m1-1", "1", "1");
-    expect("ok", "joined", "1", "default", "p", "1", "failed", "c", "t", "");
+    expect("ok", "joined", "1", "default", "p", "1", "failed", "c", "t", "", "");
     expect("ok", "retry", "default", "p");
     call("take", "1", "default", "1", "1000", "1000");
     assert_string_equal(admit_parent("4", "p", "hash", "0"), "ok");
     assert_string_equal(split_in_two("p"), "later");
-    expect("[]", "joins", "1", "10"); // not at once
+    expect("[]", "joins", "1", "m", "10"); // not at once
     expect("ok", "done", "1", "default", "p-m1-1", "1", "cancelled", "x");
     promote();
-    make_due("join", "default:p");
+    make_due("join:m", "default:p");
     assert_string_equal(split_in_two("p"), "ok");
     expect_cmd("[1 2]", "ZRANGE", "%Tm:default:p", "0", "-1");
 }
@@ -395,7 +395,7 @@ static void ids_of_others_are_left_alone(void **state)
     assert_string_equal(split_in_two("p"), "id_conflict");
     expect_cmd("0", "EXISTS", "%Tj:default:p-m1-1");
     expect_cmd("[queued 1]", "HMGET", "%Tj:default:p-m1-2", "state", "seq");
-    expect("ok", "joined", "1", "default", "p", "0", "failed", "id_conflict", "text", "");
+    expect("ok", "joined", "1", "default", "p", "0", "failed", "id_conflict", "text", "", "");
     // And nobody else takes a child's.
     make_split("3", "q");
     cmd("RPUSH", "%Tin:default", "q-m1-1");
@@ -447,8 +447,8 @@ static void older_terms_and_bad_arguments(void **state)
 {
     (void) state;
     make_parent("1", "p");
-    static const char *const bad[][12] = {
-        {"joins", "1", "0"},
+    static const char *const bad[][13] = {
+        {"joins", "1", "m", "0"},
         {"gather", "1", "default", "p", "9", "0", "1"},
         {"gather", "1", "default", "p", "0", "5000", "1"},
         {"split", "1", "default", "p", "0", "", "h", "1", "1", "1", "m"},
@@ -459,23 +459,23 @@ static void older_terms_and_bad_arguments(void **state)
         {"split", "1", "default", "p", "1", ""},
         {"reduce", "1", "default", "p", "0", "1", "1", "1", "", ""},
         {"reduce", "1", "default", "p", "0", "x", "1", "1", "", "m"},
-        {"joined", "1", "default", "p", "0", "cancelled", "", "", "x"},
-        {"joined", "1", "default", "p", "0", "done", "", "", ""},
-        {"joined", "1", "default", "p", "0", "failed", "bad code", "", ""},
+        {"joined", "1", "default", "p", "0", "cancelled", "", "", "x", ""},
+        {"joined", "1", "default", "p", "0", "done", "", "", "", ""},
+        {"joined", "1", "default", "p", "0", "failed", "bad code", "", "", ""},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         const char *const *a = bad[i];
         const char *got = call(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10],
-                               a[11]);
+                               a[11], a[12]);
         if (strcmp(got, "!BADARG") != 0) fail_msg("call %zu (%s): %s", i, a[0], got);
     }
     assert_string_equal(state_of("p"), "waiting");
-    expect("2", "term_next");
+    expect("[lead 2 b-1 3600000]", "lead", "b-1", "3600000", "0"); // its next life
     assert_string_equal(split_in_two("p"), "!STALETERM");
-    expect("!STALETERM", "joins", "1", "1");
+    expect("!STALETERM", "joins", "1", "m", "1");
     expect("!STALETERM", "gather", "1", "default", "p", "0", "0", "1");
     expect("!STALETERM", "reduce", "1", "default", "p", "0", "1", "1", "1", "", "m");
-    expect("!STALETERM", "joined", "1", "default", "p", "0", "done", "", "", "x");
+    expect("!STALETERM", "joined", "1", "default", "p", "0", "done", "", "", "x", "");
 }
 
 #define test(f) cmocka_unit_test_setup(f, library_new_queue)

@@ -140,7 +140,7 @@ static void out_of_bounds_is_not_written(void **state)
                                          "max_tokens", "id", "logprobs"};
     strcpy(bad[0].id, "a b");
     bad[1].text_bytes = 4; // cut within the last character
-    bad[2].usage.prompt = CONTEXT_MAX + 1;
+    bad[2].usage.prompt = -1;
     bad[3].tokens = negative, bad[3].n_tokens = 1;
     bad[4].attempts = -1;
     bad[5].status = (enum result_status) 4;
