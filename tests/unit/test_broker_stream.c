@@ -178,6 +178,25 @@ static void redis_comes_back(void **state)
     expect_stream("a", RESULT_OK, 12);
 }
 
+// As after a restart of a Redis that may lose what it has acknowledged.
+static void a_stream_that_redis_lost_is_whole_in_the_end(void **state)
+{
+    (void) state;
+    char text[FAKE_TEXT_MAX];
+    struct fake_group *g = start_world(NULL);
+    push_stream("a", 9);
+    struct fake_job *job = wait_job(g, "a");
+    fake_group_tokens(g, job, 4);
+    until(has_streamed("a", 4));
+    freeReplyObject(ask("DEL ps:{%s}:t:default:a", w.queue));
+    freeReplyObject(ask("HDEL ps:{%s}:j:default:a shown", w.queue));
+    fake_group_tokens(g, job, 2);
+    until(saved_bytes("a") == 24);
+    assert_int_equal(read_stream("a", text), 0); // it would leave a gap
+    fake_group_finish(g, job);
+    expect_stream("a", RESULT_OK, 9);
+}
+
 #define test(f) cmocka_unit_test_setup_teardown(f, world_open, world_close)
 
 int main(int argc, char **argv)
@@ -190,6 +209,7 @@ int main(int argc, char **argv)
         test(another_broker_goes_on),
         test(a_result_of_the_time_without_a_broker_has_its_chunks),
         test(redis_comes_back),
+        test(a_stream_that_redis_lost_is_whole_in_the_end),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, world_start, world_stop);
