@@ -2,6 +2,7 @@
 
 #include "broker/allow.h"
 #include "broker/claims.h"
+#include "broker/fleet_record.h"
 #include "broker/ingest.h"
 #include "broker/jobs.h"
 #include "broker/joins.h"
@@ -44,6 +45,8 @@ struct broker {
     struct jobs *jobs;
     struct groups *groups;
     struct standby standby; // until it leads
+    struct fleet_record record;
+    int64_t since_ms; // it leads; wall clock
     struct tenants tenants;
     bool listening, hears, stood_by, led, resigned;
     struct health_writer health;
@@ -223,6 +226,7 @@ static void lead(struct broker *b, uint64_t term, int64_t now_ms)
     groups_start(b->groups, term, now_ms);
     standby_ends(&b->standby, term);
     hear(b);
+    b->since_ms = clock_wall_ms();
     b->led = true;
 }
 
@@ -232,7 +236,8 @@ static void on_ready(void *arg, uint64_t term)
     int64_t now_ms = clock_ms();
     log_line(LOG_INFO, b->led ? "redis_back" : b->stood_by ? "takes_over" : "ready",
              log_str("endpoint", b->endpoint), log_str("queue", b->options.queue),
-             log_str("model", b->models.at[0].name), log_str("name", b->name), log_int("term", term));
+             log_str("model", b->models.at[0].name), log_str("name", b->name),
+             log_int("term", term));
     if (!b->led) lead(b, term, now_ms);
     if (b->stop_ms != 0) return;
     ask_tenants(b);
@@ -423,9 +428,26 @@ static bool is_due(int64_t *last_ms, int64_t every_ms, int64_t now_ms)
     return true;
 }
 
+static void on_told(void *arg, const struct queue_reply *r)
+{
+    struct broker *b = arg;
+    if (r->error.status != OK) b->record.said_ms = 0; // it is said again
+}
+
+static void tell_fleet(struct broker *b, int64_t now_ms)
+{
+    struct fleet_leader leader = {b->name, b->endpoint, queue_term(b->queue), b->since_ms};
+    char *text = fleet_record_due(&b->record, &leader, b->groups, b->models.n, now_ms);
+    if (text == NULL) return;
+    size_t n = strlen(text);
+    if (queue_fleet(b->queue, FLEET_RECORD_MS, text, n, on_told, b) != OK) b->record.said_ms = 0;
+    free(text);
+}
+
 static void tend_queue(struct broker *b, int64_t now_ms)
 {
     if (!queue_ready(b->queue)) return;
+    tell_fleet(b, now_ms);
     if (is_due(&b->tenants_ms, TENANTS_MS, now_ms)) ask_tenants(b);
     if (is_due(&b->ingest_ms, INGEST_MS, now_ms)) {
         ingest_tick(b->ingest, now_ms);
@@ -550,6 +572,7 @@ static enum status create_groups(struct broker *b, struct error *e)
     struct groups_options groups = {.models = &b->models,
                                     .socket = b->socket,
                                     .allow = b->zap != NULL ? &b->allow : NULL,
+                                    .record = &b->record,
                                     .precision = o->precision,
                                     .n_pipelines = o->pipelines,
                                     .n_spares = o->spares,
@@ -615,6 +638,7 @@ static void close_all(struct broker *b)
     jobs_destroy(&b->jobs);
     groups_destroy(&b->groups);
     standby_deinit(&b->standby);
+    fleet_record_deinit(&b->record);
     if (b->loop != NULL) zloop_destroy(&b->loop);
     if (b->socket != NULL) zmq_close(b->socket);
     if (b->zap != NULL) zmq_close(b->zap);

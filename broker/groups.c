@@ -70,6 +70,7 @@ static struct site *site_of(struct groups *g, const struct peer *from)
 static void on_message(void *arg, const struct peer *from, const struct wire_message *m)
 {
     struct groups *g = arg;
+    if (g->options.record != NULL) fleet_record_hear(g->options.record, from, m);
     if (m->command == WIRE_ERROR) {
         log_line(LOG_WARN, "group_error", log_str("code", m->error.code),
                  log_str("error", m->error.message));

@@ -6,6 +6,7 @@
 
 #include "broker/allow.h"
 #include "broker/fleet.h"
+#include "broker/fleet_record.h"
 #include "broker/model.h"
 #include "common/plan.h"
 #include "common/wire.h"
@@ -21,6 +22,7 @@ struct groups_options {
     const struct models *models; // borrowed
     void *socket;              // a ROUTER with the options of wire_socket_init; borrowed
     const struct allow *allow; // keys of groups; NULL: plain; borrowed
+    struct fleet_record *record; // hears what groups report; NULL: nobody does; borrowed
     enum groups_precision precision; // auto: what the groups prefer, f32 if any of them does
     int n_pipelines; // most of each model; 0: as many as the groups allow
     int n_spares;    // groups of each model kept idle before a further pipeline is formed

@@ -197,9 +197,11 @@ static void try_plan(struct site *s, int64_t muster_ms)
         log_line(LOG_ERROR, "plan_refused", log_str("model", s->model->name),
                  log_str("code", e.code), log_str("error", e.text));
         s->plan_ms = s->now_ms + PLAN_AGAIN_MS;
+        s->refused = e;
         return;
     }
     s->plan = plan;
+    s->refused = (struct error){0};
     s->f32 = f32;
     snprintf(s->plan_hash, sizeof s->plan_hash, "%s", hash);
     log_plan(s);

@@ -34,6 +34,7 @@ struct site {
     uint64_t *epoch; // the one given last, by any site
     struct candidate candidates[FLEET_GROUPS_MAX];
     int64_t plan_ms; // not planned earlier
+    struct error refused; // why there is no plan, though there are groups
     bool planned;
     struct plan plan;
     char plan_hash[PLAN_HASH_SIZE];

@@ -1,0 +1,222 @@
+#include "broker/fleet_record.h"
+
+#include "broker/groups.h"
+#include "broker/site.h"
+#include "common/clock.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { LOOK_MS = 500, AGAIN_MS = 10000 };
+_Static_assert(2 * AGAIN_MS < FLEET_RECORD_MS, "a record does not end while it is renewed");
+
+void fleet_record_deinit(struct fleet_record *r)
+{
+    json_decref(r->said);
+    r->said = NULL;
+}
+
+// --- what groups report
+
+static bool same_peer(const struct peer *a, const struct peer *b)
+{
+    return a->n == b->n && memcmp(a->bytes, b->bytes, a->n) == 0;
+}
+
+static struct fleet_report *report_of(struct fleet_record *r, const struct peer *peer)
+{
+    for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
+        if (r->at[i].used && same_peer(&r->at[i].peer, peer)) return &r->at[i];
+    }
+    return NULL;
+}
+
+// A new connection of a group that is known takes its place.
+static struct fleet_report *place_for(struct fleet_record *r, const struct peer *from,
+                                      const char *name)
+{
+    struct fleet_report *free = NULL;
+    for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
+        struct fleet_report *p = &r->at[i];
+        if (!p->used) {
+            free = free != NULL ? free : p;
+        } else if (strcmp(p->name, name) == 0 && strcmp(p->peer.key, from->key) == 0) {
+            return p;
+        }
+    }
+    if (free != NULL) return free;
+    free = &r->at[r->next];
+    r->next = (r->next + 1) % FLEET_GROUPS_MAX;
+    return free;
+}
+
+static void on_hello(struct fleet_record *r, const struct peer *from, const struct wire_hello *h)
+{
+    struct fleet_report *p = place_for(r, from, h->name);
+    struct fleet_report before = *p;
+    bool known = before.used && strcmp(before.name, h->name) == 0;
+    if (!known) *p = (struct fleet_report){0};
+    p->used = true;
+    p->peer = *from;
+    p->n_ranks = h->tp;
+    p->device_bytes = h->n_devices > 0 ? UINT64_MAX : 0;
+    for (int i = 0; i < h->n_devices; i++) {
+        if (h->devices[i].bytes < p->device_bytes) p->device_bytes = h->devices[i].bytes;
+    }
+    snprintf(p->name, sizeof p->name, "%s", h->name);
+}
+
+void fleet_record_hear(struct fleet_record *r, const struct peer *from,
+                       const struct wire_message *m)
+{
+    if (m->command == WIRE_HELLO) {
+        on_hello(r, from, &m->hello);
+        return;
+    }
+    bool tells = m->command == WIRE_READY || m->command == WIRE_PONG || m->command == WIRE_FAILED;
+    struct fleet_report *p = tells ? report_of(r, from) : NULL;
+    if (p == NULL) return;
+    if (m->command == WIRE_PONG) {
+        p->loaded_bytes = m->pong.loaded_bytes;
+        p->load_bytes = m->pong.load_bytes;
+    } else if (m->command == WIRE_READY) {
+        p->ready = true;
+        p->ledger = m->ready;
+        p->code[0] = p->text[0] = '\0';
+    } else {
+        snprintf(p->code, sizeof p->code, "%s", m->failed.code);
+        snprintf(p->text, sizeof p->text, "%s", m->failed.message);
+    }
+}
+
+// --- as JSON
+
+static json_t *number(uint64_t n) { return json_integer((json_int_t) n); }
+
+static json_t *plan_json(const struct site *s)
+{
+    const struct plan *p = &s->plan;
+    if (!s->planned) return json_null();
+    json_t *layers = json_array(), *bytes = json_array();
+    for (int i = 0; i < p->pp; i++) {
+        json_array_append_new(layers, json_integer(p->layers[i]));
+        json_array_append_new(bytes, number(p->stages[i].total));
+    }
+    return json_pack("{s:s,s:o,s:i,s:s,s:i,s:i,s:i,s:i,s:o}", "hash", s->plan_hash, "layers",
+                     layers, "tp", p->tp, "precision", s->f32 ? "f32" : "bf16", "slots", p->slots,
+                     "kv_blocks", p->kv_blocks, "max_context", (int) p->max_context, "max_rows",
+                     p->max_rows, "stage_bytes", bytes);
+}
+
+static json_t *pipeline_json(const struct site *s, const struct pipeline *p)
+{
+    static const char *const states[] = {"none", "waiting", "loading", "linking", "serving"};
+    json_t *stages = json_array();
+    for (int i = 0; i < s->plan.pp; i++) {
+        const struct group *g = p->stages[i] >= 0 ? &s->fleet.groups[p->stages[i]] : NULL;
+        json_array_append_new(stages, g != NULL ? json_string(g->name) : json_null());
+    }
+    return json_pack("{s:o,s:o,s:s,s:o}", "id", number(p->id), "epoch", number(p->epoch), "state",
+                     states[p->state], "stages", stages);
+}
+
+static json_t *report_json(const char *name, const char *node, const struct peer *peer,
+                           const struct fleet_report *r)
+{
+    json_t *j = json_pack("{s:s,s:s,s:s}", "name", name, "node", node, "key", peer->key);
+    if (r == NULL) return j;
+    json_object_set_new(j, "ranks", json_integer(r->n_ranks));
+    json_object_set_new(j, "device_bytes", number(r->device_bytes));
+    json_object_set_new(j, "loaded_bytes", number(r->loaded_bytes));
+    json_object_set_new(j, "load_bytes", number(r->load_bytes));
+    if (r->code[0] != '\0') {
+        json_object_set_new(j, "failure",
+                            json_pack("{s:s,s:s}", "code", r->code, "message", r->text));
+    }
+    return j;
+}
+
+static json_t *group_json(const struct fleet_record *r, const struct site *s,
+                          const struct group *g)
+{
+    static const char *const states[] = {"idle", "loading", "ready", "linking", "linked"};
+    const struct fleet_report *told = report_of((struct fleet_record *) r, &g->peer);
+    const struct pipeline *p = fleet_pipeline(&s->fleet, g);
+    json_t *j = report_json(g->name, g->node, &g->peer, told);
+    json_object_set_new(j, "state", json_string(states[g->state]));
+    json_object_set_new(j, "pipeline", p != NULL ? number(p->id) : json_null());
+    json_object_set_new(j, "stage", g->stage >= 0 ? json_integer(g->stage) : json_null());
+    json_object_set_new(j, "draining", json_boolean(g->draining));
+    // What it reserved, as READY had it for the stage that it has now.
+    if (told == NULL || !told->ready || p == NULL || told->ledger.epoch != p->epoch) return j;
+    json_object_set_new(j, "reserved",
+                        json_pack("{s:o,s:o,s:o,s:o}", "weights", number(told->ledger.weights_bytes),
+                                  "kv", number(told->ledger.kv_bytes), "buffers",
+                                  number(told->ledger.buffers_bytes), "total",
+                                  number(told->ledger.total_bytes)));
+    return j;
+}
+
+// Groups that said HELLO before there was a plan.
+static void add_candidates(const struct fleet_record *r, const struct site *s, json_t *groups)
+{
+    for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
+        const struct candidate *c = &s->candidates[i];
+        if (!c->used || s->now_ms - c->seen_ms > DEAD_AFTER_MS) continue;
+        const struct fleet_report *told = report_of((struct fleet_record *) r, &c->peer);
+        json_t *j = report_json(c->name, "", &c->peer, told);
+        json_object_set_new(j, "state", json_string("no plan"));
+        json_array_append_new(groups, j);
+    }
+}
+
+static json_t *site_json(const struct fleet_record *r, const struct site *s)
+{
+    json_t *pipelines = json_array(), *groups = json_array();
+    for (int i = 0; s->planned && i < PIPELINES_MAX; i++) {
+        const struct pipeline *p = &s->fleet.pipelines[i];
+        if (p->state != PIPELINE_NONE) json_array_append_new(pipelines, pipeline_json(s, p));
+    }
+    for (int i = 0; s->planned && i < s->fleet.n_groups; i++) {
+        const struct group *g = &s->fleet.groups[i];
+        if (g->used) json_array_append_new(groups, group_json(r, s, g));
+    }
+    if (!s->planned) add_candidates(r, s, groups);
+    json_t *j = json_pack("{s:s,s:s,s:i,s:o,s:o,s:o}", "name", s->model->name, "hash",
+                          s->model->hash, "stages_wanted", s->model->pp, "plan", plan_json(s),
+                          "pipelines", pipelines, "groups", groups);
+    if (!s->planned && s->refused.status != OK) {
+        json_object_set_new(j, "refused", json_pack("{s:s,s:s}", "code", s->refused.code,
+                                                    "message", s->refused.text));
+    }
+    return j;
+}
+
+char *fleet_record_due(struct fleet_record *r, const struct fleet_leader *leader,
+                       const struct groups *g, int n_models, int64_t now_ms)
+{
+    if (now_ms - r->looked_ms < LOOK_MS) return NULL;
+    r->looked_ms = now_ms;
+    json_t *models = json_array();
+    for (int i = 0; i < n_models; i++) {
+        json_array_append_new(models, site_json(r, groups_site(g, i)));
+    }
+    json_t *all = json_pack("{s:i,s:{s:s,s:o,s:s,s:o},s:o}", "v", 1, "leader", "name",
+                            leader->name, "term", number(leader->term), "endpoint",
+                            leader->endpoint, "since", number((uint64_t) leader->since_ms),
+                            "models", models);
+    check(all != NULL, "the record cannot be packed");
+    if (json_equal(all, r->said) && now_ms - r->said_ms < AGAIN_MS) {
+        json_decref(all);
+        return NULL;
+    }
+    json_t *dated = json_copy(all);
+    json_object_set_new(dated, "at", json_integer((json_int_t) clock_wall_ms()));
+    char *text = json_dumps(dated, JSON_COMPACT);
+    json_decref(dated);
+    json_decref(r->said);
+    r->said = all;
+    r->said_ms = now_ms;
+    return text;
+}

@@ -1,0 +1,50 @@
+// What the leader says of itself and its fleet in Redis (ps:{queue}:fleet, README.md has the form):
+// for `penstock fleet` and `penstock doctor`. It listens to what groups report, and walks the sites
+// when it is time to say something. The loop's thread; knows no jobs.
+#ifndef PENSTOCK_BROKER_FLEET_RECORD_H
+#define PENSTOCK_BROKER_FLEET_RECORD_H
+
+#include "broker/fleet.h"
+#include "common/wire.h"
+
+struct groups;
+struct json_t;
+
+// What a group has reported of itself.
+struct fleet_report {
+    bool used;
+    struct peer peer;
+    char name[GROUP_NAME_MAX + 1];
+    int n_ranks;
+    uint64_t device_bytes; // of its smallest device
+    uint64_t loaded_bytes, load_bytes;
+    bool ready;
+    struct wire_ready ledger; // of READY
+    char code[ERROR_CODE_SIZE], text[ERROR_TEXT_SIZE]; // of the last FAILED since
+};
+
+struct fleet_record {
+    struct fleet_report at[FLEET_GROUPS_MAX];
+    int next;             // the place that is used again once all are
+    struct json_t *said;  // last, without its time; NULL: nothing
+    int64_t looked_ms, said_ms;
+};
+
+struct fleet_leader {
+    const char *name, *endpoint;
+    uint64_t term;
+    int64_t since_ms; // wall clock
+};
+
+void fleet_record_deinit(struct fleet_record *r);
+
+// A message of a group.
+void fleet_record_hear(struct fleet_record *r, const struct peer *from,
+                       const struct wire_message *m);
+
+// JSON that the caller frees, where there is something new to be said or nothing was said for long;
+// else NULL.
+char *fleet_record_due(struct fleet_record *r, const struct fleet_leader *leader,
+                       const struct groups *g, int n_models, int64_t now_ms);
+
+#endif
