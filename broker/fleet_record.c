@@ -150,11 +150,11 @@ static json_t *group_json(const struct fleet_record *r, const struct site *s,
     json_object_set_new(j, "draining", json_boolean(g->draining));
     // What it reserved, as READY had it for the stage that it has now.
     if (told == NULL || !told->ready || p == NULL || told->ledger.epoch != p->epoch) return j;
+    const struct wire_ready *l = &told->ledger;
     json_object_set_new(j, "reserved",
-                        json_pack("{s:o,s:o,s:o,s:o}", "weights", number(told->ledger.weights_bytes),
-                                  "kv", number(told->ledger.kv_bytes), "buffers",
-                                  number(told->ledger.buffers_bytes), "total",
-                                  number(told->ledger.total_bytes)));
+                        json_pack("{s:o,s:o,s:o,s:o}", "weights", number(l->weights_bytes), "kv",
+                                  number(l->kv_bytes), "buffers", number(l->buffers_bytes),
+                                  "total", number(l->total_bytes)));
     return j;
 }
 

@@ -102,6 +102,62 @@ enum status queue_admin_busy(struct queue_sync *s, const char *tenant, uint64_t 
     return status;
 }
 
+// --- the fleet
+
+static bool is_text(const redisReply *r) { return r->type == REDIS_REPLY_STRING; }
+
+static bool take_leader(const redisReply *r, struct queue_leader *to)
+{
+    char *end;
+    *to = (struct queue_leader){0};
+    if (r->type != REDIS_REPLY_ARRAY || r->elements != 3 || !is_text(r->element[0]) ||
+        r->element[1]->type != REDIS_REPLY_INTEGER || !is_text(r->element[2])) {
+        return false;
+    }
+    if (r->element[0]->len == 0) return true;
+    to->term = strtoull(r->element[0]->str, &end, 10);
+    to->lease_ms = r->element[1]->integer > 0 ? r->element[1]->integer : 0;
+    if (*end == ' ') snprintf(to->name, sizeof to->name, "%.*s", BROKER_NAME_MAX, end + 1);
+    return to->term > 0 && to->name[0] != '\0';
+}
+
+enum status queue_admin_fleet(struct queue_sync *s, struct queue_leader *leader, char **record,
+                              struct error *e)
+{
+    redisReply *r;
+    *record = NULL;
+    enum status status = queue_sync_fcall(s, true, "fleet_read", 0, NULL, &r, e);
+    if (status == OK && !take_leader(r, leader)) status = unknown_form("fleet_read", e);
+    if (status == OK && r->element[2]->len > 0) {
+        *record = strdup(r->element[2]->str);
+        if (*record == NULL) status = error_set(e, ERR_NOMEM, NULL, "no memory for the fleet");
+    }
+    if (r != NULL) freeReplyObject(r);
+    return status;
+}
+
+enum status queue_admin_models(struct queue_sync *s,
+                               void (*fn)(void *arg, const char *model, uint64_t ready,
+                                          uint64_t waited_ms), void *arg, struct error *e)
+{
+    redisReply *r;
+    enum status status = queue_sync_fcall(s, true, "models", 0, NULL, &r, e);
+    bool good = status == OK && r->type == REDIS_REPLY_ARRAY;
+    for (size_t i = 0; good && i < r->elements; i++) {
+        const redisReply *m = r->element[i];
+        good = m->type == REDIS_REPLY_ARRAY && m->elements == 3 && is_text(m->element[0]) &&
+               m->element[1]->type == REDIS_REPLY_INTEGER &&
+               m->element[2]->type == REDIS_REPLY_INTEGER;
+        if (good) {
+            fn(arg, m->element[0]->str, (uint64_t) m->element[1]->integer,
+               (uint64_t) m->element[2]->integer);
+        }
+    }
+    if (status == OK && !good) status = unknown_form("models", e);
+    if (r != NULL) freeReplyObject(r);
+    return status;
+}
+
 // --- dead letters
 
 static bool take_dead(const redisReply *r, struct queue_dead *d)

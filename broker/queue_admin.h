@@ -30,6 +30,22 @@ enum status queue_admin_pause(struct queue_sync *s, const char *tenant, bool pau
 enum status queue_admin_busy(struct queue_sync *s, const char *tenant, uint64_t *running,
                              struct error *e);
 
+struct queue_leader {
+    uint64_t term;      // 0: nobody leads
+    char name[BROKER_NAME_MAX + 1];
+    int64_t lease_ms;   // that its lease lasts without being renewed
+};
+
+// Who leads, and what the leader last said of its fleet: JSON (broker/README.md) that the caller
+// frees, NULL if it said nothing within FLEET_RECORD_MS.
+enum status queue_admin_fleet(struct queue_sync *s, struct queue_leader *leader, char **record,
+                              struct error *e);
+
+// Calls fn for each model that jobs ever came for: ready ones, and how long the first has waited.
+enum status queue_admin_models(struct queue_sync *s,
+                               void (*fn)(void *arg, const char *model, uint64_t ready,
+                                          uint64_t waited_ms), void *arg, struct error *e);
+
 struct queue_dead {
     const char *id, *code, *text;
     int64_t died_ms;

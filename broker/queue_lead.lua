@@ -51,3 +51,11 @@ local function fleet(keys, args)
     call('SET', p .. 'fleet', record, 'PX', ttl)
     return 'ok'
 end
+
+-- (no arguments) -> {lease, ms that it lasts, what the leader said of its fleet}; '' for what there
+-- is not
+local function fleet_read(keys, args)
+    local p = prefix(keys, args, 0)
+    return {call('GET', p .. 'lead') or '', call('PTTL', p .. 'lead'),
+            call('GET', p .. 'fleet') or ''}
+end

@@ -8,7 +8,7 @@ enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 typedef int command_main(int argc, char **argv);
 
 command_main cmd_acl, cmd_batch, cmd_bench, cmd_cancel, cmd_conformance, cmd_dead, cmd_doctor,
-    cmd_drain, cmd_enqueue, cmd_generate, cmd_health, cmd_keygen, cmd_pause, cmd_plan,
+    cmd_drain, cmd_enqueue, cmd_fleet, cmd_generate, cmd_health, cmd_keygen, cmd_pause, cmd_plan,
     cmd_result, cmd_resume, cmd_score, cmd_show, cmd_stats, cmd_tenant, cmd_tokenize,
     cmd_trace, cmd_up;
 
