@@ -559,6 +559,7 @@ static enum status create_claims(struct broker *b, const struct prompt_limits *l
     struct claims_options o = {.loop = b->loop, .queue = b->queue, .jobs = b->jobs,
                                .models = &b->models, .limits = *limits,
                                .n_threads = b->options.pool_threads, .age_ms = b->options.age_ms,
+                               .urgent_percent = b->options.urgent_percent,
                                .arg = b, .each_active = each_active};
     for (o.model = 0; o.model < b->models.n; o.model++) {
         try(claims_create(&b->claims[o.model], &o, e));

@@ -20,6 +20,7 @@ struct broker_options {
     int slots, max_context, max_rows, chunk, kv_blocks; // 0: chosen
     int default_max_tokens;
     int pool_threads;   // of each of the two pools
+    int urgent_percent; // of a pipeline, kept free for class 0
     int64_t age_ms;     // a ready job counts as a class higher for each; 0: never
     int64_t max_queued_bytes; // of messages that wait or run; 0: no limit
     bool accept_loss;

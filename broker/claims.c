@@ -525,6 +525,7 @@ enum status claims_create(struct claims **claims, const struct claims_options *o
     if (c == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for claims");
     c->options = *o;
     c->dispatch.age_ms = o->age_ms;
+    c->dispatch.urgent_percent = o->urgent_percent;
     c->claim = (uint64_t) o->model + 1;
     enum status status = create_scratch(c, e);
     if (status == OK) status = pool_create(&c->pool, o->n_threads, ITEMS_MAX, read_item, c, e);

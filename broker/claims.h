@@ -24,6 +24,7 @@ struct claims_options {
     struct prompt_limits limits;
     int n_threads; // of the pool
     int64_t age_ms; // of dispatch
+    int urgent_percent;
     // Calls fn with tenant and blocks of all jobs that run or were chosen, of whatever model:
     // budgets are a tenant's over all of them.
     void *arg;

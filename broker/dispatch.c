@@ -168,21 +168,35 @@ static bool next_job(struct dispatch *d, struct round *r, struct dispatch_pick *
     return true;
 }
 
-static bool fits(const struct dispatch_pipeline *p, const struct ready_job *j)
+// Slots or blocks that a job below class 0, which needs so many, leaves free for class 0: it goes
+// past those that run for long. A job that cannot leave so much is bound by nothing.
+static uint64_t kept(const struct dispatch *d, uint64_t all, uint64_t need)
+{
+    uint64_t n = all * (uint64_t) d->urgent_percent / 100;
+    if (d->urgent_percent == 0 || all < DISPATCH_KEEP_LEAST) return 0;
+    if (n == 0) n = 1;
+    return need + n > all ? 0 : n;
+}
+
+static bool fits(const struct dispatch *d, const struct dispatch_pipeline *p,
+                 const struct ready_job *j, int class)
 {
     if (p->alone || (j->poison && p->n_running > 0)) return false;
-    return p->slots >= 1 && p->blocks >= j->need_blocks;
+    uint64_t slots = class > 0 ? kept(d, p->all_slots, 1) : 0;
+    uint64_t blocks = class > 0 ? kept(d, p->all_blocks, j->need_blocks) : 0;
+    return p->slots >= 1 + slots && p->blocks >= j->need_blocks + blocks;
 }
 
 // The least loaded pipeline that can take the job now, or -1.
-static int place(const struct round *r, const struct ready_job *j)
+static int place(const struct dispatch *d, const struct round *r, const struct ready_job *j,
+                 int class)
 {
     int best = -1;
     if (j->need_blocks == 0) return 0;
     for (int i = 0; i < r->view->n_pipelines; i++) {
         const struct dispatch_pipeline *p = &r->pipelines[i];
         const struct dispatch_pipeline *b = best >= 0 ? &r->pipelines[best] : NULL;
-        if (!fits(p, j)) continue;
+        if (!fits(d, p, j, class)) continue;
         bool better = b == NULL || p->slots > b->slots ||
                       (p->slots == b->slots && p->blocks > b->blocks);
         if (better) best = i;
@@ -235,7 +249,7 @@ int dispatch_choose(struct dispatch *d, const struct dispatch_view *v, struct di
     }
     while (chosen < most && any_free(&r) && next_job(d, &r, &picks[chosen])) {
         struct dispatch_pick *p = &picks[chosen];
-        p->pipeline = place(&r, first_of(&r, p->tenant, p->class));
+        p->pipeline = place(d, &r, first_of(&r, p->tenant, p->class), p->class);
         if (p->pipeline < 0) break;
         take(d, &r, p);
         chosen++;

@@ -52,6 +52,7 @@ enum {
     DISPATCH_LEVELS = JOB_CLASSES + 1, // class 0, what age lifted there, classes 1 to 3
     DISPATCH_QUANTUM = 64,             // tokens of a turn, for each of the weight
     DISPATCH_AGED_PART = 16,
+    DISPATCH_KEEP_LEAST = 8, // slots, or blocks: of fewer none is kept free for class 0
 };
 
 // A ready job.
@@ -79,6 +80,7 @@ struct dispatch_pipeline {
     uint64_t slots, blocks;
     int n_running; // jobs that are at the head or on the way
     bool alone;    // one of them is poison
+    uint64_t all_slots, all_blocks; // free and taken
 };
 
 struct dispatch_view {
@@ -93,6 +95,7 @@ struct dispatch_view {
 // What lasts from one choice to the next. Begins as zeros.
 struct dispatch {
     int64_t age_ms; // 0: jobs don't age
+    int urgent_percent; // of a pipeline's slots and blocks, that others leave free for class 0
     int turn[DISPATCH_LEVELS];
     uint64_t deficit[DISPATCH_LEVELS][TENANTS_MAX]; // tokens that a tenant may still run
     uint64_t strict, aged; // tokens of class 0 and of what age lifted there, while both waited

@@ -15,7 +15,7 @@ struct settings {
     struct broker_options broker;
     const char *precision, *log_level;
     int64_t pipelines, spares, slots, max_context, max_rows, chunk, kv_blocks, default_max_tokens,
-        pool_threads, age;
+        pool_threads, age, urgent_share;
     bool log_json;
 };
 
@@ -76,6 +76,9 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
         {.name = "age", .kind = OPTION_INT, .value = &s->age, .argument = "S",
          .help = "Seconds after which a ready job counts as a class higher; 0: never.", .least = 0,
          .most = 30 * 24 * 3600},
+        {.name = "urgent-share", .kind = OPTION_INT, .value = &s->urgent_share,
+         .argument = "PERCENT", .help = "Of each pipeline's slots and blocks, kept free for "
+         "class 0 (default 5).", .least = 0, .most = 50},
         {.name = "max-queued-bytes", .kind = OPTION_BYTES, .value = &b->max_queued_bytes,
          .argument = "BYTES",
          .help = "Of all messages that wait or run; beyond, nothing is taken in; 0: no limit."},
@@ -129,6 +132,7 @@ static enum status settle(struct settings *s, enum log_level *level, struct erro
     b->default_max_tokens = (int) s->default_max_tokens;
     b->pool_threads = (int) s->pool_threads;
     b->age_ms = s->age * 1000;
+    b->urgent_percent = (int) s->urgent_share;
     return OK;
 }
 
@@ -146,6 +150,7 @@ int main(int argc, char **argv)
                          .precision = "auto",
                          .log_level = "info",
                          .age = 600,
+                         .urgent_share = 5,
                          .default_max_tokens = DEFAULT_MAX_TOKENS,
                          .pool_threads = default_threads()};
     struct error e = {0};

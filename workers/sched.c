@@ -80,7 +80,8 @@ static void plan_decodes(struct sched *s, struct room *room, struct step_run *ru
     }
 }
 
-// The first sequence, by class and age, with more than one row to go (or a prompt of one) that isn't planned yet.
+// The first sequence, by class and age, with more than one row to go (or a prompt of one) that
+// isn't planned yet.
 static int next_prefill(const struct sched *s, uint64_t from)
 {
     int best = -1;

@@ -1,8 +1,9 @@
 // The scheduler: which rows of which sequences make the next step. Pure: no clock, heap, device or
 // socket; the head's leader calls it and applies what it says. Decodes go first and are spread
 // evenly over the steps in flight, so that every stage always has a batch; the rest of the token
-// budget goes to prefill chunks: a lower class first, then the oldest sequence. A sequence's rows go in order, and a row
-// whose token isn't known yet is never planned, so the order of steps cannot change a result.
+// budget goes to prefill chunks: a lower class first, then the oldest sequence. A sequence's rows
+// go in order, and a row whose token isn't known yet is never planned, so the order of steps cannot
+// change a result.
 #ifndef PENSTOCK_WORKERS_SCHED_H
 #define PENSTOCK_WORKERS_SCHED_H
 

@@ -45,8 +45,10 @@ static int choose(struct dispatch_pick *picks, int most)
     struct dispatch_pipeline pipelines[PIPELINES];
     for (int i = 0; i < w.n_pipelines; i++) {
         const struct credit *c = &w.credits[i];
-        pipelines[i] = (struct dispatch_pipeline){credit_slots(c), credit_blocks(c),
-                                                  w.n_running[i], w.alone[i]};
+        pipelines[i] = (struct dispatch_pipeline){.slots = credit_slots(c),
+                                                  .blocks = credit_blocks(c),
+                                                  .n_running = w.n_running[i],
+                                                  .alone = w.alone[i]};
     }
     const struct dispatch_view v = {w.n_pipelines, pipelines, TENANTS, w.tenants,
                                     (const void *) w.queues, w.now_ms};
@@ -71,6 +73,39 @@ static struct dispatch_pick next(void)
 }
 
 static uint64_t some_cost(void) { return 1 + (uint64_t) rand() % 3000; }
+
+static void others_leave_a_share_to_class_0(void **state)
+{
+    (void) state;
+    struct dispatch d = {.urgent_percent = 5};
+    static const struct {
+        uint64_t slots, blocks, all_slots, all_blocks, need;
+        int class;
+        bool fits;
+    } cases[] = {
+        {2, 200, 40, 200, 1, 3, false}, {3, 200, 40, 200, 1, 3, true}, // 2 of 40 slots are kept
+        {1, 200, 40, 200, 1, 0, true},
+        {9, 12, 40, 200, 3, 1, false}, {9, 13, 40, 200, 3, 1, true}, // 10 of 200 blocks
+        {9, 12, 40, 200, 12, 0, true},
+        {9, 200, 40, 200, 191, 2, true}, // too large to leave so much
+        {1, 200, 8, 200, 1, 1, false}, {2, 200, 8, 200, 1, 1, true}, // at least one
+        {1, 200, 7, 200, 1, 1, true}, // of few none
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct ready_job job = {cases[i].need, 1, 0, false};
+        struct ready_queue queues[JOB_CLASSES] = {0};
+        struct dispatch_tenant tenant = {1, UINT64_MAX, UINT64_MAX, false};
+        struct dispatch_pipeline pipeline = {.slots = cases[i].slots, .blocks = cases[i].blocks,
+                                             .all_slots = cases[i].all_slots,
+                                             .all_blocks = cases[i].all_blocks};
+        struct dispatch_pick pick;
+        queues[cases[i].class] = (struct ready_queue){&job, 1};
+        struct dispatch_view v = {.n_pipelines = 1, .pipelines = &pipeline, .n_tenants = 1,
+                                  .tenants = &tenant, .queues = (const void *) queues};
+        int n = dispatch_choose(&d, &v, &pick, 1);
+        if (n != cases[i].fits) fail_msg("case %zu: %d", i, n);
+    }
+}
 
 static void takes_jobs_in_order_while_credit_lasts(void **state)
 {
@@ -455,6 +490,7 @@ static void never_over_the_limit(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(others_leave_a_share_to_class_0),
         cmocka_unit_test(takes_jobs_in_order_while_credit_lasts),
         cmocka_unit_test(poison_runs_alone),
         cmocka_unit_test(the_levels_of_classes_and_ages),
