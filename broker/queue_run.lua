@@ -146,21 +146,6 @@ local function checkpoint(keys, args)
     return save(p, tenant, id, offset, more)
 end
 
--- Publishes what of the text lies beyond the bytes that were published; how many are by now. What
--- would leave a gap waits for the text before it, or for the end (`last`).
-local function publish(p, tenant, id, job, offset, text, last)
-    local shown = tonumber(job.shown or 0)
-    if not job.stream or (offset > shown and not last) then return shown end
-    local from = math.max(offset, shown)
-    local more = string.sub(text, from - offset + 1)
-    if more == '' then return shown end
-    local key, now_shown = stream_key(p, tenant, id), from + #more
-    call('XADD', key, '*', 'attempt', job.attempt, 'offset', str(from), 'bytes', more)
-    call('HSET', job_key(p, tenant, id), 'shown', str(now_shown))
-    if shown == 0 then call('PEXPIRE', key, DEAD_TTL_MS) end -- `finish` says how long in the end
-    return now_shown
-end
-
 -- term, tenant, id, attempt, offset, bytes, offset of the text, text
 -- -> {ok | gap, bytes there, bytes of text that are published} or {stale | unknown, 0, 0}
 -- A checkpoint, and the text of its tokens. Text whose tokens are not saved is not published: an

@@ -280,10 +280,7 @@ local function joined(keys, args)
     local job, word = waiting(p, tenant, id, level)
     if not job then return word end
     if state == 'done' then
-        if job.stream and args[9] ~= '' then
-            call('XADD', stream_key(p, tenant, id), '*', 'attempt', '0', 'offset', '0', 'bytes',
-                 args[9])
-        end
+        publish(p, tenant, id, job, 0, args[9], true)
         finish(p, tenant, id, job, state, result, now_ms())
     else
         finish_failed(p, tenant, id, job, args[6], args[7], result, now_ms())
