@@ -29,7 +29,7 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
     struct broker_options *b = &s->broker;
     struct option_spec specs[] = {
         {.name = "redis", .kind = OPTION_STRING, .value = &b->redis, .argument = "URL",
-         .help = "redis://[USER:PASSWORD@]HOST:PORT[/DB] or unix:///PATH."},
+         .help = "redis://[USER:PASSWORD@]HOST:PORT[/DB], rediss:// for TLS, or unix:///PATH."},
         {.name = "queue", .kind = OPTION_STRING, .value = &b->queue, .argument = "NAME",
          .help = "Name of the queue."},
         {.name = "listen", .kind = OPTION_STRING, .value = &b->listen, .argument = "ENDPOINT",

@@ -1,5 +1,6 @@
 #include "broker/queue_sync.h"
 
+#include "broker/redis_tls.h"
 #include "common/clock.h"
 #include "common/job.h"
 
@@ -10,8 +11,8 @@
 #include <string.h>
 
 enum {
-    CONNECT_SECONDS = 5,
-    REPLY_SECONDS = 15,   // longer than the longest XREAD blocks
+    CONNECT_MS = 5000,
+    REPLY_MS = 15000,     // longer than the longest XREAD blocks
     BLOCK_MS = 1000,      // of one XREAD: how often a long wait looks around
     RETRY_MS = 200,       // between tries while Redis is away
     LOOK_MS = 5000,       // a wait reads the result itself this often: the event may be long gone
@@ -83,13 +84,8 @@ static enum status log_in(struct queue_sync *s, struct error *e)
 
 static enum status connect_now(struct queue_sync *s, struct error *e)
 {
-    struct timeval connect = {.tv_sec = CONNECT_SECONDS}, reply = {.tv_sec = REPLY_SECONDS};
     if (s->c != NULL) return OK;
-    s->c = s->url.host[0] != '\0' ? redisConnectWithTimeout(s->url.host, s->url.port, connect)
-                                  : redisConnectUnixWithTimeout(s->url.path, connect);
-    if (s->c == NULL || s->c->err != 0) return lost(s, e);
-    redis_reader_limit(s->c);
-    if (redisSetTimeout(s->c, reply) != REDIS_OK) return lost(s, e);
+    try(redis_connect(&s->c, &s->url, CONNECT_MS, REPLY_MS, e));
     enum status status = log_in(s, e);
     if (status != OK) drop(s);
     return status;

@@ -1,5 +1,7 @@
 #include "broker/redis.h"
 
+#include "broker/redis_tls.h"
+
 #include <ctype.h>
 #include <errno.h>
 #include <hiredis/hiredis.h>
@@ -90,19 +92,25 @@ static enum status parse_login(const char *rest, const char *at, struct redis_ur
     return copy_part("password", colon + 1, at, url->password, REDIS_PASSWORD_MAX, e);
 }
 
+static enum status parse_scheme(const char *text, struct redis_url *url, struct error *e)
+{
+    url->tls = strncmp(text, "rediss://", 9) == 0;
+    if (url->tls && !redis_tls_available()) {
+        return error_set(e, ERR_UNSUPPORTED, "no_tls",
+                         "this build has no TLS for rediss://: it needs hiredis 1.0 with hiredis_ssl "
+                         "(not in Debian 12); put stunnel before Redis (broker/README.md)");
+    }
+    if (url->tls || strncmp(text, "redis://", 8) == 0) return OK;
+    return error_set(e, ERR_INPUT, "bad_redis_url",
+                     "the Redis URL does not begin with redis://, rediss:// or unix://");
+}
+
 enum status redis_url_parse(const char *text, struct redis_url *url, struct error *e)
 {
     *url = (struct redis_url){.port = 6379};
     if (strncmp(text, "unix:", 5) == 0) return parse_unix(text + 5, url, e);
-    if (strncmp(text, "rediss://", 9) == 0) {
-        return error_set(e, ERR_UNSUPPORTED, "bad_redis_url",
-                         "rediss:// (TLS) is not supported: put a TLS tunnel before Redis");
-    }
-    if (strncmp(text, "redis://", 8) != 0) {
-        return error_set(e, ERR_INPUT, "bad_redis_url",
-                         "the Redis URL does not begin with redis:// or unix://");
-    }
-    const char *rest = text + 8, *slash = strchr(rest, '/');
+    try(parse_scheme(text, url, e));
+    const char *rest = strstr(text, "//") + 2, *slash = strchr(rest, '/');
     const char *end = slash != NULL ? slash : rest + strlen(rest);
     const char *at = memrchr(rest, '@', (size_t) (end - rest));
     if (at != NULL) {
@@ -142,7 +150,8 @@ void redis_url_show(const struct redis_url *url, char *text, size_t n)
     if (local) {
         snprintf(text, n, "unix://%s%s", url->path, db);
     } else {
-        snprintf(text, n, ip6 ? "redis://[%s]:%d%s" : "redis://%s:%d%s", url->host, url->port, db);
+        snprintf(text, n, ip6 ? "%s://[%s]:%d%s" : "%s://%s:%d%s", url->tls ? "rediss" : "redis",
+                 url->host, url->port, db);
     }
 }
 
@@ -200,7 +209,8 @@ enum status redis_connection_error(const struct redisContext *c, const struct re
     char where[REDIS_HOST_MAX + 32];
     redis_url_show(url, where, sizeof where);
     return error_set(e, ERR_UNAVAILABLE, "redis_unavailable", "no Redis at %s: %s", where,
-                     c == NULL ? "out of memory"
+                     url->tls && redis_tls_why()[0] != '\0' ? redis_tls_why()
+                     : c == NULL ? "out of memory"
                      : c->err == REDIS_ERR_IO && errno != 0 && c->errstr[0] == '\0'
                          ? strerror(errno)
                          : c->errstr);

@@ -6,6 +6,7 @@
 #include "common/limits.h"
 #include "common/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -14,8 +15,10 @@ struct redisContext;
 
 enum { REDIS_HOST_MAX = 256, REDIS_USER_MAX = 128, REDIS_PASSWORD_MAX = 512 };
 
-// redis://[[user]:password@]host[:port][/db] or unix://path[?db=N] (also unix:path).
+// redis://[[user]:password@]host[:port][/db], rediss:// for TLS (redis_tls.h), or
+// unix://path[?db=N] (also unix:path).
 struct redis_url {
+    bool tls;
     char host[REDIS_HOST_MAX + 1]; // empty: `path` is a unix socket
     char path[REDIS_HOST_MAX + 1];
     int port;
@@ -24,7 +27,8 @@ struct redis_url {
     char password[REDIS_PASSWORD_MAX + 1]; // percent escapes decoded; never logged
 };
 
-// ERR_INPUT bad_redis_url, with what is wrong with it.
+// ERR_INPUT bad_redis_url, with what is wrong with it; ERR_UNSUPPORTED no_tls for rediss:// where this
+// build has no TLS.
 enum status redis_url_parse(const char *text, struct redis_url *url, struct error *e);
 
 // The URL without its password, for people.

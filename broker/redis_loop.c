@@ -1,5 +1,7 @@
 #include "broker/redis_loop.h"
 
+#include "broker/redis_tls.h"
+
 #include <czmq.h>
 #include <hiredis/async.h>
 #include <hiredis/hiredis.h>
@@ -92,6 +94,11 @@ enum status redis_link_connect(struct redis_link *link, zloop_t *loop, const str
     if (ac == NULL) return redis_connection_error(NULL, url, e);
     if (ac->err != 0) {
         enum status status = redis_connection_error(&ac->c, url, e);
+        redisAsyncFree(ac);
+        return status;
+    }
+    enum status status = redis_tls_start(&ac->c, url, e);
+    if (status != OK) {
         redisAsyncFree(ac);
         return status;
     }

@@ -1,6 +1,6 @@
 // penstock doctor: what is wrong with a queue's Redis, its fleet and its keys, each finding with
 // its remedy.
-#include "broker/redis.h"
+#include "broker/redis_tls.h"
 #include "tools/commands.h"
 #include "tools/doctor.h"
 #include "tools/outcome.h"
@@ -10,9 +10,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/time.h>
 
-enum { CONNECT_SECONDS = 5 };
+enum { CONNECT_MS = 5000 };
 
 void doctor_find(struct doctor *d, bool ok, const char *check, const char *remedy,
                  const char *format, ...)
@@ -55,16 +54,11 @@ static enum status examine(struct doctor *d, const struct queue_flags *f, const 
     struct redis_url url;
     try(redis_url_parse(f->url, &url, e));
     try(queue_flags_open(f, &d->queue, e));
-    struct timeval wait = {.tv_sec = CONNECT_SECONDS};
-    d->c = url.host[0] != '\0' ? redisConnectWithTimeout(url.host, url.port, wait)
-                               : redisConnectUnixWithTimeout(url.path, wait);
-    if (d->c == NULL || d->c->err != 0) {
+    enum status status = redis_connect(&d->c, &url, CONNECT_MS, CONNECT_MS, e);
+    if (status != OK) {
         queue_sync_close(&d->queue);
-        enum status status = redis_connection_error(d->c, &url, e);
-        if (d->c != NULL) redisFree(d->c);
         return status;
     }
-    redisSetTimeout(d->c, wait);
     if (url.user[0] != '\0') freeReplyObject(doctor_ask(d, "AUTH %s %s", url.user, url.password));
     else if (url.password[0] != '\0') freeReplyObject(doctor_ask(d, "AUTH %s", url.password));
     if (url.db != 0) freeReplyObject(doctor_ask(d, "SELECT %d", url.db));

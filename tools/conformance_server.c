@@ -1,6 +1,6 @@
 #include "tools/conformance_server.h"
 
-#include "broker/redis.h"
+#include "broker/redis_tls.h"
 #include "common/clock.h"
 
 #include <arpa/inet.h>
@@ -78,13 +78,7 @@ enum status conformance_server_connect(const char *text, redisContext **c, struc
 {
     struct redis_url url;
     try(redis_url_parse(text, &url, e));
-    *c = url.host[0] != 0 ? redisConnect(url.host, url.port) : redisConnectUnix(url.path);
-    if (*c == NULL || (*c)->err != 0) {
-        enum status status = redis_connection_error(*c, &url, e);
-        if (*c != NULL) redisFree(*c);
-        *c = NULL;
-        return status;
-    }
+    try(redis_connect(c, &url, START_MS, START_MS, e));
     if (url.password[0] == 0) return OK;
     redisReply *r = url.user[0] != 0 ? redisCommand(*c, "AUTH %s %s", url.user, url.password)
                                      : redisCommand(*c, "AUTH %s", url.password);

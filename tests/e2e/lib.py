@@ -45,7 +45,7 @@ class Up:
                                         text=True)
         ready, _, _ = select.select([self.process.stdout], [], [], 60)
         line = self.process.stdout.readline() if ready else ""
-        match = re.match(r"ready redis=(redis://127\.0\.0\.1:(\d+))$", line.strip())
+        match = re.match(r"ready redis=(rediss?://127\.0\.0\.1:(\d+))$", line.strip())
         if not match:
             self.stop()
             raise AssertionError("up did not serve:\n" + self.text()[-4000:])

@@ -1,6 +1,8 @@
 // The parts of the Redis clients that need no Redis.
 #include "broker/redis.h"
 
+#include "broker/redis_tls.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -80,7 +82,6 @@ static void urls_that_are_bad_say_why(void **state)
         {"", ERR_INPUT, "begin"},
         {"localhost", ERR_INPUT, "begin"},
         {"http://h", ERR_INPUT, "begin"},
-        {"rediss://h", ERR_UNSUPPORTED, "TLS"},
         {"redis://", ERR_INPUT, "host"},
         {"redis:///1", ERR_INPUT, "host"},
         {"redis://:1", ERR_INPUT, "host"},
@@ -114,6 +115,27 @@ static void urls_that_are_bad_say_why(void **state)
             fail_msg("%s: %s", table[i].text, e.text);
         assert_string_equal(e.code, "bad_redis_url");
     }
+}
+
+static void tls_is_asked_for_by_the_scheme(void **state)
+{
+    (void) state;
+    struct redis_url url;
+    struct error e = {0};
+    char text[128];
+    enum status status = redis_url_parse("rediss://u:p@redis.example:6380/2", &url, &e);
+    if (!redis_tls_available()) {
+        assert_int_equal(status, ERR_UNSUPPORTED);
+        assert_string_equal(e.code, "no_tls");
+        assert_non_null(strstr(e.text, "stunnel"));
+        return;
+    }
+    assert_int_equal(status, OK);
+    assert_true(url.tls && url.port == 6380 && url.db == 2);
+    redis_url_show(&url, text, sizeof text);
+    assert_string_equal(text, "rediss://redis.example:6380/2");
+    assert_int_equal(redis_url_parse("redis://h", &url, &e), OK);
+    assert_false(url.tls);
 }
 
 static void parts_of_a_url_are_bounded(void **state)
@@ -225,6 +247,7 @@ int main(void)
         cmocka_unit_test(a_url_names_a_server_and_is_shown_without_its_password),
         cmocka_unit_test(urls_that_are_good),
         cmocka_unit_test(urls_that_are_bad_say_why),
+        cmocka_unit_test(tls_is_asked_for_by_the_scheme),
         cmocka_unit_test(parts_of_a_url_are_bounded),
         cmocka_unit_test(names_are_plain),
         cmocka_unit_test(errors_of_redis_have_codes),
