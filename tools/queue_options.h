@@ -12,8 +12,8 @@ struct queue_flags {
 // Rows of a table of options: which queue, and whose jobs in it.
 #define QUEUE_ONLY_ROWS(f)                                                                         \
     {.name = "redis", .kind = OPTION_STRING, .value = &(f).url, .argument = "URL",                 \
-     .help = "Of the queue (default $PENSTOCK_REDIS, else redis://127.0.0.1:6379); rediss:// for "  \
-             "TLS."},                                                                              \
+     .help = "Of the queue (default $PENSTOCK_REDIS, else redis://127.0.0.1:6379); rediss:// "     \
+             "for TLS."},                                                                          \
     {.name = "queue", .kind = OPTION_STRING, .value = &(f).queue, .argument = "NAME",              \
      .help = "Queue (default $PENSTOCK_QUEUE, else default)."}
 
