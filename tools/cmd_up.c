@@ -1,5 +1,6 @@
 // penstock up: everything on one machine. Redis with settings that lose nothing, the broker and the
 // groups run as child processes; what dies is started again; Ctrl-C stops all in order.
+#include "broker/model.h"
 #include "broker/redis.h"
 #include "common/clock.h"
 #include "common/limits.h"
@@ -28,20 +29,28 @@
 enum { REDIS_STOP_MS = 30000, BROKER_STOP_MS = 10000, TURN_MS = 1000 };
 _Static_assert(PP_MAX + 1 + BROKERS_MAX <= CHILDREN_MAX, "a group a stage, Redis and brokers");
 
+struct served {
+    char name[JOB_MODEL_MAX + 1];
+    const char *dir;
+    int n_stages;
+};
+
 struct up {
-    const char *model, *layers, *redis, *data_dir, *queue, *precision;
+    struct option_list models, pp, layers;
+    const char *redis, *data_dir, *queue, *precision;
     int64_t brokers, broker_ports[BROKERS_MAX];
-    int64_t pp, tp, spares, threads, redis_port, broker_port, device_memory, drain_s, max_context,
+    int64_t pipelines, tp, spares, threads, redis_port, broker_port, device_memory, drain_s, max_context,
         slots, max_rows;
     bool quiet, log_json, accept_loss;
     // of the run
     char url[REDIS_HOST_MAX + 64]; // as it is shown: without a password
     char bin[PATH_MAX];
-    int n_stages;
+    struct served served[MODELS_MAX];
     struct supervisor supervisor;
     int first_group, first_broker; // indexes of children; Redis, if it is ours, is 0
     FILE *log;
-    bool served;
+    int n_serving; // times that a pipeline came up
+    bool ready;
 };
 
 // --- ports and folders
@@ -136,6 +145,11 @@ static void add_text(struct child *c, const char *flag, const char *value)
     child_arg(c, "%s", value);
 }
 
+static void add_list(struct child *c, const char *flag, const struct option_list *values)
+{
+    for (int i = 0; i < values->n; i++) add_text(c, flag, values->at[i]);
+}
+
 // One leads, the others stand by.
 static void add_broker(struct up *u, int i)
 {
@@ -146,9 +160,11 @@ static void add_broker(struct up *u, int i)
     add_text(c, "queue", u->queue); // where Redis is, the environment says: it may hold a password
     child_arg(c, "--listen");
     child_arg(c, "tcp://127.0.0.1:%lld", (long long) u->broker_ports[i]);
-    add_text(c, "model", u->model);
-    add_text(c, "layers", u->layers);
-    add_number(c, "pp", u->pp);
+    add_list(c, "model", &u->models);
+    add_list(c, "layers", &u->layers);
+    add_list(c, "pp", &u->pp);
+    add_number(c, "pipelines", u->pipelines);
+    add_number(c, "spares", u->spares);
     add_text(c, "precision", u->precision);
     add_number(c, "max-context", u->max_context);
     add_number(c, "slots", u->slots);
@@ -157,7 +173,7 @@ static void add_broker(struct up *u, int i)
     if (u->log_json) child_arg(c, "--log-json");
 }
 
-static void add_group(struct up *u, int i)
+static void add_group(struct up *u, const struct served *served, int i)
 {
     char name[32], brokers[BROKERS_MAX * 32] = "";
     snprintf(name, sizeof name, "group-%d", i);
@@ -169,7 +185,7 @@ static void add_group(struct up *u, int i)
     struct child *c = supervisor_add(&u->supervisor, name, (int) u->drain_s * 1000 + 5000);
     child_arg(c, "%s/penstock-worker", u->bin);
     add_text(c, "broker", brokers);
-    add_text(c, "model", u->model);
+    add_text(c, "model", served->dir);
     child_arg(c, "--devices");
     child_arg(c, "cpu:%lld", (long long) u->tp);
     add_text(c, "name", name);
@@ -181,18 +197,30 @@ static void add_group(struct up *u, int i)
     if (u->log_json) child_arg(c, "--log-json");
 }
 
+// Groups with a stage.
+static int64_t n_working(const struct up *u)
+{
+    int64_t n = 0;
+    for (int i = 0; i < u->models.n; i++) n += u->served[i].n_stages * u->pipelines;
+    return n;
+}
+
 static void add_children(struct up *u)
 {
-    int64_t n_ranks = u->n_stages * u->tp, cores = sysconf(_SC_NPROCESSORS_ONLN);
+    int64_t n_ranks = n_working(u) * u->tp, cores = sysconf(_SC_NPROCESSORS_ONLN);
     // A spare computes nothing until it stands in for another; memory it must have ready.
-    int64_t n_held = n_ranks + u->spares * u->tp;
+    int64_t n_held = n_ranks + u->models.n * u->spares * u->tp;
     if (u->threads == 0) u->threads = cores > n_ranks ? cores / n_ranks : 1;
     if (u->device_memory == 0) u->device_memory = (int64_t) memory_share(n_held);
     if (u->redis == NULL) add_redis(u);
     u->first_broker = u->supervisor.n_children;
     for (int i = 0; i < u->brokers; i++) add_broker(u, i);
     u->first_group = u->supervisor.n_children;
-    for (int i = 0; i < u->n_stages + u->spares; i++) add_group(u, i);
+    for (int m = 0, n = 0; m < u->models.n; m++) {
+        const struct served *served = &u->served[m];
+        int64_t end = n + served->n_stages * u->pipelines + u->spares;
+        while (n < end) add_group(u, served, n++);
+    }
 }
 
 // --- what people see
@@ -226,9 +254,10 @@ static void on_line(void *arg, struct child *c, const char *line)
                     strstr(line, "\"event\":\"serving\"") == NULL)) {
         return;
     }
+    u->n_serving++;
+    if (u->ready || u->n_serving < u->models.n * u->pipelines) return;
     say(u, "serving; give it jobs with: penstock enqueue --redis %s --prompt TEXT", u->url);
-    if (u->served) return;
-    u->served = true;
+    u->ready = true;
     printf("ready redis=%s\n", u->url); // once, for programs
     fflush(stdout);
 }
@@ -267,29 +296,37 @@ static enum status find_redis(struct up *u, struct error *e)
 }
 
 // What would only show in a child's log is said here.
-static enum status check_plan(struct up *u, struct error *e)
+static enum status check_plan(struct up *u, struct served *served, const char *spec,
+                              struct error *e)
 {
     struct model_config config;
     enum precision precision;
     struct plan plan;
     struct plan_request r = {.config = &config, .tp = (int) u->tp, .slots = (int) u->slots,
                              .max_context = (int) u->max_context, .max_rows = (int) u->max_rows};
-    try(options_layers(u->layers, u->pp, r.layers, &r.pp, e));
+    try(model_spec(spec, served->name, &served->dir, e));
+    try(options_stages(&u->pp, &u->layers, served->name, r.layers, &r.pp, e));
     try(precision_parse(u->precision, &precision, e));
     try(redis_name_check("queue", u->queue, QUEUE_NAME_MAX, e));
-    try(model_config_load(&config, u->model, e));
-    u->n_stages = r.pp;
+    try(model_config_load(&config, served->dir, e));
+    served->n_stages = r.pp;
     for (int i = 0; i < r.pp; i++) r.device_bytes[i] = UINT64_MAX / 2; // the broker knows them
     return plan_make(&plan, &r, e);
 }
 
 static enum status prepare(struct up *u, struct error *e)
 {
-    if (u->model == NULL) return error_set(e, ERR_INPUT, "bad_usage", "--model is needed");
-    try(check_plan(u, e));
-    if (u->n_stages + u->spares + 1 + u->brokers > CHILDREN_MAX) {
-        return error_set(e, ERR_INPUT, "bad_usage", "at most %d stages and spares",
-                         CHILDREN_MAX - 1 - (int) u->brokers);
+    int64_t most = CHILDREN_MAX - 1 - u->brokers;
+    if (u->models.n == 0) return error_set(e, ERR_INPUT, "bad_usage", "--model is needed");
+    if (u->models.n > MODELS_MAX) {
+        return error_set(e, ERR_INPUT, "bad_usage", "more than %d models", MODELS_MAX);
+    }
+    for (int i = 0; i < u->models.n; i++) {
+        try(check_plan(u, &u->served[i], u->models.at[i], e));
+    }
+    if (n_working(u) + u->models.n * u->spares > most) {
+        return error_set(e, ERR_INPUT, "bad_usage", "at most %d groups, spares among them",
+                         (int) most);
     }
     try(find_redis(u, e));
     u->broker_ports[0] = u->broker_port;
@@ -327,17 +364,20 @@ static enum status run(struct up *u, struct error *e)
 
 int cmd_up(int argc, char **argv)
 {
-    struct up u = {.tp = 1, .brokers = 1, .redis_port = 6379, .broker_port = 7300, .drain_s = 20,
+    struct up u = {.pipelines = 1, .tp = 1, .brokers = 1, .redis_port = 6379, .broker_port = 7300, .drain_s = 20,
                    .data_dir = "penstock-data", .queue = "default", .precision = "auto"};
     struct option_spec specs[] = {
-        {.name = "model", .kind = OPTION_STRING, .value = &u.model, .argument = "DIR",
-         .help = "Checkpoint directory as published on the hub."},
-        {.name = "pp", .kind = OPTION_INT, .value = &u.pp, .argument = "N",
-         .help = "Stages (default 1): one group, a process, for each.", .least = 1, .most = PP_MAX},
-        {.name = "layers", .kind = OPTION_STRING, .value = &u.layers, .argument = "a,b,..",
+        {.name = "model", .kind = OPTION_LIST, .value = &u.models, .argument = "[NAME=]DIR",
+         .help = "Checkpoint directory as published on the hub; once for each model."},
+        {.name = "pp", .kind = OPTION_LIST, .value = &u.pp, .argument = "[MODEL=]N",
+         .help = "Stages (default 1), of all models or of one: a group, a process, for each."},
+        {.name = "layers", .kind = OPTION_LIST, .value = &u.layers, .argument = "[MODEL=]A,B,..",
          .help = "Layers of each stage, instead of --pp."},
+        {.name = "pipelines", .kind = OPTION_INT, .value = &u.pipelines, .argument = "N",
+         .help = "Replicas of each model (default 1).", .least = 1, .most = PIPELINES_MAX},
         {.name = "spares", .kind = OPTION_INT, .value = &u.spares, .argument = "N",
-         .help = "Further groups, each ready to take over any stage.", .least = 0, .most = 16},
+         .help = "Further groups of each model, each ready to take over any stage.", .least = 0,
+         .most = 16},
         {.name = "tp", .kind = OPTION_INT, .value = &u.tp, .argument = "N",
          .help = "Ranks (threads) of each group (default 1).", .least = 1, .most = TP_MAX},
         {.name = "redis", .kind = OPTION_STRING, .value = &u.redis, .argument = "URL",
@@ -378,10 +418,10 @@ int cmd_up(int argc, char **argv)
          .help = "The children's log lines as JSON objects."},
     };
     struct options o = {.program = "penstock up",
-                        .usage = "--model DIR [OPTIONS]",
+                        .usage = "--model [NAME=]DIR [OPTIONS]",
                         .about = "Runs Redis, broker and worker groups on this machine until "
                                  "Ctrl-C. One line on standard output, \"ready redis=URL\", says "
-                                 "that jobs are served.",
+                                 "that all pipelines serve.",
                         .specs = specs,
                         .n_specs = sizeof specs / sizeof *specs,
                         .environment = true};

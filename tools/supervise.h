@@ -12,7 +12,7 @@
 
 enum {
     CHILDREN_MAX = 128,
-    CHILD_ARGS_MAX = 64,
+    CHILD_ARGS_MAX = 256,
     CHILD_LINE_MAX = 4096,
     QUICK_DEATHS_MAX = 5, // in a row, each within QUICK_MS: then the supervisor gives up
     QUICK_MS = 5000,
