@@ -1,4 +1,5 @@
 // penstock stats: what is in the queue now, and what has passed through it.
+#include "broker/queue_admin.h"
 #include "tools/commands.h"
 #include "tools/outcome.h"
 #include "tools/queue_options.h"
@@ -47,6 +48,24 @@ static int make_rows(const struct queue_stats *s, struct row rows[ROWS_MAX])
     return n;
 }
 
+static void add_model(void *arg, const char *model, uint64_t ready, uint64_t waited_ms)
+{
+    json_array_append_new(arg, json_pack("{s:s, s:I, s:I}", "name", model, "ready",
+                                         (json_int_t) ready, "oldest_ms",
+                                         (json_int_t) waited_ms));
+}
+
+static void print_models(json_t *models)
+{
+    size_t i;
+    json_t *m;
+    json_array_foreach(models, i, m) {
+        printf("%12lld  ready for the model %s\n",
+               (long long) json_integer_value(json_object_get(m, "ready")),
+               json_string_value(json_object_get(m, "name")));
+    }
+}
+
 int cmd_stats(int argc, char **argv)
 {
     struct queue_flags flags = queue_flags_default();
@@ -68,8 +87,13 @@ int cmd_stats(int argc, char **argv)
     struct queue_stats stats;
     if (queue_flags_open(&flags, &q, &e) != OK) return outcome_failed(o.program, &e, json);
     enum status status = queue_sync_stats(q, &stats, &e);
+    json_t *models = json_array();
+    if (status == OK) status = queue_admin_models(q, add_model, models, &e);
     queue_sync_close(&q);
-    if (status != OK) return outcome_failed(o.program, &e, json);
+    if (status != OK) {
+        json_decref(models);
+        return outcome_failed(o.program, &e, json);
+    }
     struct row rows[ROWS_MAX];
     int n = make_rows(&stats, rows);
     json_t *object = json ? json_pack("{s:s}", "queue", flags.queue) : NULL;
@@ -78,5 +102,11 @@ int cmd_stats(int argc, char **argv)
         if (json) json_object_set_new(object, rows[i].name, json_integer((json_int_t) value));
         else if (rows[i].text != NULL) printf("%12" PRIu64 "  %s\n", value, rows[i].text);
     }
-    return json ? outcome_json(object, EXIT_DONE) : EXIT_DONE;
+    if (json) {
+        json_object_set_new(object, "models", models);
+        return outcome_json(object, EXIT_DONE);
+    }
+    print_models(models);
+    json_decref(models);
+    return EXIT_DONE;
 }
