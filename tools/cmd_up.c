@@ -39,8 +39,8 @@ struct up {
     struct option_list models, pp, layers;
     const char *redis, *data_dir, *queue, *precision;
     int64_t brokers, broker_ports[BROKERS_MAX];
-    int64_t pipelines, tp, spares, threads, redis_port, broker_port, device_memory, drain_s, max_context,
-        slots, max_rows;
+    int64_t pipelines, tp, spares, threads, redis_port, broker_port, device_memory, drain_s,
+        max_context, slots, max_rows;
     bool quiet, log_json, accept_loss;
     // of the run
     char url[REDIS_HOST_MAX + 64]; // as it is shown: without a password
@@ -364,8 +364,9 @@ static enum status run(struct up *u, struct error *e)
 
 int cmd_up(int argc, char **argv)
 {
-    struct up u = {.pipelines = 1, .tp = 1, .brokers = 1, .redis_port = 6379, .broker_port = 7300, .drain_s = 20,
-                   .data_dir = "penstock-data", .queue = "default", .precision = "auto"};
+    struct up u = {.pipelines = 1, .tp = 1, .brokers = 1, .redis_port = 6379, .broker_port = 7300,
+                   .drain_s = 20, .data_dir = "penstock-data", .queue = "default",
+                   .precision = "auto"};
     struct option_spec specs[] = {
         {.name = "model", .kind = OPTION_LIST, .value = &u.models, .argument = "[NAME=]DIR",
          .help = "Checkpoint directory as published on the hub; once for each model."},

@@ -12,7 +12,7 @@
 struct redisContext;
 struct redisReply;
 
-enum { WORLD_GROUPS_MAX = 3, WORLD_PATIENCE_MS = 30000 };
+enum { WORLD_GROUPS_MAX = 6, WORLD_PATIENCE_MS = 30000 };
 
 // A broker and its groups, on a queue of their own.
 struct world {
@@ -22,7 +22,7 @@ struct world {
     struct fake_group groups[WORLD_GROUPS_MAX];
     int n_groups;
     void *stranger;       // closed with the groups, also after a test that failed
-    const char *extra[8]; // options of the broker
+    const char *extra[12]; // options of the broker
 };
 extern struct world w;
 

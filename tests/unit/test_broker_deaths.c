@@ -37,7 +37,7 @@ static void a_job_resumes_after_its_group_died(void **state)
 static void a_silent_group_is_given_up_and_a_spare_takes_over(void **state)
 {
     (void) state;
-    struct fake_group *g = start_world(NULL);
+    struct fake_group *g = start_world((const char *[]){"--pipelines", "1", NULL});
     struct fake_group *spare = start_group("g-1");
     push_job("a", 3, 4);
     wait_job(g, "a");
@@ -51,7 +51,7 @@ static void a_silent_group_is_given_up_and_a_spare_takes_over(void **state)
 static void a_group_drains_and_leaves(void **state)
 {
     (void) state;
-    struct fake_group *g = start_world(NULL);
+    struct fake_group *g = start_world((const char *[]){"--pipelines", "1", NULL});
     struct fake_group *spare = start_group("g-1");
     push_job("a", 3, 4);
     struct fake_job *job = wait_job(g, "a");
