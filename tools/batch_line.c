@@ -51,17 +51,19 @@ static enum status get_url(struct batch_line *to, struct job *job, const json_t 
     static const struct {
         const char *url;
         enum job_op op;
-    } known[] = {{"/v1/chat/completions", JOB_CHAT}, {"/v1/completions", JOB_COMPLETION}};
+    } known[] = {{"/v1/chat/completions", JOB_CHAT},
+                 {"/v1/completions", JOB_COMPLETION},
+                 {"/v1/map_reduce", JOB_MAP_REDUCE}};
     const char *method = json_string_value(json_object_get(object, "method"));
     const char *url = json_string_value(json_object_get(object, "url"));
     if (method == NULL || strcmp(method, "POST") != 0) return bad(e, "method", "POST");
     for (size_t i = 0; url != NULL && i < sizeof known / sizeof *known; i++) {
         if (strcmp(url, known[i].url) != 0) continue;
         job->op = known[i].op;
-        to->chat = job->op == JOB_CHAT;
+        to->chat = job->op != JOB_COMPLETION; // what a document makes is told as a chat's answer
         return OK;
     }
-    return bad(e, "url", "/v1/chat/completions or /v1/completions");
+    return bad(e, "url", "/v1/chat/completions, /v1/completions or /v1/map_reduce");
 }
 
 static enum status encode(struct batch_line *to, struct job *job, const json_t *body,

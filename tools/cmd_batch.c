@@ -113,7 +113,8 @@ int cmd_batch(int argc, char **argv)
         .program = "penstock batch",
         .usage = "IN.jsonl -o OUT.jsonl [OPTIONS]",
         .about = "Runs a file of OpenAI batch requests, {custom_id, method, url, body} a line, "
-                 "through the queue.\nurl is /v1/chat/completions or /v1/completions.\n"
+                 "through the queue.\nurl is /v1/chat/completions, /v1/completions or "
+                 "/v1/map_reduce.\n"
                  "Interrupted, it goes on when it is run again with the same files: no line is "
                  "answered twice, none is lost.\n"
                  "Exit status 1: lines failed, or it was interrupted.",

@@ -1,6 +1,8 @@
 // penstock enqueue: one job into the queue, from flags or from JSON on stdin.
+#include "common/map_reduce_body.h"
 #include "common/sampling.h"
 #include "tools/commands.h"
+#include "tools/document_body.h"
 #include "tools/engine_options.h"
 #include "tools/job_json.h"
 #include "tools/outcome.h"
@@ -17,6 +19,7 @@ enum { PUSHES = 5, ID_BYTES = 16 };
 
 struct asked {
     struct queue_flags queue;
+    struct document_flags document;
     const char *prompt, *message, *system, *tokens;
     const char *id, *model, *custom_id;
     int64_t class, attempts;
@@ -75,6 +78,7 @@ static enum status read_object(const struct asked *a, json_t **object, struct er
     size_t n;
     if (a->prompt != NULL || a->message != NULL) return body_of_text(a, object, e);
     if (a->tokens != NULL) return body_of_ids(a->tokens, object, e);
+    if (a->document.document != NULL) return document_body(&a->document, object, e);
     enum status status = read_stdin(&text, &n, e);
     if (status == OK) status = json_parse_object(object, text, n, e);
     if (status != OK) error_prefix(e, "standard input");
@@ -99,6 +103,21 @@ static enum status set_field(json_t *body, const struct option_spec *s, struct e
                                                : json_string(*(const char **) s->value);
     if (json_object_set_new(body, key, value) == 0) return OK;
     return error_set(e, ERR_INPUT, "bad_body", "--%s is not UTF-8", s->name);
+}
+
+// Those that were given; of a document they are for both of its requests.
+static enum status set_fields(json_t *body, const struct option_spec *specs, int n_specs,
+                              struct error *e)
+{
+    bool document = json_object_get(body, "document") != NULL;
+    json_t *requests[] = {document ? json_object_get(body, "map") : body,
+                          document ? json_object_get(body, "reduce") : NULL};
+    for (int i = 0; i < n_specs; i++) {
+        for (int r = 0; r < 2 && specs[i].given; r++) {
+            if (json_is_object(requests[r])) try(set_field(requests[r], &specs[i], e));
+        }
+    }
+    return OK;
 }
 
 // --- the job
@@ -127,6 +146,12 @@ static enum status make_id(char id[JOB_ID_MAX + 1], struct error *e)
 // What the broker would refuse is told here already.
 static enum status check_body(const struct job *job, const char *tenant, struct error *e)
 {
+    if (job->op == JOB_MAP_REDUCE) {
+        struct map_reduce_body document;
+        enum status status = map_reduce_body_parse(&document, job, e);
+        map_reduce_body_deinit(&document);
+        return status;
+    }
     struct job_body body;
     enum status status = job_body_parse(&body, job, tenant, e);
     job_body_deinit(&body);
@@ -221,9 +246,7 @@ static int run(const struct asked *a, const char *program, const struct option_s
     buffer_init(&message, JOB_MESSAGE_MAX);
     enum status status = read_object(a, &object, &e);
     json_t *body = object != NULL ? job_json_body(object) : NULL;
-    for (int i = 0; i < n_body_specs && status == OK && body != NULL; i++) {
-        if (body_specs[i].given) status = set_field(body, &body_specs[i], &e);
-    }
+    if (status == OK && body != NULL) status = set_fields(body, body_specs, n_body_specs, &e);
     if (status == OK) status = encode(a, object, &job, &message, &e);
     int exit = status == OK ? send(a, program, &job, &message)
                             : outcome_failed(program, &e, a->json);
@@ -234,10 +257,13 @@ static int run(const struct asked *a, const char *program, const struct option_s
 
 static enum status check_flags(const struct asked *a, struct error *e)
 {
-    int sources = (a->prompt != NULL) + (a->message != NULL) + (a->tokens != NULL);
+    int sources = (a->prompt != NULL) + (a->message != NULL) + (a->tokens != NULL) +
+                  (a->document.document != NULL);
     if (sources > 1) {
-        return error_set(e, ERR_INPUT, "bad_usage", "give one of --prompt, --message, --tokens");
+        return error_set(e, ERR_INPUT, "bad_usage",
+                         "give one of --prompt, --message, --tokens, --document");
     }
+    try(document_flags_check(&a->document, e));
     if ((a->chat || a->system != NULL) && a->prompt == NULL && a->message == NULL) {
         return error_set(e, ERR_INPUT, "bad_usage",
                          "--chat and --system want --prompt or --message");
@@ -247,7 +273,8 @@ static enum status check_flags(const struct asked *a, struct error *e)
 
 int cmd_enqueue(int argc, char **argv)
 {
-    struct asked a = {.queue = queue_flags_default(), .class = -1, .timeout = -1};
+    struct asked a = {.queue = queue_flags_default(), .class = -1, .timeout = -1,
+                      .document = document_flags_default()};
     enum { FIRST_OF_BODY = 5, N_OF_BODY = 12 };
     struct option_spec specs[] = {
         {.name = "prompt", .kind = OPTION_STRING, .value = &a.prompt, .argument = "TEXT",
@@ -306,10 +333,12 @@ int cmd_enqueue(int argc, char **argv)
          .help = "Of --wait, in seconds (default: none).", .least = 0, .most = 1e9},
         {.name = "json", .kind = OPTION_FLAG, .value = &a.json,
          .help = "One JSON object on stdout."},
+        DOCUMENT_FLAG_ROWS(a.document),
         QUEUE_FLAG_ROWS(a.queue),
     };
     struct options o = {.program = "penstock enqueue",
-                        .usage = "[--prompt TEXT | --message TEXT | --tokens FILE] [OPTIONS]",
+                        .usage = "[--prompt TEXT | --message TEXT | --tokens FILE |\n"
+                                 "       --document FILE --map TEXT [--reduce TEXT]] [OPTIONS]",
                         .about = "Puts a job into the queue and prints its id. Without a prompt it "
                                  "reads a JSON object from stdin: an OpenAI\nrequest body, or "
                                  "{\"op\", \"body\", \"id\", ...}; flags win over its fields.",

@@ -85,11 +85,13 @@ static enum status get_op(struct job *job, const json_t *object, const json_t *b
         job->op = i;
         if (json_is_string(op) && strcmp(json_string_value(op), job_op_name(i)) == 0) return OK;
     }
-    if (op != NULL) return bad(e, "op", "chat, completion or tokens");
-    if (get(body, "messages") != NULL) job->op = JOB_CHAT;
+    if (op != NULL) return bad(e, "op", "chat, completion, tokens or map_reduce");
+    if (get(body, "document") != NULL) job->op = JOB_MAP_REDUCE;
+    else if (get(body, "messages") != NULL) job->op = JOB_CHAT;
     else if (get(body, "prompt") != NULL) job->op = JOB_COMPLETION;
     else if (get(body, "tokens") != NULL) job->op = JOB_TOKENS;
-    else return error_set(e, ERR_INPUT, "bad_job", "there are no messages, prompt or tokens");
+    else return error_set(e, ERR_INPUT, "bad_job",
+                          "there are no messages, prompt, tokens or document");
     return OK;
 }
 

@@ -56,6 +56,20 @@ static void test_a_line_becomes_a_job(void **state)
     batch_line_deinit(&line);
 }
 
+static void test_a_document_is_a_line_too(void **state)
+{
+    (void) state;
+    struct batch_line line;
+    struct job job;
+    assert_int_equal(parse(&line, "{\"custom_id\":\"d\",\"method\":\"POST\",\"url\":"
+                                  "\"/v1/map_reduce\",\"body\":{\"document\":\"x\",\"map\":"
+                                  "{\"prompt\":\"{chunk}\"}}}"), OK);
+    assert_int_equal(job_decode(&job, line.message.data, line.message.n, &e), OK);
+    assert_int_equal(job.op, JOB_MAP_REDUCE);
+    assert_true(line.chat); // its answer has that form
+    batch_line_deinit(&line);
+}
+
 static void test_lines_that_are_refused(void **state)
 {
     (void) state;
@@ -225,6 +239,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_line_becomes_a_job),
+        cmocka_unit_test(test_a_document_is_a_line_too),
         cmocka_unit_test(test_lines_that_are_refused),
         cmocka_unit_test(test_ids_name_batch_and_line),
         cmocka_unit_test(test_an_answer_to_a_chat),

@@ -1,4 +1,5 @@
 // enqueue, result, cancel and stats against a real redis-server and a played broker.
+#include "common/map_reduce_body.h"
 #include "tests/support/command.h"
 #include "tests/support/fake_broker.h"
 #include "tests/support/redis.h"
@@ -215,7 +216,7 @@ static void test_jobs_that_are_refused_here(void **state)
         {"", "not JSON"},
         {"[1]", "not a JSON object"},
         {"{\"prompt\":\"x\",\"prompt\":\"y\"}", "duplicate"},
-        {"{\"max_tokens\":1}", "no messages, prompt or tokens"},
+        {"{\"max_tokens\":1}", "no messages, prompt, tokens or document"},
         {"{\"op\":\"cancel\",\"body\":{}}", "op must be"},
         {"{\"op\":\"chat\"}", "body must be"},
         {"{\"id\":\"a b\",\"body\":{\"prompt\":\"x\"}}", "id must be"},
@@ -225,6 +226,8 @@ static void test_jobs_that_are_refused_here(void **state)
         {"{\"prompt\":\"x\",\"temperature\":-1}", "temperature"},
         {"{\"prompt\":\"x\",\"n\":2}", "n = 2 is not supported"},
         {"{\"tokens\":[-1]}", "tokens[0]"},
+        {"{\"document\":\"x\"}", "map is missing"},
+        {"{\"document\":\"x\",\"map\":{\"prompt\":\"y\"}}", "no text of it holds {chunk}"},
     };
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
         expect(command_run(&c, cmd_enqueue, CASES[i].input, "enqueue", "--json", WHERE), 1);
@@ -233,6 +236,77 @@ static void test_jobs_that_are_refused_here(void **state)
         assert_non_null(json_object_get(json_object_get(o, "error"), "code"));
         json_decref(o);
     }
+}
+
+// The message that lies in the inbox.
+static void take_message(struct buffer *to)
+{
+    redisContext *redis = test_redis_connect(&server);
+    redisReply *r = redisCommand(redis, "LPOP ps:{%s}:in:default", name);
+    assert_non_null(r);
+    assert_int_equal(r->type, REDIS_REPLY_STRING);
+    buffer_append(to, r->str, (size_t) r->len);
+    freeReplyObject(r);
+    redisFree(redis);
+}
+
+static void test_a_document_from_flags(void **state)
+{
+    (void) state;
+    struct buffer message;
+    struct job job;
+    struct map_reduce_body body;
+    struct error e;
+    size_t n;
+    buffer_init(&message, JOB_MESSAGE_MAX);
+    expect(command_run(&c, cmd_enqueue, "one\r\n\ntwo\n", "enqueue", "--document", "-", "--map",
+                       "Sum up: {chunk}", "--reduce", "Join: {results}", "--each-line",
+                       "--chunk-tokens", "100", "--overlap-tokens", "5", "--max-tokens", "7",
+                       WHERE), 0);
+    take_message(&message);
+    assert_int_equal(job_decode(&job, message.data, message.n, &e), OK);
+    assert_int_equal(job.op, JOB_MAP_REDUCE);
+    assert_int_equal(map_reduce_body_parse(&body, &job, &e), OK);
+    assert_int_equal(body.n_texts, 2);
+    assert_string_equal(map_reduce_text(&body, 0, &n), "one");
+    assert_string_equal(map_reduce_text(&body, 1, &n), "two");
+    assert_string_equal(body.separator, "\n");
+    assert_int_equal(body.chunk_tokens, 100);
+    assert_int_equal(body.overlap_tokens, 5);
+    assert_int_equal(body.map.max_tokens, 7); // for both
+    assert_int_equal(body.reduce.max_tokens, 7);
+    assert_int_equal(body.map.op, JOB_CHAT);
+    map_reduce_body_deinit(&body);
+    buffer_clear(&message);
+
+    expect(command_run(&c, cmd_enqueue, "one\ntwo\n", "enqueue", "--document", "-", "--map",
+                       "{chunk}", "--separator", "|", WHERE), 0);
+    take_message(&message);
+    assert_int_equal(job_decode(&job, message.data, message.n, &e), OK);
+    assert_int_equal(map_reduce_body_parse(&body, &job, &e), OK);
+    assert_string_equal(map_reduce_text(&body, 0, &n), "one\ntwo\n");
+    assert_string_equal(body.separator, "|");
+    assert_null(body.reduce.fields);
+    map_reduce_body_deinit(&body);
+    buffer_deinit(&message);
+
+    static const struct {
+        int status;
+        const char *input, *flag, *value, *says;
+    } CASES[] = {
+        {1, "", "--map", "{chunk}", "- is empty"},
+        {1, "\xff", "--map", "{chunk}", "is not UTF-8"},
+        {1, "x", "--map", "no place", "map: no text of it holds {chunk}"},
+        {2, "x", "--reduce", "{results}", "--document wants --map"},
+        {2, "x", "--message", "y", "give one of"},
+    };
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        expect(command_run(&c, cmd_enqueue, CASES[i].input, "enqueue", "--document", "-",
+                           CASES[i].flag, CASES[i].value, WHERE), CASES[i].status);
+        if (strstr(c.err_text, CASES[i].says) == NULL) fail_msg("%zu: %s", i, c.err_text);
+    }
+    expect(command_run(&c, cmd_enqueue, "{}", "enqueue", "--each-line", WHERE), 2);
+    assert_non_null(strstr(c.err_text, "want --document FILE"));
 }
 
 static void test_an_id_that_belongs_to_another_job(void **state)
@@ -301,6 +375,7 @@ int main(void)
         test(test_json_on_stdin),
         test(test_cancel_and_stats),
         test(test_jobs_that_are_refused_here),
+        test(test_a_document_from_flags),
         test(test_an_id_that_belongs_to_another_job),
         test(test_help_usage_and_no_redis),
     };
