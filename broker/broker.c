@@ -521,6 +521,9 @@ static int on_signal(zloop_t *loop, zmq_pollitem_t *item, void *arg)
     for (int i = 0; i < b->models.n; i++) claims_stop(b->claims[i]);
     ingest_down(b->ingest);
     jobs_release(b->jobs);
+    // What groups say from here on is for the next leader, to which they say it again.
+    zmq_pollitem_t socket = {.socket = b->socket, .events = ZMQ_POLLIN};
+    if (b->hears) zloop_poller_end(b->loop, &socket);
     return 0;
 }
 

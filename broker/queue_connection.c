@@ -351,7 +351,7 @@ void queue_connection_init(struct queue_connection *c, zloop_t *loop)
     c->retry_timer = zloop_timer(loop, 0, 1, on_retry, c);
     int64_t often = c->timeout_ms / 4;
     c->silence_timer = zloop_timer(loop, (size_t) (often > 0 ? often : 1), 0, on_silence, c);
-    often = c->lead.lease_ms / 20;
+    often = c->lead.lease_ms / 50;
     c->lead_timer = zloop_timer(loop, (size_t) (often > 0 ? often : 1), 0, on_lead_timer, c);
     check(c->retry_timer > 0 && c->silence_timer > 0 && c->lead_timer > 0);
 }

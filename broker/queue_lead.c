@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RENEWALS = 3, QUESTIONS = 10, FIELDS = 4 };
+enum { RENEWALS = 3, QUESTIONS = 20, FIELDS = 4 };
 
 bool queue_lead_connected(struct queue_lead *l, int64_t now_ms)
 {

@@ -129,6 +129,25 @@ static bool plan_again(struct site *s, int tp, struct plan *plan, bool *f32,
     return false;
 }
 
+// Whether all stages of a pipeline that an earlier broker set up are there.
+static bool holds_whole(const struct site *s)
+{
+    for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
+        const struct candidate *head = &s->candidates[i];
+        bool there[PP_MAX] = {false};
+        int n = 0;
+        if (!is_fresh(s, head) || head->plan[0] == '\0' || head->stage != 0) continue;
+        for (int k = 0; k < FLEET_GROUPS_MAX; k++) {
+            const struct candidate *c = &s->candidates[k];
+            if (!is_fresh(s, c) || c->plan[0] == '\0' || c->epoch != head->epoch) continue;
+            n += !there[c->stage];
+            there[c->stage] = true;
+        }
+        if (n == head->n_stages) return true;
+    }
+    return false;
+}
+
 static void log_plan(const struct site *s)
 {
     const struct plan *p = &s->plan;
@@ -177,7 +196,8 @@ static void try_plan(struct site *s, int64_t muster_ms)
     int n = 0, tp = 0;
     uint64_t least = UINT64_MAX;
     bool f32 = s->options->precision == GROUPS_F32;
-    if (s->planned || s->now_ms < muster_ms || s->now_ms < s->plan_ms) return;
+    bool early = s->now_ms < muster_ms;
+    if (s->planned || s->now_ms < s->plan_ms || (early && !holds_whole(s))) return;
     for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
         const struct candidate *c = &s->candidates[i];
         if (!is_fresh(s, c)) continue;
@@ -193,6 +213,9 @@ static void try_plan(struct site *s, int64_t muster_ms)
     bool held_f32;
     if (plan_again(s, tp, &plan, &held_f32, hash)) {
         f32 = held_f32;
+    } else if (early) { // the group whose memory made the plan may still come
+        s->plan_ms = muster_ms;
+        return;
     } else if (!plan_with(s, least, tp, f32, &plan, hash, &e)) {
         log_line(LOG_ERROR, "plan_refused", log_str("model", s->model->name),
                  log_str("code", e.code), log_str("error", e.text));
@@ -283,7 +306,12 @@ static void note_candidate(struct site *s, const struct peer *from, const struct
                             .wants_f32 = strcmp(h->precision, "bf16") != 0,
                             .seen_ms = s->now_ms};
     snprintf(c->name, sizeof c->name, "%s", h->name);
-    if (h->assigned) snprintf(c->plan, sizeof c->plan, "%.*s", PLAN_HASH_MAX, h->assignment.plan);
+    if (h->assigned) {
+        snprintf(c->plan, sizeof c->plan, "%.*s", PLAN_HASH_MAX, h->assignment.plan);
+        c->epoch = h->assignment.epoch;
+        c->stage = h->assignment.stage;
+        c->n_stages = h->assignment.n_stages;
+    }
     if (!known) {
         log_line(LOG_INFO, "group", log_str("group", h->name), log_str("node", h->node),
                  log_int("tp", h->tp), log_int("device_bytes", c->bytes));

@@ -23,6 +23,8 @@ struct candidate {
     int tp;
     bool wants_f32;
     char plan[PLAN_HASH_MAX + 1]; // of the stage it runs; empty: none
+    uint64_t epoch;               // of that stage
+    int stage, n_stages;
     int64_t seen_ms;
 };
 

@@ -18,7 +18,8 @@ static void check_version(struct doctor *d)
     const char *at = !doctor_failed(r) && r->str != NULL ? strstr(r->str, "redis_version:") : NULL;
     int version = at != NULL ? atoi(at + strlen("redis_version:")) : 0;
     doctor_find(d, version >= 7, "version", "functions need Redis 7 or newer, or valkey",
-                "Redis %.*s", at != NULL ? (int) strcspn(at + 14, "\r\n") : 7, at != NULL ? at + 14 : "unknown");
+                "Redis %.*s", at != NULL ? (int) strcspn(at + 14, "\r\n") : 7,
+                at != NULL ? at + 14 : "unknown");
     freeReplyObject(r);
 }
 
@@ -43,7 +44,7 @@ static void check_settings(struct doctor *d)
             snprintf(remedy, sizeof remedy, "CONFIG SET %s %s, and the same in redis.conf", name,
                      must != NULL ? must : "Kl");
             doctor_find(d, must != NULL ? strcmp(value, must) == 0 : told, name, remedy, "%s",
-                 value[0] != '\0' ? value : "(empty)");
+                        value[0] != '\0' ? value : "(empty)");
         }
         freeReplyObject(r);
     }

@@ -324,8 +324,8 @@ static void when_it_asks(void **state)
     assert_true(changed && l.term == 0 && l.rules == 5);
     assert_int_equal(answer(&l, STANDS_BY, &changed), OK);
     assert_false(changed);
-    assert_false(queue_lead_due(&l, 1499));
-    assert_true(queue_lead_due(&l, 1500));
+    assert_false(queue_lead_due(&l, 1249));
+    assert_true(queue_lead_due(&l, 1250));
     l.asking = true;
     assert_false(queue_lead_due(&l, 99999));
     assert_false(queue_lead_connected(&l, 2000)); // the leader comes back first
@@ -353,7 +353,7 @@ static void answers_of_another_form(void **state)
         struct queue_lead l = {.owner = "a", .lease_ms = 5000};
         bool changed;
         if (answer(&l, replies[i], &changed) == OK) fail_msg("reply %zu is taken", i);
-        assert_true(l.term == 0 && !changed && l.ask_ms == 1500); // it is asked again
+        assert_true(l.term == 0 && !changed && l.ask_ms == 1250); // it is asked again
     }
     struct queue_lead l = {.owner = "a", .lease_ms = 5000, .term = 5};
     bool changed;
