@@ -2,9 +2,9 @@
 // means. Pure; the queue's connection does the asking.
 //
 // The leader renews its lease three times within its length, and leads on while Redis is away:
-// whoever took over meanwhile has a higher term. A broker that stands by asks twenty times within it.
-// When its connection is made anew it first gives the leader a whole lease to come back, too, so
-// that a pause of Redis changes nothing.
+// whoever took over meanwhile has a higher term. A broker that stands by asks twenty times within
+// it. When its connection is made anew it first gives the leader a whole lease to come back, too,
+// so that a pause of Redis changes nothing.
 #ifndef PENSTOCK_BROKER_QUEUE_LEAD_H
 #define PENSTOCK_BROKER_QUEUE_LEAD_H
 
