@@ -93,6 +93,28 @@ static void a_lease_that_ended_is_renewed_unless_another_took_it(void **state)
     assert_string_equal(lead("b", LONG_MS, 1), "!STALETERM");
 }
 
+static void what_the_leader_says_is_read_with_its_lease(void **state)
+{
+    (void) state;
+    redisReply *r = redisCommand(redis, "FCALL_RO fleet_read 1 ps:{%s}:term", tag);
+    assert_int_equal(r->elements, 3);
+    assert_string_equal(r->element[0]->str, "");
+    assert_string_equal(r->element[2]->str, "");
+    freeReplyObject(r);
+    assert_string_equal(lead("a", LONG_MS, 0), "lead 1 a");
+    r = redisCommand(redis, "FCALL fleet 1 ps:{%s}:term 1 60000 %s", tag, "{\"v\":1}");
+    assert_string_equal(r->str, "ok");
+    freeReplyObject(r);
+    r = redisCommand(redis, "FCALL_RO fleet_read 1 ps:{%s}:term", tag);
+    assert_string_equal(r->element[0]->str, "1 a");
+    assert_in_range(r->element[1]->integer, 1, LONG_MS);
+    assert_string_equal(r->element[2]->str, "{\"v\":1}");
+    freeReplyObject(r);
+    r = redisCommand(redis, "PTTL ps:{%s}:fleet", tag);
+    assert_in_range(r->integer, 1, 60000); // it ends by itself
+    freeReplyObject(r);
+}
+
 static void bad_arguments_change_nothing(void **state)
 {
     (void) state;
@@ -396,6 +418,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         test(the_lease_goes_to_one_and_comes_back_to_its_owner),
         test(a_lease_that_ended_is_renewed_unless_another_took_it),
+        test(what_the_leader_says_is_read_with_its_lease),
         test(bad_arguments_change_nothing),
         test(a_second_broker_stands_by_until_the_first_resigns),
         test(a_leader_that_is_gone_is_replaced_when_its_lease_ends),
