@@ -27,8 +27,8 @@ struct redis_url {
     char password[REDIS_PASSWORD_MAX + 1]; // percent escapes decoded; never logged
 };
 
-// ERR_INPUT bad_redis_url, with what is wrong with it; ERR_UNSUPPORTED no_tls for rediss:// where this
-// build has no TLS.
+// ERR_INPUT bad_redis_url, with what is wrong with it; ERR_UNSUPPORTED no_tls for rediss:// where
+// this build has no TLS.
 enum status redis_url_parse(const char *text, struct redis_url *url, struct error *e);
 
 // The URL without its password, for people.
