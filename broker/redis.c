@@ -98,7 +98,8 @@ static enum status parse_scheme(const char *text, struct redis_url *url, struct 
     if (url->tls && !redis_tls_available()) {
         return error_set(e, ERR_UNSUPPORTED, "no_tls",
                          "this build has no TLS for rediss://: it needs hiredis 1.0 with "
-                         "hiredis_ssl (not in Debian 12); put stunnel before Redis (broker/README.md)");
+                         "hiredis_ssl (not in Debian 12); put stunnel before Redis "
+                         "(broker/README.md)");
     }
     if (url->tls || strncmp(text, "redis://", 8) == 0) return OK;
     return error_set(e, ERR_INPUT, "bad_redis_url",
