@@ -17,7 +17,9 @@ static bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
 static bool is_ascii_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 
-static bool is_letter(char c) { return is_ascii_letter(c) || (unsigned char) c >= 0x80; }
+static bool is_wide(char c) { return (unsigned char) c >= 0x80; }
+
+static bool is_letter(char c) { return is_ascii_letter(c) || is_wide(c); }
 
 static bool ends_with(const char *text, size_t at, const char *with)
 {
@@ -134,7 +136,7 @@ static size_t cut_at(const char *text, size_t n, size_t begin, size_t least, siz
 }
 
 // Where the next chunk begins: at or behind `from`, and before `end`, at the first sentence, else
-// at the first word; `end` if nothing is to be repeated.
+// at the first word; `end` if nothing is to be repeated, or there is no such place.
 static size_t begin_at(const char *text, size_t n, size_t from, size_t end)
 {
     size_t word = end;
@@ -144,7 +146,11 @@ static size_t begin_at(const char *text, size_t n, size_t from, size_t end)
         if (bound == SPLIT_WORD && word == end) word = at;
     }
     if (word < end) return word;
-    while (from < end && split_bound_at(text, n, from) == SPLIT_NONE) from++;
+    // Scripts that do not part words may begin anywhere, others not within a word.
+    while (from < end && (split_bound_at(text, n, from) == SPLIT_NONE || !is_wide(text[from - 1]) ||
+                          !is_wide(text[from]))) {
+        from++;
+    }
     return from;
 }
 

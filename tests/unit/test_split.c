@@ -121,7 +121,8 @@ static void overlaps_begin_at_sentences(void **state)
     expect("One two three. Four. Five six seven. Eight.", 22, 8, "One two three. Four. ",
            "Four. Five six seven. ", "seven. Eight.");
     expect("Aaa bbb ccc ddd eee fff", 16, 6, "Aaa bbb ccc ddd ", "ddd eee fff");
-    expect("aaaaaaaaaaaa", 8, 2, "aaaaaaaa", "aaaaaa"); // "aa" twice
+    expect("一二三四五六", 12, 3, "一二三四", "四五六"); // no words
+    expect("aaaaaaaaaaaa", 8, 2, "aaaaaaaa", "aaaa");   // not within one
 }
 
 static void bounds(void **state)
