@@ -10,7 +10,7 @@
 #include <string.h>
 
 enum {
-    ITEMS_MAX = 2, // a large document takes some hundred MiB while it is split
+    ITEMS_MAX = 2, // a document of 8 MiB takes some tens of MiB while it is split
     THREADS = ITEMS_MAX,
     PAUSE_MS = 500, // after a call that failed
 };

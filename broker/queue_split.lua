@@ -157,11 +157,14 @@ local function child_known(p, tenant, id, child, hash)
     return (old.cancel or old.hash ~= hash) and 'later' or 'open', old
 end
 
--- A message as a child, ready to run.
+-- A long list of arguments, a piece at a time.
+local function in_pieces(list, fn)
+    for i = 1, #list, 400 do fn(unpack(list, i, math.min(i + 399, #list))) end
+end
+
+-- The record of a child that is ready to run.
 local function write_child(p, tenant, id, job, level, i, seq, args, now)
     local a, child = 5 * i, child_id(id, level, i)
-    call('HSET', p .. 'raw', seq, args[a + 5])
-    weigh(p, tenant, #args[a + 5])
     call('HSET', job_key(p, tenant, child), 'state', 'queued', 'seq', seq, 'class', job.class,
          'hash', args[a + 1], 'need', args[a + 2], 'prompt', args[a + 3], 'most', args[a + 4],
          'ttl', DEAD_TTL_MS, 'max', job.max, 'admitted', now, 'parent', id, 'level', level,
@@ -170,31 +173,51 @@ local function write_child(p, tenant, id, job, level, i, seq, args, now)
         call('HSET', job_key(p, tenant, child), 'deadline', job.deadline)
         call('ZADD', p .. 'exp', job.deadline, tenant .. ':' .. child)
     end
-    call('ZADD', open_key(p, tenant, id), i, i)
-    call('ZADD', ready_key(p, tenant, job), job.seq, child)
-    count(p, 'admitted')
 end
 
--- The children of a level; known: what child_known said of each.
+-- What is left of a child's earlier life.
+local function drop_child(p, tenant, child)
+    local member = tenant .. ':' .. child
+    call('DEL', job_key(p, tenant, child), p .. 'r:' .. member, p .. 'c:' .. member)
+    call('ZREM', p .. 'dead', member)
+end
+
+-- Whether a child of a split that broke off needs its place in the line again.
+local function is_stranded(p, tenant, child)
+    local queued = call('HGET', job_key(p, tenant, child), 'state') == 'queued'
+    return queued and not call('ZSCORE', p .. 'dly', tenant .. ':' .. child)
+end
+
+-- The children of a level; known: what child_known said of each. Messages come first, and the
+-- places in the line last.
 local function write_children(p, tenant, id, job, level, known, args, now)
     local seq = call('INCRBY', p .. 'seq', #known) - #known
+    local messages, open, ready, total, new = {}, {}, {}, 0, 0
     for i, was in ipairs(known) do
-        local child = child_id(id, level, i)
-        local member = tenant .. ':' .. child
-        if was == 'open' then
-            call('ZADD', open_key(p, tenant, id), i, i)
-            local state = call('HGET', job_key(p, tenant, child), 'state')
-            if state == 'queued' and not call('ZSCORE', p .. 'dly', member) then
-                call('ZADD', ready_key(p, tenant, job), job.seq, child)
-            end
-        elseif was ~= 'done' then
-            if was == 'again' then
-                call('DEL', job_key(p, tenant, child), p .. 'r:' .. member, p .. 'c:' .. member)
-                call('ZREM', p .. 'dead', member)
-            end
-            write_child(p, tenant, id, job, level, i, str(seq + i), args, now)
+        if was == 'new' or was == 'again' then
+            messages[#messages + 1] = str(seq + i)
+            messages[#messages + 1] = args[5 * i + 5]
+            total, new = total + #args[5 * i + 5], new + 1
         end
     end
+    in_pieces(messages, function(...) call('HSET', p .. 'raw', ...) end)
+    for i, was in ipairs(known) do
+        local child = child_id(id, level, i)
+        if was == 'again' then drop_child(p, tenant, child) end
+        if was == 'new' or was == 'again' then
+            write_child(p, tenant, id, job, level, i, str(seq + i), args, now)
+        end
+        if was ~= 'done' then
+            open[#open + 1], open[#open + 2] = i, i
+            if was ~= 'open' or is_stranded(p, tenant, child) then
+                ready[#ready + 1], ready[#ready + 2] = job.seq, child
+            end
+        end
+    end
+    in_pieces(open, function(...) call('ZADD', open_key(p, tenant, id), ...) end)
+    in_pieces(ready, function(...) call('ZADD', ready_key(p, tenant, job), ...) end)
+    weigh(p, tenant, total)
+    if new > 0 then call('HINCRBY', p .. 'n', 'admitted', new) end
 end
 
 -- term, tenant, id, level of the children, usage of earlier levels,
