@@ -13,7 +13,7 @@ bool account_settle(struct account *a)
 
 bool account_view(const struct account *a, int64_t now_ms, struct dispatch_pipeline *to)
 {
-    if (a->epoch == 0 || a->adopting || a->closed || now_ms < a->resume_ms) return false;
+    if (a->epoch == 0 || a->adopting || a->closed || a->paused || now_ms < a->resume_ms) return false;
     *to = (struct dispatch_pipeline){.slots = credit_slots(&a->credit),
                                      .blocks = credit_blocks(&a->credit),
                                      .n_running = a->n_active + a->n_promised,

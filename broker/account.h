@@ -17,6 +17,7 @@ struct account {
     int slots, blocks;
     struct credit credit;
     bool closed;       // a group of it drains: no more jobs
+    bool paused;       // as people want it: no more jobs, until they want it otherwise
     int64_t resume_ms; // no jobs earlier
     int n_promised;    // jobs that were chosen for it, and not claimed yet
     int n_active, n_poison, n_held; // attempts: claimed or at the head; of these poison; and with

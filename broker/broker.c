@@ -7,6 +7,7 @@
 #include "broker/jobs.h"
 #include "broker/joins.h"
 #include "broker/loop.h"
+#include "broker/pauses.h"
 #include "broker/queue.h"
 #include "broker/standby.h"
 #include "common/clock.h"
@@ -48,6 +49,7 @@ struct broker {
     struct fleet_record record;
     int64_t since_ms; // it leads; wall clock
     struct tenants tenants;
+    struct pauses pauses;
     bool listening, hears, stood_by, led, resigned;
     struct health_writer health;
     char name[BROKER_NAME_MAX + 1];
@@ -183,10 +185,24 @@ static void on_tenants(void *arg, const struct queue_reply *r)
     set_tenants(b, &now, r->n);
 }
 
+static bool is_paused(void *arg, int model, uint64_t pipeline)
+{
+    return pauses_has(&((struct broker *) arg)->pauses, model, pipeline);
+}
+
+static void on_pauses(void *arg)
+{
+    struct broker *b = arg;
+    jobs_set_paused(b->jobs, is_paused, b);
+    for (int i = 0; i < b->models.n; i++) claims_wake(b->claims[i]);
+}
+
+// The tenants come behind the pauses: nothing starts before it is known where it must not.
 static void ask_tenants(struct broker *b)
 {
     if (b->asking_tenants) return;
     b->tenants_ms = clock_ms();
+    pauses_ask(&b->pauses);
     b->asking_tenants = queue_tenants(b->queue, on_tenants, b) == OK;
 }
 
@@ -380,7 +396,8 @@ static void on_up(void *arg, int model, const struct plan *plan, const struct pi
     struct broker *b = arg;
     const struct jobs_pipeline up = {.model = model, .id = p->id, .epoch = p->epoch,
                                      .head = head->peer, .name = head->name, .slots = plan->slots,
-                                     .blocks = plan->kv_blocks, .adopted = adopted};
+                                     .blocks = plan->kv_blocks, .adopted = adopted,
+                                     .paused = is_paused(b, model, p->id)};
     jobs_up(b->jobs, &up);
     claims_wake(b->claims[model]);
 }
@@ -434,10 +451,17 @@ static void on_told(void *arg, const struct queue_reply *r)
     if (r->error.status != OK) b->record.said_ms = 0; // it is said again
 }
 
+static int paused_load(void *arg, uint64_t epoch)
+{
+    return jobs_paused_load(((struct broker *) arg)->jobs, epoch);
+}
+
 static void tell_fleet(struct broker *b, int64_t now_ms)
 {
+    const struct fleet_loads loads = {b, paused_load};
     struct fleet_leader leader = {b->name, b->endpoint, queue_term(b->queue), b->since_ms};
-    char *text = fleet_record_due(&b->record, &leader, b->groups, b->models.n, now_ms);
+    char *text = fleet_record_due(&b->record, &leader, b->groups, b->models.n, &loads,
+                                  now_ms);
     if (text == NULL) return;
     size_t n = strlen(text);
     if (queue_fleet(b->queue, FLEET_RECORD_MS, text, n, on_told, b) != OK) b->record.said_ms = 0;
@@ -604,6 +628,8 @@ static enum status create_parts(struct broker *b, struct error *e)
     }
     choose_name(b);
     try(create_queue(b, e));
+    b->pauses = (struct pauses){
+        .queue = b->queue, .models = &b->models, .arg = b, .changed = on_pauses};
     struct jobs_options jobs = {b->queue, b, on_send, on_freed, on_returned};
     try(jobs_create(&b->jobs, &jobs, e));
     try(create_claims(b, &limits, e));

@@ -109,7 +109,8 @@ static json_t *plan_json(const struct site *s)
                      p->max_rows, "stage_bytes", bytes);
 }
 
-static json_t *pipeline_json(const struct site *s, const struct pipeline *p)
+static json_t *pipeline_json(const struct site *s, const struct pipeline *p,
+                             const struct fleet_loads *loads)
 {
     static const char *const states[] = {"none", "waiting", "loading", "linking", "serving"};
     json_t *stages = json_array();
@@ -117,8 +118,14 @@ static json_t *pipeline_json(const struct site *s, const struct pipeline *p)
         const struct group *g = p->stages[i] >= 0 ? &s->fleet.groups[p->stages[i]] : NULL;
         json_array_append_new(stages, g != NULL ? json_string(g->name) : json_null());
     }
-    return json_pack("{s:o,s:o,s:s,s:o}", "id", number(p->id), "epoch", number(p->epoch), "state",
-                     states[p->state], "stages", stages);
+    json_t *j = json_pack("{s:o,s:o,s:s,s:o}", "id", number(p->id), "epoch", number(p->epoch),
+                          "state", states[p->state], "stages", stages);
+    // Only where somebody waits for it: whatever changes is written to Redis.
+    int load = loads->paused_load(loads->arg, p->epoch);
+    if (load < 0) return j;
+    json_object_set_new(j, "paused", json_true());
+    json_object_set_new(j, "running", json_integer(load));
+    return j;
 }
 
 static json_t *report_json(const char *name, const char *node, const struct peer *peer,
@@ -171,12 +178,14 @@ static void add_candidates(const struct fleet_record *r, const struct site *s, j
     }
 }
 
-static json_t *site_json(const struct fleet_record *r, const struct site *s)
+static json_t *site_json(const struct fleet_record *r, const struct site *s,
+                         const struct fleet_loads *loads)
 {
     json_t *pipelines = json_array(), *groups = json_array();
     for (int i = 0; s->planned && i < PIPELINES_MAX; i++) {
         const struct pipeline *p = &s->fleet.pipelines[i];
-        if (p->state != PIPELINE_NONE) json_array_append_new(pipelines, pipeline_json(s, p));
+        if (p->state == PIPELINE_NONE) continue;
+        json_array_append_new(pipelines, pipeline_json(s, p, loads));
     }
     for (int i = 0; s->planned && i < s->fleet.n_groups; i++) {
         const struct group *g = &s->fleet.groups[i];
@@ -194,13 +203,14 @@ static json_t *site_json(const struct fleet_record *r, const struct site *s)
 }
 
 char *fleet_record_due(struct fleet_record *r, const struct fleet_leader *leader,
-                       const struct groups *g, int n_models, int64_t now_ms)
+                       const struct groups *g, int n_models, const struct fleet_loads *loads,
+                       int64_t now_ms)
 {
     if (now_ms - r->looked_ms < LOOK_MS) return NULL;
     r->looked_ms = now_ms;
     json_t *models = json_array();
     for (int i = 0; i < n_models; i++) {
-        json_array_append_new(models, site_json(r, groups_site(g, i)));
+        json_array_append_new(models, site_json(r, groups_site(g, i), loads));
     }
     json_t *all = json_pack("{s:i,s:{s:s,s:o,s:s,s:o},s:o}", "v", 1, "leader", "name",
                             leader->name, "term", number(leader->term), "endpoint",

@@ -42,9 +42,16 @@ void fleet_record_deinit(struct fleet_record *r);
 void fleet_record_hear(struct fleet_record *r, const struct peer *from,
                        const struct wire_message *m);
 
+// paused_load: how many jobs a pipeline that is paused holds, by its epoch; -1: it is not paused.
+struct fleet_loads {
+    void *arg;
+    int (*paused_load)(void *arg, uint64_t epoch);
+};
+
 // JSON that the caller frees, where there is something new to be said or nothing was said for long;
 // else NULL.
 char *fleet_record_due(struct fleet_record *r, const struct fleet_leader *leader,
-                       const struct groups *g, int n_models, int64_t now_ms);
+                       const struct groups *g, int n_models, const struct fleet_loads *loads,
+                       int64_t now_ms);
 
 #endif

@@ -45,6 +45,7 @@ struct jobs_pipeline {
     int slots, blocks; // that it can hold
     bool adopted;      // an earlier broker filled it: nothing is sent before jobs_hello told what
                        // runs and a CREDIT what is free
+    bool paused;       // it gets no jobs
 };
 
 void jobs_up(struct jobs *j, const struct jobs_pipeline *p);
@@ -54,6 +55,13 @@ void jobs_down(struct jobs *j, uint64_t epoch);
 
 // It gets no more jobs: a group of it wants to leave.
 void jobs_close(struct jobs *j, uint64_t epoch);
+
+// Which pipelines get no jobs until they are named otherwise.
+void jobs_set_paused(struct jobs *j, bool (*paused)(void *arg, int model, uint64_t id), void *arg);
+
+// How many jobs a paused pipeline runs, or has promised to run, or has results of; -1: it is not
+// paused, or does not serve.
+int jobs_paused_load(const struct jobs *j, uint64_t epoch);
 
 // One that was closed and holds nothing any more, or 0.
 uint64_t jobs_drained(const struct jobs *j);

@@ -48,7 +48,7 @@ void jobs_up(struct jobs *j, const struct jobs_pipeline *p)
     struct account *account = &j->accounts[i];
     *account = (struct account){.epoch = p->epoch, .pipeline = p->id, .model = p->model,
                                 .head = p->head, .slots = p->slots, .blocks = p->blocks,
-                                .adopting = p->adopted};
+                                .adopting = p->adopted, .paused = p->paused};
     snprintf(account->name, sizeof account->name, "%s", p->name);
 }
 
@@ -75,6 +75,23 @@ void jobs_close(struct jobs *j, uint64_t epoch)
 {
     struct account *account = jobs_account(j, epoch);
     if (account != NULL) account->closed = true;
+}
+
+void jobs_set_paused(struct jobs *j, bool (*paused)(void *arg, int model, uint64_t id), void *arg)
+{
+    for (int i = 0; i < j->n_accounts; i++) {
+        struct account *a = &j->accounts[i];
+        if (a->epoch != 0) a->paused = paused(arg, a->model, a->pipeline);
+    }
+}
+
+int jobs_paused_load(const struct jobs *j, uint64_t epoch)
+{
+    int i = find(j, epoch);
+    const struct account *a = i >= 0 ? &j->accounts[i] : NULL;
+    if (a == NULL || !a->paused) return -1;
+    // What an adopted head holds is not known yet.
+    return a->n_promised + a->n_held + (a->adopting ? 1 : 0);
 }
 
 uint64_t jobs_drained(const struct jobs *j)

@@ -384,6 +384,13 @@ enum status queue_tenants(struct queue *q, queue_fn *fn, void *arg)
     return call_end(q, &a, QUEUE_FORM_TENANTS, 0, fn, arg);
 }
 
+enum status queue_pauses(struct queue *q, queue_fn *fn, void *arg)
+{
+    struct args a;
+    try(call_begin(q, &a, "pauses", 0));
+    return call_end(q, &a, QUEUE_FORM_PAUSES, 0, fn, arg);
+}
+
 enum status queue_resign(struct queue *q, queue_fn *fn, void *arg)
 {
     struct args a;

@@ -161,6 +161,12 @@ struct queue_tenant {
     uint64_t bytes; // of its messages that wait or run
 };
 
+// A pipeline that is paused.
+struct queue_pause {
+    const char *model;
+    uint64_t pipeline;
+};
+
 // Pointers are valid during the callback.
 struct queue_reply {
     struct error error; // error.status OK: the call was executed
@@ -174,6 +180,7 @@ struct queue_reply {
     const struct queue_job *jobs;         // claim
     const struct queue_verdict *verdicts; // renew, reap, promote
     const struct queue_tenant *tenants;   // tenants
+    const struct queue_pause *pauses;     // pauses
     const struct queue_join *joins;                 // joins
     const struct queue_child_result *results;       // gather
     const uint8_t *message;                         // gather: the parent's; NULL: not asked for
@@ -327,6 +334,9 @@ enum status queue_fleet(struct queue *q, int64_t ttl_ms, const char *record, siz
 
 // The tenants whose inboxes are served, and what is paused.
 enum status queue_tenants(struct queue *q, queue_fn *fn, void *arg);
+
+// The pipelines that are paused.
+enum status queue_pauses(struct queue *q, queue_fn *fn, void *arg);
 
 // The word's name, for logs.
 const char *queue_word_name(enum queue_word word);

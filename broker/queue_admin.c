@@ -90,6 +90,17 @@ enum status queue_admin_pause(struct queue_sync *s, const char *tenant, bool pau
     return strcmp(word, "ok") == 0 ? OK : no_tenant(tenant, e);
 }
 
+enum status queue_admin_pause_pipeline(struct queue_sync *s, const char *model, uint64_t pipeline,
+                                       bool pause, struct error *e)
+{
+    char id[NUMBER_SIZE], word[32];
+    snprintf(id, sizeof id, "%llu", (unsigned long long) pipeline);
+    try(ask_word(s, "pause_pipeline", 3, (const char *[]){model, id, pause ? "1" : "0"}, word, e));
+    if (strcmp(word, "ok") == 0) return OK;
+    return error_set(e, ERR_LIMIT, "too_many", "%d pipelines are remembered as paused: resume some",
+                     PAUSED_PIPELINES_MAX);
+}
+
 enum status queue_admin_busy(struct queue_sync *s, const char *tenant, uint64_t *running,
                              struct error *e)
 {

@@ -26,6 +26,10 @@ enum status queue_admin_tenant(struct queue_sync *s, bool add, const char *tenan
 enum status queue_admin_pause(struct queue_sync *s, const char *tenant, bool pause,
                               struct error *e);
 
+// The same of one pipeline, whether or not it is there. ERR_LIMIT too_many.
+enum status queue_admin_pause_pipeline(struct queue_sync *s, const char *model, uint64_t pipeline,
+                                       bool pause, struct error *e);
+
 // How many jobs run: of a tenant, or (NULL) of the whole queue. Of what is paused no more start.
 enum status queue_admin_busy(struct queue_sync *s, const char *tenant, uint64_t *running,
                              struct error *e);

@@ -56,6 +56,30 @@ local function pause(keys, args)
     return 'ok'
 end
 
+-- model, number of a pipeline, 1 or 0 -> ok | full
+local function pause_pipeline(keys, args)
+    local p = prefix(keys, args, 3)
+    local which = model_name(args[1]) .. '/' .. str(uint(args[2], 'pipeline', 1, EXACT))
+    local key = p .. 'paused_pipelines'
+    if uint(args[3], 'pause', 0, 1) == 0 then
+        call('HDEL', key, which)
+        return 'ok'
+    end
+    if call('HLEN', key) >= PAUSED_MAX and call('HEXISTS', key, which) == 0 then return 'full' end
+    call('HSETNX', key, which, now_ms())
+    return 'ok'
+end
+
+-- (no arguments) -> {{model, number of a pipeline}...}
+local function pauses(keys, args)
+    local p = prefix(keys, args, 0)
+    local reply = {}
+    for i, which in ipairs(call('HKEYS', p .. 'paused_pipelines')) do
+        reply[i] = {string.match(which, '^(.+)/(%d+)$')}
+    end
+    return reply
+end
+
 -- tenant or * for the queue -> how many of its jobs run. After a pause no more start, so that 0
 -- stays 0 until it is resumed.
 local function busy(keys, args)
@@ -142,6 +166,18 @@ local function over_budget(p, tenant, need)
     return nil
 end
 
+-- Whether a pipeline takes jobs of a model, by what the leader said last; nil: it said nothing.
+local function is_served(p, model)
+    local good, record = pcall(cjson.decode, call('GET', p .. 'fleet') or '')
+    if not good or type(record) ~= 'table' or type(record.models) ~= 'table' then return nil end
+    for _, m in ipairs(record.models) do
+        for _, pipeline in ipairs(m.name == model and m.pipelines or {}) do
+            if pipeline.state == 'serving' and not pipeline.paused then return true end
+        end
+    end
+    return false
+end
+
 -- What a job that does not run waits for; nil: it has ended, or runs.
 local function waits_for(p, tenant, id, job)
     if job.state ~= 'queued' and job.state ~= 'waiting' then return nil end
@@ -153,6 +189,8 @@ local function waits_for(p, tenant, id, job)
     local paused = call('HMGET', p .. 'paused', '*', tenant)
     if paused[1] then return 'queue_paused' end
     if paused[2] then return 'tenant_paused' end
+    if call('EXISTS', p .. 'lead') == 0 then return 'no_broker' end
+    if is_served(p, job.model) == false then return 'no_pipeline' end
     return over_budget(p, tenant, tonumber(job.need or 0)) or job.poison and 'alone' or 'turn'
 end
 

@@ -18,6 +18,7 @@ local EXACT = 9007199254740992          -- integers up to here are exact
 local BYTES_MAX = 512 * 1024 * 1024
 local TEXT_MAX = 4096
 local WEIGHT_MAX = 1000
+local PAUSED_MAX = 256                   -- pipelines that are remembered as paused
 local BLOCK_ROWS = 64                    -- tokens of a KV block
 
 -- While the library loads, redis.call is not there yet.

@@ -200,6 +200,13 @@ static bool take_tenant(const redisReply *r, void *entry)
            take_bool(e[5], &t->paused);
 }
 
+static bool take_pause(const redisReply *r, void *entry)
+{
+    struct queue_pause *p = entry;
+    return is_tuple(r, 2) && take_text(r->element[0], 1, JOB_MODEL_MAX, &p->model) &&
+           take_number(r->element[1], &p->pipeline);
+}
+
 static bool take_join(const redisReply *r, void *entry)
 {
     struct queue_join *j = entry;
@@ -302,6 +309,10 @@ static bool decode(enum queue_form form, const redisReply *r, struct queue_reply
         good = take_array(r, 1, sizeof *to->tenants, take_tenant, &to->n, storage) &&
                take_number(r->element[0], &to->number);
         to->tenants = *storage;
+        return good;
+    case QUEUE_FORM_PAUSES:
+        good = take_array(r, 0, sizeof *to->pauses, take_pause, &to->n, storage);
+        to->pauses = *storage;
         return good;
     case QUEUE_FORM_JOINS:
         good = take_array(r, 0, sizeof *to->joins, take_join, &to->n, storage);

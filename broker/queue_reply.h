@@ -20,6 +20,7 @@ enum queue_form {
     QUEUE_FORM_VERDICTS, // reap, promote: [word, tenant, id, attempt, owner]
     QUEUE_FORM_STATS,
     QUEUE_FORM_TENANTS,
+    QUEUE_FORM_PAUSES, // pauses: [model, pipeline]
     QUEUE_FORM_JOINS,  // joins: [tenant, id, level, children]
     QUEUE_FORM_GATHER, // [ok, message, usage, [index, result or nil]...], or [word]
 };

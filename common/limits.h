@@ -41,6 +41,7 @@
 #define PP_MAX 64       // stages of a pipeline
 #define PIPELINES_MAX 64 // replicas of one model
 #define MODELS_MAX 16   // of a broker
+#define PAUSED_PIPELINES_MAX 256 // that a queue remembers
 #define KV_BLOCK_ROWS 64 // rows (tokens) of one KV block
 #define SLOTS_MAX 4096  // sequences in a pipeline at once
 #define STEP_ROWS_MAX 8192 // token budget of one step

@@ -44,7 +44,10 @@ static void print_pipeline(const json_t *model, const json_t *p)
 {
     size_t i, k;
     json_t *name, *g;
-    printf("  pipeline %lld  %s\n", fleet_number(p, "id"), fleet_text(p, "state"));
+    bool paused = json_is_true(json_object_get(p, "paused"));
+    printf("  pipeline %lld  %s", fleet_number(p, "id"), fleet_text(p, "state"));
+    if (paused) printf(", paused, %lld jobs run", fleet_number(p, "running"));
+    putchar('\n');
     json_array_foreach(json_object_get(p, "stages"), i, name) {
         char place[32];
         bool found = false;

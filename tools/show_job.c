@@ -80,6 +80,8 @@ static const struct wait {
     {"tenant_paused", "penstock resume --tenant: its tenant is paused"},
     {"budget_jobs", "other jobs of its tenant to end: its budget of jobs is used up"},
     {"budget_tokens", "other jobs of its tenant to end: its budget of tokens is used up"},
+    {"no_broker", "a broker: none leads"},
+    {"no_pipeline", "a pipeline: none takes jobs of its model (penstock fleet)"},
     {"alone", "its turn, and until nothing else runs: it was running when groups were lost"},
     {"turn", "its turn, and room in a pipeline"},
 };

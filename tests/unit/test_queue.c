@@ -650,6 +650,7 @@ static const char *const honest[] = {
     [QUEUE_FORM_TENANTS] =
         "*2\r\n:0\r\n*7\r\n$1\r\nt\r\n$1\r\n1\r\n$1\r\n0\r\n$1\r\n0\r\n$1\r\n0\r\n:1\r\n"
         "$1\r\n9\r\n",
+    [QUEUE_FORM_PAUSES] = "*1\r\n*2\r\n$5\r\nmodel\r\n$1\r\n2\r\n",
     [QUEUE_FORM_JOINS] = "*1\r\n*4\r\n$1\r\nt\r\n$1\r\np\r\n$1\r\n1\r\n$2\r\n12\r\n",
     [QUEUE_FORM_GATHER] =
         "*5\r\n$2\r\nok\r\n$1\r\nm\r\n$0\r\n\r\n*2\r\n$1\r\n1\r\n$1\r\nr\r\n"

@@ -1,4 +1,5 @@
 // What people ask of a queue (broker/queue_admin.lua).
+#include "common/limits.h"
 #include "tests/support/queue_library.h"
 
 #include <setjmp.h>
@@ -126,6 +127,60 @@ static void test_show_tells_what_a_job_waits_for(void **state)
     assert_non_null(strstr(call("show", "default", "c"), " until "));
 }
 
+static void test_paused_pipelines_are_remembered(void **state)
+{
+    (void) state;
+    expect("[]", "pauses");
+    expect("ok", "pause_pipeline", "model.x", "2", "1");
+    expect("ok", "pause_pipeline", "model.x", "2", "1");
+    expect("[[model.x 2]]", "pauses");
+    assert_non_null(strstr(call("stats"), "paused 0 paused_tenants 0"));
+    expect("!BADARG", "pause_pipeline", "a/b", "2", "1");
+    expect("!BADARG", "pause_pipeline", "m", "0", "1");
+    expect("!BADARG", "pause_pipeline", "m", "1", "2");
+    expect("ok", "pause_pipeline", "model.x", "3", "0"); // nothing to resume
+    char number[8];
+    for (int i = 3; i < 2 + PAUSED_PIPELINES_MAX; i++) {
+        snprintf(number, sizeof number, "%d", i);
+        expect("ok", "pause_pipeline", "m", number, "1");
+    }
+    expect("full", "pause_pipeline", "m", "999", "1");
+    expect("ok", "pause_pipeline", "model.x", "2", "1");
+    expect("ok", "pause_pipeline", "model.x", "2", "0");
+    expect("ok", "pause_pipeline", "m", "999", "1");
+}
+
+static void expect_waits(const char *id, const char *wanted);
+
+static void test_show_tells_who_could_run_a_job(void **state)
+{
+    (void) state;
+    make_job("1", "a");
+    expect_waits("a", "turn"); // the leader has said nothing yet
+    const char *model = cmd("HGET", "%Tj:default:a", "model");
+    char record[256], name[64];
+    snprintf(name, sizeof name, "%s", model);
+    static const struct {
+        const char *pipelines, *waits;
+    } table[] = {
+        {"{\"state\":\"serving\"}", "turn"},
+        {"{\"state\":\"serving\",\"paused\":true}", "no_pipeline"},
+        {"{\"state\":\"loading\"},{\"state\":\"serving\"}", "turn"},
+        {"{\"state\":\"waiting\"}", "no_pipeline"},
+        {"", "no_pipeline"},
+    };
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        snprintf(record, sizeof record, "{\"models\":[{\"name\":\"%s\",\"pipelines\":[%s]}]}",
+                 name, table[i].pipelines);
+        expect("ok", "fleet", "1", "60000", record);
+        expect_waits("a", table[i].waits);
+    }
+    expect("ok", "fleet", "1", "60000", "no JSON");
+    expect_waits("a", "turn");
+    expect("ok", "resign", "1");
+    expect_waits("a", "no_broker");
+}
+
 static void test_dead_letters_are_listed_retried_and_purged(void **state)
 {
     (void) state;
@@ -191,6 +246,8 @@ int main(void)
         test(test_dead_letters_are_listed_retried_and_purged),
         test(test_show_tells_where_a_job_is),
         test(test_show_tells_what_a_job_waits_for),
+        test(test_show_tells_who_could_run_a_job),
+        test(test_paused_pipelines_are_remembered),
     };
     return cmocka_run_group_tests(tests, library_start, library_stop);
 }
