@@ -13,7 +13,8 @@ bool account_settle(struct account *a)
 
 bool account_view(const struct account *a, int64_t now_ms, struct dispatch_pipeline *to)
 {
-    if (a->epoch == 0 || a->adopting || a->closed || a->paused || now_ms < a->resume_ms) return false;
+    bool held = a->adopting || a->closed || a->paused || now_ms < a->resume_ms;
+    if (a->epoch == 0 || held) return false;
     *to = (struct dispatch_pipeline){.slots = credit_slots(&a->credit),
                                      .blocks = credit_blocks(&a->credit),
                                      .n_running = a->n_active + a->n_promised,
