@@ -119,10 +119,17 @@ static void nothing(void *arg, int model, const struct plan *plan)
     (void) arg, (void) model, (void) plan;
 }
 
+static int not_paused(void *arg, uint64_t epoch)
+{
+    (void) arg, (void) epoch;
+    return -1;
+}
+
 static json_t *said(const struct groups *g, int64_t now_ms)
 {
+    const struct fleet_loads loads = {NULL, not_paused};
     const struct fleet_leader leader = {"b-1", "tcp://x:1", 7, 1234};
-    char *text = fleet_record_due(&record, &leader, g, 1, now_ms);
+    char *text = fleet_record_due(&record, &leader, g, 1, &loads, now_ms);
     if (text == NULL) return NULL;
     json_t *j = json_loads(text, 0, NULL);
     assert_non_null(j);
