@@ -81,8 +81,10 @@ static void a_parent_is_split_and_runs_last(void **state)
     expect("[]", "window", "1", "1", "default", "m", "0", "10");
     expect("[[default p 0 0]]", "joins", "1", "m", "10");
     expect("[ok p ]", "gather", "1", "default", "p", "0", "0", "1000");
+    expect_cmd("1", "HGET", "%Tbytes", "default");
     assert_string_equal(split_in_two("p"), "ok");
     expect("[]", "joins", "1", "m", "10");
+    expect_cmd("19", "HGET", "%Tbytes", "default"); // the tenant's budget counts children
 
     // Children are ready in their parent's class and place, before what came later.
     cmd("RPUSH", "%Tin:default", "later");
