@@ -114,10 +114,24 @@ static enum status read_precision(const char *text, enum groups_precision *to, s
     return usage(e, "--precision wants auto, f32 or bf16");
 }
 
+// What is wrong with the flags in themselves is said before anything starts.
+static enum status check_stages(const struct broker_options *b, struct error *e)
+{
+    for (int i = 0; i < b->models.n; i++) {
+        char name[JOB_MODEL_MAX + 1];
+        const char *dir;
+        int layers[PP_MAX], pp;
+        try(model_spec(b->models.at[i], name, &dir, e));
+        try(options_stages(&b->pp, &b->layers, name, layers, &pp, e));
+    }
+    return OK;
+}
+
 static enum status settle(struct settings *s, enum log_level *level, struct error *e)
 {
     struct broker_options *b = &s->broker;
     if (b->models.n == 0) return usage(e, "--model is missing");
+    try(check_stages(b, e));
     try(read_precision(s->precision, &b->precision, e));
     try(log_level_parse(s->log_level, level, e));
     try(broker_check_listen(b, e));
