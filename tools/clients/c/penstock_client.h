@@ -27,7 +27,7 @@ struct penstock; // a client
 
 // What is asked for. Zero: absent. The same job may be enqueued again: its id stays, it runs once.
 struct penstock_job {
-    const char *op;   // chat, completion, tokens
+    const char *op;   // chat, completion, tokens, map_reduce
     const char *body; // an OpenAI request body as JSON text
     size_t body_bytes; // 0: it ends with a zero
     const char *model, *custom_id, *batch;

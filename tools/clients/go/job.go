@@ -13,7 +13,7 @@ import (
 // Job is what is asked for. Zero values are left out. The same Job may be enqueued again: its ID
 // stays, so it runs once.
 type Job struct {
-	Op   string // chat, completion, tokens
+	Op   string // chat, completion, tokens, map_reduce
 	Body any    // an OpenAI request body: a map or struct, or its JSON text as json.RawMessage
 	ID   string // made by Enqueue and Bulk if empty
 

@@ -41,7 +41,7 @@ class RedisAway(PenstockError):
 @dataclass
 class Job:
     """What is asked for. The same Job may be enqueued again: its id stays, so it runs once."""
-    op: str  # chat, completion, tokens
+    op: str  # chat, completion, tokens, map_reduce
     body: Union[Mapping[str, Any], str]  # an OpenAI request body, or its JSON text
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     fields: Mapping[str, Any] = field(default_factory=dict)  # class, deadline, custom_id, stream..

@@ -30,8 +30,8 @@ module Penstock
     attr_reader :op, :body, :id, :fields
     attr_accessor :since # last event before the push; set by enqueue
 
-    # op: chat, completion, tokens; body: an OpenAI request body as a Hash, or its JSON text;
-    # fields: class:, deadline:, custom_id:, stream:, ...
+    # op: chat, completion, tokens, map_reduce; body: an OpenAI request body as a Hash, or its JSON
+    # text; fields: class:, deadline:, custom_id:, stream:, ...
     def initialize(op, body, id: SecureRandom.hex(16), **fields)
       @op, @body, @id, @fields = op, body, id, fields
     end
