@@ -1,7 +1,7 @@
 #include "broker/broker.h"
 
-#include "broker/allow.h"
 #include "broker/claims.h"
+#include "broker/door.h"
 #include "broker/fleet_record.h"
 #include "broker/ingest.h"
 #include "broker/jobs.h"
@@ -35,8 +35,7 @@ enum {
 struct broker {
     struct broker_options options;
     struct models models;
-    void *zmq, *socket, *zap; // zap NULL: plain
-    struct allow allow;
+    struct door door;
     zloop_t *loop;
     int signals; // signalfd
     struct queue *queue;
@@ -50,102 +49,34 @@ struct broker {
     int64_t since_ms; // it leads; wall clock
     struct tenants tenants;
     struct pauses pauses;
-    bool listening, hears, stood_by, led, resigned;
+    bool hears, stood_by, led, resigned;
     struct health_writer health;
     char name[BROKER_NAME_MAX + 1];
-    char endpoint[ENDPOINT_MAX + 1];
     int64_t ingest_ms, promote_ms, reap_ms, tenants_ms, allow_ms;
     bool asking_tenants, promoting, reaping;
     int64_t stop_ms; // 0: not asked to
     struct error why; // of the end
 };
 
-// --- the door
-
-static bool begins(const char *text, const char *with)
-{
-    return strncmp(text, with, strlen(with)) == 0;
-}
-
-enum status broker_check_listen(const struct broker_options *o, struct error *e)
-{
-    const char *endpoint = o->listen;
-    if ((o->key != NULL) != (o->allow != NULL)) {
-        return error_set(e, ERR_INPUT, "bad_usage", "--key and --allow belong together");
-    }
-    if (begins(endpoint, "ipc://")) return OK;
-    if (!begins(endpoint, "tcp://") || strchr(endpoint + 6, ':') == NULL) {
-        return error_set(e, ERR_INPUT, "bad_usage", "--listen wants tcp://ADDRESS:PORT, not \"%s\"",
-                         endpoint);
-    }
-    if (curve_is_local(endpoint) || o->key != NULL || o->insecure) return OK;
-    return error_set(e, ERR_INPUT, "not_loopback",
-                     "%s can be reached from other machines: give --key and --allow (penstock "
-                     "keygen makes keys), or --insecure to do without encryption", endpoint);
-}
-
-// Encryption, and who asks whom: libzmq asks at ALLOW_ENDPOINT whether a key may connect.
-static enum status secure(struct broker *b, struct error *e)
-{
-    const struct broker_options *o = &b->options;
-    if (o->key == NULL) {
-        if (curve_is_local(o->listen)) return OK;
-        log_line(LOG_WARN, "insecure",
-                 log_str("note", "no encryption and no keys: whoever reaches this port can pose as "
-                                 "a group, is given jobs and may answer them; whoever sees the "
-                                 "traffic reads prompts and outputs"));
-        return OK;
-    }
-    struct curve_pair pair;
-    try(curve_read_secret(&pair, o->key, e));
-    try(allow_init(&b->allow, o->allow, e));
-    b->zap = zmq_socket(b->zmq, ZMQ_REP);
-    if (b->zap == NULL || zmq_bind(b->zap, ALLOW_ENDPOINT) != 0) {
-        return error_set(e, ERR_IO, NULL, "no socket to judge keys: %s", strerror(errno));
-    }
-    enum status status = curve_apply(b->socket, &pair, NULL, e);
-    zmq_setsockopt(b->socket, ZMQ_ZAP_DOMAIN, "penstock", strlen("penstock"));
-    log_line(LOG_INFO, "encrypted", log_str("key", pair.public_key));
-    explicit_bzero(&pair, sizeof pair);
-    return status;
-}
-
-static enum status listen_on(struct broker *b, struct error *e)
-{
-    char text[ENDPOINT_MAX + 1];
-    size_t n = sizeof b->endpoint;
-    snprintf(text, sizeof text, "%s", b->options.listen);
-    size_t length = strlen(text);
-    if (begins(text, "tcp://") && length > 2 && strcmp(text + length - 2, ":0") == 0) {
-        text[length - 1] = '*'; // as libzmq writes any port
-    }
-    standby_init(&b->standby, b->socket, b->zap != NULL ? &b->allow : NULL);
-    if (zmq_bind(b->socket, text) != 0) {
-        if (errno == EADDRINUSE) {
-            return error_set(e, ERR_IO, "port_taken",
-                             "%s is taken: does another broker run? Choose another port with "
-                             "--listen", text);
-        }
-        return error_set(e, ERR_IO, "cannot_listen", "cannot listen on %s: %s", text,
-                         zmq_strerror(errno));
-    }
-    b->listening = true;
-    zmq_getsockopt(b->socket, ZMQ_LAST_ENDPOINT, b->endpoint, &n);
-    log_line(LOG_INFO, "listening", log_str("endpoint", b->endpoint));
-    return OK;
-}
-
 // The name must be the same in the broker's next life, which may then lead without waiting.
 static void choose_name(struct broker *b)
 {
     char host[BROKER_NAME_MAX / 2] = "broker";
-    const char *where = strrchr(b->endpoint, begins(b->endpoint, "tcp://") ? ':' : '/');
+    const char *endpoint = b->door.endpoint;
+    const char *where = strrchr(endpoint, strncmp(endpoint, "tcp:", 4) == 0 ? ':' : '/');
     if (b->options.name != NULL) {
         snprintf(b->name, sizeof b->name, "%.*s", BROKER_NAME_MAX, b->options.name);
         return;
     }
     gethostname(host, sizeof host - 1);
-    snprintf(b->name, sizeof b->name, "%s:%.60s", host, where != NULL ? where + 1 : b->endpoint);
+    snprintf(b->name, sizeof b->name, "%s:%.60s", host, where != NULL ? where + 1 : endpoint);
+}
+
+// Who connects before this broker leads is answered by the standby.
+static enum status listen_on(struct broker *b, struct error *e)
+{
+    standby_init(&b->standby, b->door.socket, door_allow(&b->door));
+    return door_listen(&b->door, &b->options.door, e);
 }
 
 // --- Redis' side
@@ -221,7 +152,7 @@ static int on_socket(zloop_t *loop, zmq_pollitem_t *item, void *arg)
 // Nobody is listened to before it is known who leads: what is not read must not wake the loop.
 static void hear(struct broker *b)
 {
-    zmq_pollitem_t socket = {.socket = b->socket, .events = ZMQ_POLLIN};
+    zmq_pollitem_t socket = {.socket = b->door.socket, .events = ZMQ_POLLIN};
     if (b->hears) return;
     check(zloop_poller(b->loop, &socket, on_socket, b) == 0);
     b->hears = true;
@@ -251,7 +182,7 @@ static void on_ready(void *arg, uint64_t term)
     struct broker *b = arg;
     int64_t now_ms = clock_ms();
     log_line(LOG_INFO, b->led ? "redis_back" : b->stood_by ? "takes_over" : "ready",
-             log_str("endpoint", b->endpoint), log_str("queue", b->options.queue),
+             log_str("endpoint", b->door.endpoint), log_str("queue", b->options.queue),
              log_str("model", b->models.at[0].name), log_str("name", b->name),
              log_int("term", term));
     if (!b->led) lead(b, term, now_ms);
@@ -432,7 +363,7 @@ static int on_zap(zloop_t *loop, zmq_pollitem_t *item, void *arg)
 {
     struct broker *b = arg;
     (void) loop, (void) item;
-    while (allow_answer(&b->allow, b->zap)) {}
+    while (allow_answer(&b->door.allow, b->door.zap)) {}
     return 0;
 }
 
@@ -459,7 +390,7 @@ static int paused_load(void *arg, uint64_t epoch)
 static void tell_fleet(struct broker *b, int64_t now_ms)
 {
     const struct fleet_loads loads = {b, paused_load};
-    struct fleet_leader leader = {b->name, b->endpoint, queue_term(b->queue), b->since_ms};
+    struct fleet_leader leader = {b->name, b->door.endpoint, queue_term(b->queue), b->since_ms};
     char *text = fleet_record_due(&b->record, &leader, b->groups, b->models.n, &loads,
                                   now_ms);
     if (text == NULL) return;
@@ -520,7 +451,8 @@ static int on_tick(zloop_t *loop, int timer, void *arg)
     say_health(b, now_ms);
     if (b->why.status != OK) return -1;
     if (b->stop_ms != 0) return is_stopped(b, now_ms) ? -1 : 0;
-    if (b->zap != NULL && is_due(&b->allow_ms, ALLOW_MS, now_ms) && allow_refresh(&b->allow)) {
+    bool keys_due = b->door.zap != NULL && is_due(&b->allow_ms, ALLOW_MS, now_ms);
+    if (keys_due && allow_refresh(&b->door.allow)) {
         groups_recheck(b->groups);
     }
     groups_tick(b->groups, now_ms);
@@ -546,7 +478,7 @@ static int on_signal(zloop_t *loop, zmq_pollitem_t *item, void *arg)
     ingest_down(b->ingest);
     jobs_release(b->jobs);
     // What groups say from here on is for the next leader, to which they say it again.
-    zmq_pollitem_t socket = {.socket = b->socket, .events = ZMQ_POLLIN};
+    zmq_pollitem_t socket = {.socket = b->door.socket, .events = ZMQ_POLLIN};
     if (b->hears) zloop_poller_end(b->loop, &socket);
     return 0;
 }
@@ -563,10 +495,8 @@ static enum status open_sockets(struct broker *b, struct error *e)
     pthread_sigmask(SIG_BLOCK, &set, NULL); // before any thread, so that all of them have it
     zsys_handler_set(NULL);
     b->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    b->zmq = zmq_ctx_new();
-    b->socket = b->zmq != NULL ? zmq_socket(b->zmq, ZMQ_ROUTER) : NULL;
     b->loop = zloop_new();
-    if (b->signals >= 0 && b->socket != NULL && b->loop != NULL) return OK;
+    if (b->signals >= 0 && b->loop != NULL) return door_init(&b->door, &b->options.door, e);
     return error_set(e, ERR_IO, NULL, "no sockets: %s", strerror(errno));
 }
 
@@ -598,8 +528,8 @@ static enum status create_groups(struct broker *b, struct error *e)
 {
     const struct broker_options *o = &b->options;
     struct groups_options groups = {.models = &b->models,
-                                    .socket = b->socket,
-                                    .allow = b->zap != NULL ? &b->allow : NULL,
+                                    .socket = b->door.socket,
+                                    .allow = door_allow(&b->door),
                                     .record = &b->record,
                                     .precision = o->precision,
                                     .n_pipelines = o->pipelines,
@@ -648,10 +578,10 @@ static enum status create_parts(struct broker *b, struct error *e)
 static enum status run_loop(struct broker *b, struct error *e)
 {
     zmq_pollitem_t signals = {.fd = b->signals, .events = ZMQ_POLLIN};
-    zmq_pollitem_t zap = {.socket = b->zap, .events = ZMQ_POLLIN};
+    zmq_pollitem_t zap = {.socket = b->door.zap, .events = ZMQ_POLLIN};
     zloop_set_nonstop(b->loop, true); // signals are ours
     check(zloop_poller(b->loop, &signals, on_signal, b) == 0);
-    check(b->zap == NULL || zloop_poller(b->loop, &zap, on_zap, b) == 0);
+    check(b->door.zap == NULL || zloop_poller(b->loop, &zap, on_zap, b) == 0);
     check(zloop_timer(b->loop, TICK_MS, 0, on_tick, b) > 0);
     zloop_start(b->loop);
     if (b->why.status == OK) return OK;
@@ -670,9 +600,7 @@ static void close_all(struct broker *b)
     standby_deinit(&b->standby);
     fleet_record_deinit(&b->record);
     if (b->loop != NULL) zloop_destroy(&b->loop);
-    if (b->socket != NULL) zmq_close(b->socket);
-    if (b->zap != NULL) zmq_close(b->zap);
-    if (b->zmq != NULL) zmq_ctx_term(b->zmq);
+    door_deinit(&b->door);
     if (b->signals >= 0) close(b->signals);
     models_deinit(&b->models);
 }
@@ -682,9 +610,8 @@ enum status broker_run(const struct broker_options *o, struct error *e)
     static struct broker broker;
     struct broker *b = &broker;
     *b = (struct broker){.options = *o, .signals = -1, .health.path = o->status};
-    try(broker_check_listen(o, e));
+    try(door_check(&o->door, e));
     enum status status = open_sockets(b, e);
-    if (status == OK) status = secure(b, e);
     if (status == OK) status = models_load(&b->models, &o->models, &o->pp, &o->layers, e);
     if (status == OK) status = listen_on(b, e);
     if (status == OK) status = create_parts(b, e);

@@ -3,6 +3,7 @@
 #ifndef PENSTOCK_BROKER_BROKER_H
 #define PENSTOCK_BROKER_BROKER_H
 
+#include "broker/door.h"
 #include "broker/groups.h"
 #include "common/status.h"
 
@@ -11,7 +12,7 @@
 struct broker_options {
     const char *redis;  // URL
     const char *queue;
-    const char *listen; // tcp://127.0.0.1:PORT (PORT 0: any free one), ipc://PATH
+    struct door_options door;
     const char *name;   // of this broker, as the owner of the leader's lease; NULL: HOST:PORT
     struct option_list models;     // DIR or NAME=DIR
     struct option_list pp, layers; // of options_stages
@@ -24,14 +25,8 @@ struct broker_options {
     int64_t age_ms;     // a ready job counts as a class higher for each; 0: never
     int64_t max_queued_bytes; // of messages that wait or run; 0: no limit
     bool accept_loss;
-    const char *key;    // secret file: groups connect with CURVE; NULL: plain
-    const char *allow;  // folder of their public keys
-    bool insecure;      // plain beyond loopback
     const char *status; // file that the broker's health is written to; NULL: none
 };
-
-// ERR_INPUT bad_usage; not_loopback: beyond this machine it takes keys, or `insecure`.
-enum status broker_check_listen(const struct broker_options *o, struct error *e);
 
 // Runs until SIGTERM or SIGINT (OK), or until nothing but a person helps: port_taken, a model that
 // cannot be read, a Redis that is refused. Groups go on with what they run; the jobs stay theirs

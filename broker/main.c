@@ -32,15 +32,15 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
          .help = "redis://[USER:PASSWORD@]HOST:PORT[/DB], rediss:// for TLS, or unix:///PATH."},
         {.name = "queue", .kind = OPTION_STRING, .value = &b->queue, .argument = "NAME",
          .help = "Name of the queue."},
-        {.name = "listen", .kind = OPTION_STRING, .value = &b->listen, .argument = "ENDPOINT",
+        {.name = "listen", .kind = OPTION_STRING, .value = &b->door.listen, .argument = "ENDPOINT",
          .help = "Where groups connect; beyond loopback only with keys."},
         {.name = "name", .kind = OPTION_STRING, .value = &b->name, .argument = "NAME",
          .help = "Of this broker among those of the queue (default: HOST:PORT)."},
-        {.name = "key", .kind = OPTION_STRING, .value = &b->key, .argument = "FILE",
+        {.name = "key", .kind = OPTION_STRING, .value = &b->door.key, .argument = "FILE",
          .help = "Secret key of the broker: groups connect encrypted, if --allow has their key."},
-        {.name = "allow", .kind = OPTION_STRING, .value = &b->allow, .argument = "DIR",
+        {.name = "allow", .kind = OPTION_STRING, .value = &b->door.allow, .argument = "DIR",
          .help = "Folder of the groups' public keys; may change while the broker runs."},
-        {.name = "insecure", .kind = OPTION_FLAG, .value = &b->insecure,
+        {.name = "insecure", .kind = OPTION_FLAG, .value = &b->door.insecure,
          .help = "Beyond loopback without keys: anyone may pose as a group, and read all."},
         {.name = "model", .kind = OPTION_LIST, .value = &b->models, .argument = "[NAME=]DIR",
          .help = "Checkpoint directory, for each model; the first is for jobs that name none."},
@@ -134,7 +134,7 @@ static enum status settle(struct settings *s, enum log_level *level, struct erro
     try(check_stages(b, e));
     try(read_precision(s->precision, &b->precision, e));
     try(log_level_parse(s->log_level, level, e));
-    try(broker_check_listen(b, e));
+    try(door_check(&b->door, e));
     if (b->name != NULL) try(queue_lead_check_name(b->name, e));
     b->pipelines = (int) s->pipelines;
     b->spares = (int) s->spares;
@@ -160,7 +160,7 @@ int main(int argc, char **argv)
 {
     struct settings s = {.broker = {.redis = "redis://127.0.0.1:6379",
                                     .queue = "default",
-                                    .listen = "tcp://127.0.0.1:7300"},
+                                    .door.listen = "tcp://127.0.0.1:7300"},
                          .precision = "auto",
                          .log_level = "info",
                          .age = 600,
