@@ -534,6 +534,7 @@ static enum status create_groups(struct broker *b, struct error *e)
                                     .precision = o->precision,
                                     .n_pipelines = o->pipelines,
                                     .n_spares = o->spares,
+                                    .tp = o->tp,
                                     .slots = o->slots,
                                     .max_context = o->max_context,
                                     .max_rows = o->max_rows,

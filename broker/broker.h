@@ -18,6 +18,7 @@ struct broker_options {
     struct option_list pp, layers; // of options_stages
     int pipelines, spares;         // of groups_options
     enum groups_precision precision;
+    int tp;                   // ranks of each group; 0: as the first one has
     int slots, max_context, max_rows, chunk, kv_blocks; // 0: chosen
     int default_max_tokens;
     int pool_threads;   // of each of the two pools

@@ -26,6 +26,7 @@ struct groups_options {
     enum groups_precision precision; // auto: what the groups prefer, f32 if any of them does
     int n_pipelines; // most of each model; 0: as many as the groups allow
     int n_spares;    // groups of each model kept idle before a further pipeline is formed
+    int tp;                   // ranks of each group; 0: as the first one has
     int slots, max_context, max_rows, chunk, kv_blocks; // 0: chosen
     void *arg;
     void (*planned)(void *arg, int model, const struct plan *plan);

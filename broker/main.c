@@ -14,7 +14,7 @@ enum { EXIT_USAGE = 2, POOL_THREADS_MOST = 64 };
 struct settings {
     struct broker_options broker;
     const char *precision, *log_level;
-    int64_t pipelines, spares, slots, max_context, max_rows, chunk, kv_blocks, default_max_tokens,
+    int64_t tp, pipelines, spares, slots, max_context, max_rows, chunk, kv_blocks, default_max_tokens,
         pool_threads, age, urgent_share;
     bool log_json;
 };
@@ -54,6 +54,9 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
         {.name = "spares", .kind = OPTION_INT, .value = &s->spares, .argument = "N",
          .help = "Groups kept idle for each model before a further pipeline is formed.",
          .least = 0, .most = FLEET_GROUPS_MAX},
+        {.name = "tp", .kind = OPTION_INT, .value = &s->tp, .argument = "N",
+         .help = "Ranks that each group must have; 0: as many as the first one has.", .least = 0,
+         .most = TP_MAX},
         {.name = "precision", .kind = OPTION_STRING, .value = &s->precision,
          .argument = "auto|f32|bf16", .help = "f32 is exact; auto: what the groups prefer."},
         {.name = "slots", .kind = OPTION_INT, .value = &s->slots, .argument = "N",
@@ -138,6 +141,7 @@ static enum status settle(struct settings *s, enum log_level *level, struct erro
     if (b->name != NULL) try(queue_lead_check_name(b->name, e));
     b->pipelines = (int) s->pipelines;
     b->spares = (int) s->spares;
+    b->tp = (int) s->tp;
     b->slots = (int) s->slots;
     b->max_context = (int) s->max_context;
     b->max_rows = (int) s->max_rows;

@@ -248,9 +248,11 @@ static bool is_candidate(const struct candidate *c, const char *key, const char 
     return c->used && strcmp(c->name, name) == 0 && strcmp(c->peer.key, key) == 0;
 }
 
-// The tp that all groups must have: the plan's, or that of those that came first. 0: any.
+// The tp that all groups must have: as asked for, the plan's, or that of those that came first. 0:
+// any.
 static int tp_wanted(const struct site *s, const char *key, const char *name)
 {
+    if (s->options->tp > 0) return s->options->tp;
     if (s->planned) return s->plan.tp;
     for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
         const struct candidate *c = &s->candidates[i];
@@ -265,8 +267,8 @@ static enum status check_hello(const struct site *s, const char *key, const stru
     int tp = tp_wanted(s, key, h->name);
     uint64_t bytes = smallest_device(h), needs = 0;
     if (h->tp < 1 || (tp > 0 && h->tp != tp)) {
-        return error_set(e, ERR_INPUT, "bad_tp", "the group has %d ranks, the others have %d",
-                         h->tp, tp);
+        return error_set(e, ERR_INPUT, "bad_tp", "the group has %d ranks, %s %d", h->tp,
+                         s->options->tp > 0 ? "the broker's --tp says" : "the others have", tp);
     }
     for (int i = 0; s->planned && i < s->plan.pp; i++) {
         if (s->plan.stages[i].total > needs) needs = s->plan.stages[i].total;
@@ -459,7 +461,8 @@ enum status site_init(struct site *s, const struct groups_options *o, int index,
     s->peers = peers;
     s->epoch = epoch;
     struct plan plan;
-    struct plan_request r = {.config = &model->config, .pp = model->pp, .tp = 1, .slots = o->slots,
+    struct plan_request r = {.config = &model->config, .pp = model->pp,
+                             .tp = o->tp > 0 ? o->tp : 1, .slots = o->slots,
                              .max_context = o->max_context, .max_rows = o->max_rows,
                              .chunk = o->chunk, .kv_blocks = o->kv_blocks};
     memcpy(r.layers, model->layers, sizeof r.layers);

@@ -163,6 +163,7 @@ static void add_broker(struct up *u, int i)
     add_list(c, "model", &u->models);
     add_list(c, "layers", &u->layers);
     add_list(c, "pp", &u->pp);
+    add_number(c, "tp", u->tp);
     add_number(c, "pipelines", u->pipelines);
     add_number(c, "spares", u->spares);
     add_text(c, "precision", u->precision);

@@ -100,6 +100,18 @@ static void groups_that_do_not_fit_are_told_so(void **state)
     assert_false(g->assigned || second->assigned);
 }
 
+static void a_broker_may_say_how_many_ranks(void **state)
+{
+    (void) state;
+    w.extra[0] = "--tp", w.extra[1] = "2";
+    start_broker();
+    struct fake_group *one = start_group("one"), *two = start_group("two");
+    two->tp = 2;
+    until(strcmp(one->error, "bad_tp") == 0 && two->linked);
+    assert_int_equal(two->assign.tp, 2);
+    assert_false(one->assigned);
+}
+
 static void a_plan_is_made_anew_for_less_memory(void **state)
 {
     (void) state;
@@ -448,6 +460,7 @@ int main(int argc, char **argv)
         test(many_jobs_within_the_credit),
         test(two_stages_are_assigned_and_linked),
         test(groups_that_do_not_fit_are_told_so),
+        test(a_broker_may_say_how_many_ranks),
         test(a_plan_is_made_anew_for_less_memory),
         test(bad_messages_become_dead_letters_that_say_why),
         test(the_same_id_again),
