@@ -14,8 +14,8 @@ enum { EXIT_USAGE = 2, POOL_THREADS_MOST = 64 };
 struct settings {
     struct broker_options broker;
     const char *precision, *log_level;
-    int64_t tp, pipelines, spares, slots, max_context, max_rows, chunk, kv_blocks, default_max_tokens,
-        pool_threads, age, urgent_share;
+    int64_t tp, pipelines, spares, slots, max_context, max_rows, chunk, kv_blocks,
+        default_max_tokens, pool_threads, age, urgent_share;
     bool log_json;
 };
 
