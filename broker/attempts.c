@@ -48,10 +48,20 @@ void attempt_set_account(struct attempt *a, struct account *account)
     count(a, 1);
 }
 
+// What a group names may be anything.
+static bool is_key(const struct job_key *key)
+{
+    struct error e;
+    return key->attempt >= 1 && key->attempt <= ATTEMPT_MAX &&
+           redis_name_check("tenant", key->tenant, TENANT_MAX, &e) == OK &&
+           redis_name_check("id", key->id, JOB_ID_MAX, &e) == OK;
+}
+
 enum status attempts_insert(struct jobs *j, const struct job_key *key, enum attempt_state state,
                           bool poison, struct attempt **to)
 {
     *to = NULL;
+    if (!is_key(key)) return ERR_INPUT;
     if (j->n >= JOBS_MAX) return ERR_LIMIT;
     struct attempt *a = calloc(1, sizeof *a);
     if (a == NULL) return ERR_NOMEM;

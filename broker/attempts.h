@@ -9,6 +9,7 @@
 #include "common/log.h"
 
 enum { ATTEMPT_BUCKETS = 1024 };
+#define ATTEMPT_MAX (1ull << 53) // Redis' functions count exactly up to here
 
 enum attempt_state {
     CLAIMED,  // its bytes are being read
@@ -35,6 +36,7 @@ struct attempt {
     bool counted;         // in an adopted head's account
     bool seen;            // in the HELLO that is looked at
     bool foreign;         // nothing is known of it but its RESULT
+    bool over;            // its RESULT has come: the head has its slot back
     bool open;            // a call about its outcome is
     bool saving;          // a checkpoint call is
     bool stuck;           // tokens are missing between checkpoint and `ids`
@@ -69,7 +71,8 @@ struct jobs {
 struct attempt *attempts_find(const struct jobs *j, uint64_t attempt);
 struct attempt *attempts_find_key(const struct jobs *j, const struct job_key *key);
 
-// ERR_LIMIT, ERR_NOMEM.
+// ERR_LIMIT, ERR_NOMEM; ERR_INPUT for a key that no job has: one of these in a call to Redis, and
+// all that the call is about would be refused.
 enum status attempts_insert(struct jobs *j, const struct job_key *key, enum attempt_state state,
                             bool poison, struct attempt **to);
 

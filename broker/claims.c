@@ -219,7 +219,7 @@ static void take(struct claims *c, const struct chosen *r, const struct queue_jo
         log_line(LOG_ERROR, "no_room", log_str("id", key.id), log_str("why", status_name(status)));
         return;
     }
-    bool runs = r->unfit || jobs_serves(jobs, r->epoch);
+    bool runs = !c->stopped && (r->unfit || jobs_serves(jobs, r->epoch));
     if (!runs || !read_later(c, j, &key)) jobs_give_back(jobs, key.attempt);
 }
 
@@ -263,9 +263,10 @@ static void call_claim(struct claims *c)
 
 // --- choosing
 
+// One without a need has no record any more: the claim finds it gone.
 static bool is_unfit(const struct claims *c, const struct ready *r)
 {
-    return c->max_blocks > 0 && r->need_blocks > c->max_blocks;
+    return r->need_blocks == 0 || (c->max_blocks > 0 && r->need_blocks > c->max_blocks);
 }
 
 static void count_active(void *arg, const char *tenant, uint64_t need_blocks)

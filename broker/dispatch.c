@@ -15,6 +15,7 @@ void credit_grant(struct credit *c, uint64_t slots, uint64_t blocks)
 void credit_adopt(struct credit *c, uint64_t total_slots, uint64_t total_blocks,
                   uint64_t used_slots, uint64_t used_blocks)
 {
+    credit_grant(c, total_slots, total_blocks); // no head has ever granted less
     c->taken_slots = c->granted_slots - (total_slots - used_slots);
     c->taken_blocks = c->granted_blocks - (total_blocks - used_blocks);
 }

@@ -213,6 +213,11 @@ void jobs_forget(struct jobs *j, uint64_t attempt)
     struct attempt *a = attempts_find(j, attempt);
     if (a == NULL || !attempt_is_active(a)) return;
     attempt_log(LOG_WARN, "attempt_lost", a, "", "stale");
+    bool adopting = a->account != NULL && a->account->adopting;
+    if (a->state == AT_HEAD && adopting) { // it counts in the head's books until it ends there
+        jobs_cancel(j, attempt, WIRE_REASON_CANCELLED);
+        return;
+    }
     if (a->state == AT_HEAD) {
         say_cancel(a, WIRE_REASON_CANCELLED);
     } else {

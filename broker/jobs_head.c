@@ -195,9 +195,12 @@ static enum status store(struct attempt *a, const struct wire_bytes *bytes)
 static void on_result(struct jobs *j, const struct peer *from, const struct wire_result *m)
 {
     struct attempt *a = attempts_find_key(j, &m->key);
+    if (a != NULL) a->over = true;
     if (!queue_ready(j->options.queue)) return; // the head keeps it and sends it again
     if (a == NULL) {
-        if (attempts_insert(j, &m->key, REPORTED, false, &a) != OK) return;
+        enum status status = attempts_insert(j, &m->key, REPORTED, false, &a);
+        if (status == ERR_INPUT) say_committed(j, from, &m->key, WIRE_OUTCOME_UNKNOWN);
+        if (status != OK) return;
         attempt_set_account(a, jobs_headed_by(j, from));
         a->foreign = true; // of a former head, or of an earlier broker's time
         a->need_known = true;
@@ -240,7 +243,7 @@ static void on_reject(struct jobs *j, const struct wire_reject *m)
 static void count_one(struct attempt *a)
 {
     struct account *account = a->account;
-    if ((a->state != AT_HEAD && a->state != REPORTED) || a->foreign) return;
+    if (a->state != AT_HEAD || a->over) return;
     a->counted = a->credited = true;
     account->used_slots++;
     if (a->need_known) account->used_blocks += a->need_blocks;

@@ -159,13 +159,24 @@ void jobs_settle(struct jobs *j, struct account *account)
 
 // --- for dispatch
 
+// Places in the table that nobody was promised: whatever the heads grant, no more is claimed.
+static uint64_t places(const struct jobs *j)
+{
+    int n = j->n;
+    for (int i = 0; i < j->n_accounts; i++) n += j->accounts[i].n_promised;
+    return n < JOBS_MAX ? (uint64_t) (JOBS_MAX - n) : 0;
+}
+
 int jobs_view(const struct jobs *j, int model, struct dispatch_pipeline to[PIPELINES_MAX],
               uint64_t epochs[PIPELINES_MAX])
 {
+    uint64_t left = places(j);
     int n = 0;
     for (int i = 0; i < j->n_accounts && n < PIPELINES_MAX; i++) {
         const struct account *a = &j->accounts[i];
         if (a->model != model || !account_view(a, j->now_ms, &to[n])) continue;
+        if (to[n].slots > left) to[n].slots = left;
+        left -= to[n].slots;
         epochs[n++] = a->epoch;
     }
     return n;
@@ -173,6 +184,7 @@ int jobs_view(const struct jobs *j, int model, struct dispatch_pipeline to[PIPEL
 
 bool jobs_room(const struct jobs *j, int model)
 {
+    if (places(j) == 0) return false;
     for (int i = 0; i < j->n_accounts; i++) {
         struct dispatch_pipeline p;
         const struct account *a = &j->accounts[i];

@@ -1,0 +1,87 @@
+// The table of attempts, without Redis or groups: what dispatch may use of the pipelines.
+#include "broker/jobs.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+static void on_freed(void *arg) { (void) arg; }
+
+static void bring_up(struct jobs *jobs, uint64_t epoch)
+{
+    const struct jobs_pipeline p = {.id = epoch, .epoch = epoch, .head = {.n = 1}, .name = "head",
+                                    .slots = SLOTS_MAX, .blocks = 2 * SLOTS_MAX};
+    struct wire_message m = {.command = WIRE_CREDIT};
+    m.credit = (struct wire_credit){epoch, epoch, SLOTS_MAX, 2 * SLOTS_MAX};
+    jobs_up(jobs, &p);
+    assert_true(jobs_message(jobs, &p.head, &m));
+}
+
+static uint64_t slots_in_view(const struct jobs *jobs)
+{
+    struct dispatch_pipeline pipelines[PIPELINES_MAX];
+    uint64_t epochs[PIPELINES_MAX], n = 0;
+    int n_pipelines = jobs_view(jobs, 0, pipelines, epochs);
+    for (int i = 0; i < n_pipelines; i++) n += pipelines[i].slots;
+    return n;
+}
+
+// More slots than places in the table: a job that has no place there would be claimed for nothing,
+// and count as lost.
+static void no_more_is_promised_than_the_table_holds(void **state)
+{
+    (void) state;
+    const struct jobs_options o = {.freed = on_freed};
+    struct jobs *jobs;
+    struct error e;
+    assert_int_equal(jobs_create(&jobs, &o, &e), OK);
+    for (uint64_t epoch = 1; epoch <= 3; epoch++) bring_up(jobs, epoch);
+    assert_int_equal(slots_in_view(jobs), JOBS_MAX);
+    int n = 0;
+    struct job_key key = {.tenant = "t", .id = "a"};
+    for (uint64_t epoch = 1; jobs_room(jobs, 0); n++) {
+        if (n == SLOTS_MAX * (int) epoch) epoch++;
+        assert_string_equal(jobs_promise(jobs, epoch, 1), "head");
+        assert_int_equal(slots_in_view(jobs), JOBS_MAX - n - 1);
+        key.attempt = (uint64_t) n + 1;
+        assert_int_equal(jobs_add(jobs, &key, 1, false, epoch), OK);
+        if (n % 512 != 0) continue; // a promise that is taken back
+        assert_string_equal(jobs_promise(jobs, 3, 1), "head");
+        jobs_withdraw(jobs, 3, 1);
+    }
+    assert_int_equal(n, JOBS_MAX);
+    assert_int_equal(jobs_n_active(jobs), JOBS_MAX);
+    assert_int_equal(slots_in_view(jobs), 0);
+    jobs_destroy(&jobs);
+}
+
+static void a_key_that_no_job_has_is_refused(void **state)
+{
+    (void) state;
+    const struct jobs_options o = {.freed = on_freed};
+    const struct job_key bad[] = {
+        {"no name", "a", 1}, {"", "a", 1}, {"t", "a:b", 1}, {"t", "a", 0}, {"t", "a", 1ull << 54}};
+    const struct job_key good = {"t", "a", 1ull << 53};
+    struct jobs *jobs;
+    struct error e;
+    assert_int_equal(jobs_create(&jobs, &o, &e), OK);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_equal(jobs_add(jobs, &bad[i], 1, false, 0), ERR_INPUT);
+    }
+    assert_int_equal(jobs_add(jobs, &good, 1, false, 0), OK);
+    jobs_destroy(&jobs);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(no_more_is_promised_than_the_table_holds),
+        cmocka_unit_test(a_key_that_no_job_has_is_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
