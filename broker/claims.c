@@ -155,6 +155,8 @@ static void start(struct claims *c, const struct item *item)
     }
     // More than it may have: of another job's life, or damaged. It begins anew.
     if (wire_ids_count(job.resume) > job.max_tokens) job.resume.n = 0;
+    // Nobody keeps logprobs but the head that chose the tokens. What has been shown stays as it is.
+    if (body->sampling.n_logprobs >= 0 && !item->stream) job.resume.n = 0;
     jobs_start(c->options.jobs, &job, p->need_blocks);
 }
 

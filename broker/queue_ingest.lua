@@ -149,9 +149,10 @@ local function admit_known(p, tenant, id, job, old, now)
         drop_dead(p, tenant, id, old, job.seq)
         return nil
     end
-    if old.hash ~= job.hash then
-        return conflict(p, tenant, job.seq, id, job.custom, 'id_conflict',
-            'another job with the id ' .. id .. ' and another body is in the queue', '', now)
+    if old.hash ~= job.hash or old.parent then -- nobody is told of a child's end
+        local whose = old.parent and 'the id ' .. id .. ' belongs to a child of ' .. old.parent
+            or 'another job with the id ' .. id .. ' and another body is in the queue'
+        return conflict(p, tenant, job.seq, id, job.custom, 'id_conflict', whose, '', now)
     end
     count(p, 'duplicates')
     drop_message(p, job.seq, tenant)

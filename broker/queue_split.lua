@@ -80,6 +80,8 @@ local function drop_children(p, tenant, id, job)
         local h = call('HMGET', key, 'state', 'parent')
         if h[2] == id and ended({state = h[1]}) then
             call('DEL', key, p .. 'r:' .. tenant .. ':' .. child)
+        elseif h[2] == id then
+            call('HSET', key, 'ttl', 1) -- it is being cancelled
         end
     end)
 end

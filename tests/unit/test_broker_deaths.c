@@ -34,6 +34,26 @@ static void a_job_resumes_after_its_group_died(void **state)
     expect_events("a", "done 2;");
 }
 
+// The head that chose them had the logprobs of what was saved: they are made again.
+static void a_job_with_logprobs_begins_anew_after_its_group_died(void **state)
+{
+    (void) state;
+    struct fake_group *g = start_world(NULL);
+    push("{'v': 1, 'id': 'a', 'op': 'tokens', 'body': {'tokens': [5, 6], 'max_tokens': 8, "
+         "'temperature': 0, 'logprobs': 1}}");
+    fake_group_tokens(g, wait_job(g, "a"), 5);
+    until(saved_bytes("a") == 20);
+    fake_group_kill(g);
+    struct fake_group *again = start_group("g-0");
+    struct fake_job *job = wait_job(again, "a");
+    assert_int_equal(job->attempts, 2);
+    assert_int_equal(job->n_resume, 0);
+    fake_group_tokens(again, job, 7);
+    until(saved_bytes("a") == 28);
+    fake_group_finish(again, job);
+    expect_result("a", RESULT_OK, "", 8);
+}
+
 static void a_silent_group_is_given_up_and_a_spare_takes_over(void **state)
 {
     (void) state;
@@ -236,6 +256,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         test(a_job_resumes_after_its_group_died),
+        test(a_job_with_logprobs_begins_anew_after_its_group_died),
         test(a_silent_group_is_given_up_and_a_spare_takes_over),
         test(a_group_drains_and_leaves),
         test(a_new_broker_adopts_what_runs),

@@ -403,6 +403,9 @@ static void ids_of_others_are_left_alone(void **state)
     cmd("RPUSH", "%Tin:default", "q-m1-1");
     call("take", "1", "default", "1", "1000", "1000");
     assert_string_equal(admit("6", "q-m1-1", "hash"), "id_conflict");
+    cmd("RPUSH", "%Tin:default", "q-m1-1"); // not even with the same request: no event would come
+    call("take", "1", "default", "1", "1000", "1000");
+    assert_string_equal(admit("7", "q-m1-1", "h1"), "id_conflict");
     assert_string_equal(state_of("q-m1-1"), "queued");
 }
 
@@ -417,6 +420,19 @@ static void a_purge_takes_the_children_along(void **state)
     expect_cmd("0", "EXISTS", "%Tj:default:p", "%Tj:default:p-m1-1", "%Tr:default:p-m1-1",
                "%Tj:default:p-m1-2", "%Tr:default:p-m1-2");
     expect_clean();
+}
+
+static void a_child_that_runs_when_its_parent_is_purged_leaves_nothing(void **state)
+{
+    (void) state;
+    make_split("1", "p");
+    run_child("p-m1-1", "1", "1");
+    expect("[cancelled]", "cancel", "1", "default", "0", "p-m1-2");
+    expect("ok", "purge", "default", "p");
+    assert_string_equal(state_of("p-m1-1"), "running");
+    expect("ok", "done", "1", "default", "p-m1-1", "1", "cancelled", "what it has");
+    assert_true(atoi(cmd("PTTL", "%Tr:default:p-m1-1")) <= 1);
+    assert_true(atoi(cmd("PTTL", "%Tj:default:p-m1-1")) <= 1);
 }
 
 static void a_failed_run_of_the_parent_keeps_its_message(void **state)
@@ -503,6 +519,7 @@ int main(void)
         test(children_of_an_earlier_life_end_first),
         test(ids_of_others_are_left_alone),
         test(a_purge_takes_the_children_along),
+        test(a_child_that_runs_when_its_parent_is_purged_leaves_nothing),
         test(a_failed_run_of_the_parent_keeps_its_message),
         test(show_tells_of_children),
         test(older_terms_and_bad_arguments),
