@@ -98,7 +98,8 @@ static bool take_ids(struct attempt *a, const struct wire_tokens *t)
 static void on_tokens(struct jobs *j, const struct wire_tokens *t)
 {
     struct attempt *a = attempts_find_key(j, &t->key);
-    if (a == NULL || a->state != AT_HEAD || !take_ids(a, t) || t->text.n == 0) return;
+    if (a == NULL || a->state != AT_HEAD || !take_ids(a, t)) return;
+    if (t->text.n == 0 || a->plain) return; // nobody asked for a plain job's text
     if (t->text_offset == 0) a->mute = false;
     bool taken = pending_text_add(&a->text, (uint64_t) t->text_offset, t->text.at, t->text.n,
                                   &j->text_bytes);

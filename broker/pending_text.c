@@ -39,6 +39,11 @@ bool pending_text_shown(struct pending_text *t, uint64_t shown, size_t *total)
     *total -= t->n - kept;
     t->n = kept;
     t->offset = shown;
+    if (kept == 0) { // what one outage took is not held until the job ends
+        free(t->bytes);
+        t->bytes = NULL;
+        t->room = 0;
+    }
     return more;
 }
 

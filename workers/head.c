@@ -358,7 +358,7 @@ static struct wire_bytes fresh_text(const struct seq *q)
     return (struct wire_bytes){at, n};
 }
 
-static void report_tokens(struct head *h, struct seq *q, int64_t now_ms)
+static bool report_tokens(struct head *h, struct seq *q, int64_t now_ms)
 {
     int n = q->n_known - q->n_prompt;
     struct wire_tokens t = {.key = q->key,
@@ -367,10 +367,11 @@ static void report_tokens(struct head *h, struct seq *q, int64_t now_ms)
                             .ids = {q->ids + q->n_prompt + q->n_reported,
                                     (size_t) (n - q->n_reported) * sizeof *q->ids},
                             .text = fresh_text(q)};
-    if (!h->events.tokens(h->events.arg, &t)) return;
+    if (!h->events.tokens(h->events.arg, &t)) return false;
     q->n_reported = n;
     if (q->stream) q->text_reported += t.text.n;
     q->reported_ms = now_ms;
+    return true;
 }
 
 // When the sequence's TOKENS are due; INT64_MAX: there is nothing to tell.
@@ -389,8 +390,9 @@ int64_t head_report(struct head *h, int64_t now_ms, int64_t again_ms)
     int64_t next = INT64_MAX;
     for (int i = 0; i < h->options.limits.slots; i++) {
         struct seq *q = &h->seqs[i];
-        if (report_due(h, q) <= now_ms) report_tokens(h, q, now_ms);
-        int64_t due = report_due(h, q);
+        bool waits = report_due(h, q) <= now_ms && !report_tokens(h, q, now_ms);
+        // While nobody listens the loop need not turn for it all the time.
+        int64_t due = waits ? now_ms + STREAM_REPORT_MS : report_due(h, q);
         if (due < next) next = due;
     }
     for (struct kept_result *r = h->kept; r != NULL; r = r->next) {

@@ -33,6 +33,7 @@ struct stage {
     char text[1 << 16];    // chunks by their offsets
     size_t n_text;
     size_t longest;
+    bool deaf;             // nobody takes TOKENS
     int n_results;
     struct buffer bytes;
     struct result result;
@@ -41,6 +42,7 @@ struct stage {
 static bool on_tokens(void *arg, const struct wire_tokens *t)
 {
     struct stage *s = arg;
+    if (s->deaf) return false;
     s->n_reports++;
     s->n_ids = wire_ids_count(t->ids);
     s->text_offset = (size_t) t->text_offset;
@@ -157,6 +159,23 @@ static void told_after_50_ms_or_32_tokens(void **state)
     head_report(s.head, 1000 + STREAM_REPORT_MS, AGAIN_MS);
     assert_int_equal(s.n_reports, 2);
     assert_int_equal(s.text_offset, STREAM_REPORT_TOKENS - 1);
+    close_stage(&s);
+}
+
+static void the_loop_may_sleep_while_nobody_listens(void **state)
+{
+    (void) state;
+    struct stage s;
+    open_stage(&s, 1000);
+    accept(&s, &(struct wire_job){.max_tokens = 500, .stream = true}, 1000);
+    s.deaf = true;
+    for (int64_t now_ms = 1100, i = 0; i < 2 * STREAM_REPORT_TOKENS; i++, now_ms++) {
+        say(&s, "x", now_ms);
+        assert_int_equal(head_report(s.head, now_ms, AGAIN_MS), now_ms + STREAM_REPORT_MS);
+    }
+    s.deaf = false;
+    assert_true(head_report(s.head, 2000, AGAIN_MS) == INT64_MAX);
+    assert_int_equal(s.n_text, 2 * STREAM_REPORT_TOKENS);
     close_stage(&s);
 }
 
@@ -296,6 +315,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(told_after_50_ms_or_32_tokens),
+        cmocka_unit_test(the_loop_may_sleep_while_nobody_listens),
         cmocka_unit_test(jobs_without_stream_tell_no_text),
         cmocka_unit_test(characters_are_whole_and_stop_strings_held_back),
         cmocka_unit_test(a_resumed_text_is_told_from_its_beginning),

@@ -32,6 +32,9 @@ static void kept_until_it_is_published(void **state)
     assert_false(pending_text_shown(&t, 4, &total));
     assert_true(pending_text_shown(&t, 6, &total));
     assert_text(&t, 6, "");
+    assert_int_equal(t.room, 0); // nothing is held that `total` does not count
+    assert_true(pending_text_add(&t, 6, "g", 1, &total));
+    assert_text(&t, 6, "g");
     pending_text_free(&t, &total);
     assert_int_equal(total, 0);
 }
