@@ -3,6 +3,7 @@
 #include "broker/queue_call.h"
 #include "broker/queue_connection.h"
 #include "broker/queue_watch.h"
+#include "common/utf8.h"
 
 #include <czmq.h>
 #include <stdlib.h>
@@ -69,6 +70,12 @@ void put_bytes(struct args *a, const void *bytes, size_t n)
 void put(struct args *a, const char *text)
 {
     put_bytes(a, text, text != NULL ? strlen(text) : 0);
+}
+
+// Redis makes a result of it, which must be UTF-8.
+void put_sentence(struct args *a, const char *text)
+{
+    put_bytes(a, text, text != NULL ? utf8_valid_prefix(text, strlen(text)) : 0);
 }
 
 void put_number(struct args *a, uint64_t number)
@@ -205,7 +212,7 @@ enum status queue_reject(struct queue *q, const struct queue_reject *r, queue_fn
     put(&a, r->id);
     put(&a, r->custom_id);
     put(&a, r->code);
-    put(&a, r->text);
+    put_sentence(&a, r->text);
     put_bytes(&a, r->result, r->n_result);
     return call_end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);
 }
@@ -330,7 +337,7 @@ enum status queue_fail(struct queue *q, const struct queue_attempt *attempt,
     try(call_begin(q, &a, "fail", 11));
     put_attempt(&a, attempt);
     put(&a, f->code);
-    put(&a, f->text);
+    put_sentence(&a, f->text);
     put_number(&a, f->retryable);
     put_ms(&a, RETRY_BASE_MS);
     put_ms(&a, RETRY_MOST_MS);

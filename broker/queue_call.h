@@ -31,6 +31,7 @@ enum status call_begin(struct queue *q, struct args *a, const char *function, si
 // What they point to must last until call_end. NULL stands for no bytes.
 void put_bytes(struct args *a, const void *bytes, size_t n);
 void put(struct args *a, const char *text);
+void put_sentence(struct args *a, const char *text); // without a last character that was cut
 void put_number(struct args *a, uint64_t number);
 void put_ms(struct args *a, int64_t ms); // a negative one is 0
 

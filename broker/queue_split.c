@@ -94,7 +94,7 @@ enum status queue_joined(struct queue *q, const struct queue_parent *p, const st
     put_parent(&a, p, p->level);
     put(&a, why != NULL ? "failed" : "done");
     put(&a, why != NULL ? why->code : "");
-    put(&a, why != NULL ? why->text : "");
+    put_sentence(&a, why != NULL ? why->text : "");
     put_bytes(&a, result, n);
     put_bytes(&a, text->bytes, text->n);
     return call_end(q, &a, QUEUE_FORM_WORD, 0, fn, arg);

@@ -5,6 +5,7 @@
 #include "broker/queue_reply.h"
 #include "broker/queue_server.h"
 #include "common/clock.h"
+#include "common/result.h"
 #include "tests/support/redis.h"
 
 #include <setjmp.h>
@@ -306,6 +307,32 @@ static void every_other_call(void **state)
     assert_string_equal(b.text, "owner head");
     redis("ZADD ps:{calls}:ls 1 default:a");
     expect_text(&b, "[cancelled default a 3]", queue_reap(b.queue, 10, on_reply, &b));
+    close_queue(&b);
+}
+
+static void a_sentence_that_was_cut_ends_with_a_character(void **state)
+{
+    (void) state;
+    struct bench b;
+    struct result result;
+    struct error e;
+    open_ready(&b, "sentences");
+    redis("RPUSH ps:{sentences}:in:default one");
+    run(&b, queue_take(b.queue, "default", 2, 1000, 0, on_reply, &b));
+    struct queue_admit job = admit_of("a", 1);
+    expect_word(&b, QUEUE_OK, queue_admit(b.queue, &job, on_reply, &b));
+    struct queue_key key = {"head", "default", "a"};
+    run(&b, queue_claim(b.queue, 1, 30000, 1000, &key, 1, on_reply, &b));
+    struct queue_attempt a = {"default", "a", 1};
+    struct queue_failure f = {.code = "bad", .text = "cut within \xe4\xb8\xad\xe4\xb8"};
+    expect_word(&b, QUEUE_DEAD, queue_fail(b.queue, &a, &f, on_reply, &b));
+    redisContext *c = test_redis_connect(&server);
+    redisReply *r = redisCommand(c, "GET ps:{sentences}:r:default:a");
+    if (result_decode(&result, r->str, r->len, &e) != OK) fail_msg("%s", e.text);
+    assert_string_equal(result.error.message, "cut within \xe4\xb8\xad");
+    result_deinit(&result);
+    freeReplyObject(r);
+    redisFree(c);
     close_queue(&b);
 }
 
@@ -757,6 +784,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_life_of_a_job),
         cmocka_unit_test(every_other_call),
+        cmocka_unit_test(a_sentence_that_was_cut_ends_with_a_character),
         cmocka_unit_test(many_calls_are_pipelined_in_order),
         cmocka_unit_test(renews_thousands_of_leases_in_one_call),
         cmocka_unit_test(a_full_buffer_refuses_calls),
