@@ -107,5 +107,8 @@ class Stack:
         self.healthy(service)
 
     def end(self):
-        self.compose("down", "-v", "--remove-orphans")
+        try:
+            self.compose("down", "-v", "--remove-orphans")
+        except AssertionError as e:
+            print("# %s is left: %s" % (self.project, e))
         shutil.rmtree(self.folder, ignore_errors=True)
