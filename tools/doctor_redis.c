@@ -140,6 +140,22 @@ static void check_roles(struct doctor *d)
     check_role(d, ACL_VIEWER, user);
 }
 
+// Redis runs its append-only file with the rights of the user `default`, and drops a transaction,
+// which is what a function wrote, that these do not cover. Only an administrator may look.
+static void check_default(struct doctor *d)
+{
+    redisReply *r = doctor_ask(d, "ACL DRYRUN default SET ps:{%s}:term 0", d->name);
+    bool may = !doctor_failed(r) && r->str != NULL && strcmp(r->str, "OK") == 0;
+    if (!doctor_failed(r)) {
+        doctor_find(d, may, "default user",
+                    "ACL SETUSER default ~* &* +@all (off or on), and so in the ACL file",
+                    "%s",
+                    may ? "has the rights that reading the append-only file takes"
+                        : "lacks rights: at its next start Redis loses what functions wrote");
+    }
+    freeReplyObject(r);
+}
+
 static void check_clock(struct doctor *d)
 {
     struct timespec now;
@@ -178,6 +194,7 @@ void doctor_redis(struct doctor *d)
     check_settings(d);
     if (check_library(d)) check_user(d);
     check_roles(d);
+    check_default(d);
     check_clock(d);
     check_sync(d);
 }

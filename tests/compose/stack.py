@@ -45,14 +45,18 @@ def until(what, seconds, say):
 class Stack:
     def __init__(self, compose, name, *files, **settings):
         self.folder = tempfile.mkdtemp(prefix="penstock-compose-")
-        env = os.path.join(self.folder, "env")
-        settings["PENSTOCK_IMAGES"] = IMAGES
-        with open(env, "w") as f:
-            f.writelines("%s=%s\n" % pair for pair in settings.items())
+        self.env = os.path.join(self.folder, "env")
+        self.settings = {"PENSTOCK_IMAGES": IMAGES}
+        self.set(**settings)
         self.project = "%s-%s" % (IMAGES, name)
-        self.words = [*compose, "--project-name", self.project, "--env-file", env]
+        self.words = [*compose, "--project-name", self.project, "--env-file", self.env]
         for file in files:
             self.words += ["-f", os.path.join(FILES, file)]
+
+    def set(self, **settings):
+        self.settings.update(settings)
+        with open(self.env, "w") as f:
+            f.writelines("%s=%s\n" % pair for pair in self.settings.items())
 
     def compose(self, *words, seconds=300):
         # The settings are the env file's alone, not those of whoever runs the test.
