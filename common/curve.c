@@ -111,13 +111,14 @@ enum status curve_read_secret(struct curve_pair *p, const char *path, struct err
     FILE *f;
     struct stat s;
     try(open_key(&f, path, &s, e));
-    enum status status = OK;
-    if ((s.st_mode & 077) != 0) {
+    // First, so that nobody is told to hide a public key.
+    enum status status = read_line(f, path, "secret", p->secret_key, e);
+    if (status == OK && (s.st_mode & 077) != 0) {
+        explicit_bzero(p->secret_key, sizeof p->secret_key);
         status = error_set(e, ERR_INPUT, "key_readable",
                            "the secret key %s can be read by others (mode %03o): chmod 600 %s",
                            path, (unsigned) s.st_mode & 0777, path);
     }
-    if (status == OK) status = read_line(f, path, "secret", p->secret_key, e);
     fclose(f);
     if (status != OK) return status;
     if (zmq_curve_public(p->public_key, p->secret_key) == 0) return OK;

@@ -14,6 +14,12 @@ static bool next_part(const char **at, const char **part, size_t *n)
     return true;
 }
 
+static bool is_endpoint(const char *part, size_t n)
+{
+    if (n > 6 && strncmp(part, "ipc://", 6) == 0) return true;
+    return n > 6 && strncmp(part, "tcp://", 6) == 0 && memchr(part + 6, ':', n - 6) != NULL;
+}
+
 static enum status add(struct brokers *b, const char *part, size_t n, struct error *e)
 {
     if (b->n == BROKERS_MAX) {
@@ -23,6 +29,10 @@ static enum status add(struct brokers *b, const char *part, size_t n, struct err
     if (n < 1 || n > ENDPOINT_MAX) {
         return error_set(e, ERR_INPUT, "bad_usage",
                          "--broker wants endpoints of 1 to %d bytes between commas", ENDPOINT_MAX);
+    }
+    if (!is_endpoint(part, n)) {
+        return error_set(e, ERR_INPUT, "bad_usage",
+                         "--broker wants tcp://ADDRESS:PORT, not \"%.*s\"", (int) n, part);
     }
     char *to = b->endpoints[b->n];
     snprintf(to, sizeof b->endpoints[0], "%.*s", (int) n, part);

@@ -12,7 +12,8 @@ struct brokers {
     char keys[BROKERS_MAX][CURVE_SIZE];
 };
 
-// ERR_INPUT bad_usage: none, too many, one too long, or one twice.
+// ERR_INPUT bad_usage: none, too many, one too long, one twice, or what is
+// no endpoint.
 enum status brokers_parse(struct brokers *b, const char *endpoints, struct error *e);
 
 // One key (or its file) for all of them, or one for each. ERR_INPUT bad_usage, and as

@@ -56,7 +56,7 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
         {.name = "precision", .kind = OPTION_STRING, .value = &s->precision,
          .argument = "auto|f32|bf16", .help = "What this group prefers; the broker decides."},
         {.name = "bind", .kind = OPTION_STRING, .value = &s->bind, .argument = "IP|HOST",
-         .help = "This node's address for stage links; beyond loopback only with keys."},
+         .help = "This node's address for stage links; default 127.0.0.1 with a broker there."},
         {.name = "key", .kind = OPTION_STRING, .value = &s->key, .argument = "FILE",
          .help = "Secret key of this group: the broker is spoken to encrypted."},
         {.name = "broker-key", .kind = OPTION_STRING, .value = &s->broker_key,
@@ -133,6 +133,8 @@ static enum status check_reach(struct settings *s, const struct brokers *b, stru
     if ((s->key != NULL) != (s->broker_key != NULL)) {
         return error_set(e, ERR_INPUT, "bad_usage", "--key and --broker-key belong together");
     }
+    bool told = s->bind != NULL;
+    if (!told) s->bind = "127.0.0.1";
     if (strcmp(s->bind, "0.0.0.0") == 0 || strcmp(s->bind, "*") == 0) {
         return error_set(e, ERR_INPUT, "bad_usage",
                          "--bind %s: other groups are told this address, so it must be one of "
@@ -140,10 +142,16 @@ static enum status check_reach(struct settings *s, const struct brokers *b, stru
     }
     try(resolve_bind(s, b, e));
     const char *far = curve_is_local(s->bind) ? brokers_beyond_loopback(b) : s->bind;
-    if (far == NULL || s->key != NULL || s->insecure) return OK;
+    if (far == NULL) return OK;
+    if (s->key == NULL && !s->insecure) {
+        return error_set(e, ERR_INPUT, "bad_usage",
+                         "%s is beyond loopback: give --key and --broker-key (penstock keygen "
+                         "makes keys), or --insecure to do without encryption", far);
+    }
+    if (told) return OK;
     return error_set(e, ERR_INPUT, "bad_usage",
-                     "%s is beyond loopback: give --key and --broker-key (penstock keygen makes "
-                     "keys), or --insecure to do without encryption", far);
+                     "with a broker beyond loopback --bind says at which address of this node "
+                     "other groups reach it (127.0.0.1, if all are on this one)");
 }
 
 static enum status read_keys(const struct settings *s, struct curve_pair *pair,
@@ -220,7 +228,7 @@ static enum status run(struct group_options *o, const char *model, struct error 
 
 int main(int argc, char **argv)
 {
-    struct settings s = {.devices = "cpu:1", .bind = "127.0.0.1", .precision = "auto",
+    struct settings s = {.devices = "cpu:1", .precision = "auto",
                          .log_level = "info", .drain_s = 60, .step_deadline_s = 120};
     struct error e = {0};
     bool help;

@@ -34,8 +34,12 @@ static void lists_that_are_refused(void **state)
         snprintf(many + strlen(many), 16, "%stcp://h:%d", i > 0 ? "," : "", i);
     }
     memset(large, 'x', sizeof large);
+    memcpy(large, "tcp://h:", 8);
     large[sizeof large - 1] = '\0';
-    const char *const lists[] = {"", ",", "a,", ",a", "a,,b", "a,b,a", many, large};
+#define A "tcp://a:1"
+#define B "ipc:///b"
+    const char *const lists[] = {"", ",", A ",", "," A, A ",," B, A "," B "," A, many, large,
+                                 "10.0.0.1:7300", "tcp://a", "tcp://", "ipc://", A ",a:1"};
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
         if (brokers_parse(&b, lists[i], &e) != ERR_INPUT) fail_msg("\"%s\" is taken", lists[i]);
         assert_string_equal(e.code, "bad_usage");

@@ -97,6 +97,7 @@ static void bad_files_are_refused_by_name(void **state)
         {"secret = " KEY "\n", 0640, false, "key_readable"},
         {"secret = " KEY "\n", 0604, false, "key_readable"},
         {"public = " KEY "\n", 0600, false, "bad_key"},
+        {"public = " KEY "\n", 0644, false, "bad_key"},
         {"secret = " KEY "x\n", 0600, false, "bad_key"},
         {"secret = short\n", 0600, false, "bad_key"},
         {"secret = rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf~\n", 0600, false, "bad_key"},
