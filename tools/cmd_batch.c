@@ -85,6 +85,7 @@ static int run(const struct batch_options *o, const struct queue_flags *queue, c
     fprintf(stderr,
             "%s: %" PRId64 " lines, %" PRId64 " done, %" PRId64 " failed, %" PRId64 " left\n",
             program, n.total, n.done, n.failed, n.total - n.done - n.failed);
+    if (n.failed > 0) fprintf(stderr, "%s: why they failed is in %s\n", program, o->errors);
     int exit = status == OK && n.failed == 0 ? EXIT_DONE : EXIT_FAILED;
     return json ? outcome_json(counts_json(o, &n, seconds, status, &e), exit) : exit;
 }

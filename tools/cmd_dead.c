@@ -101,7 +101,8 @@ static int end(const char *program, struct queue_sync *q, const struct asked *a,
     if (status != OK) return outcome_failed(program, &e, a->json);
     if (!a->all) n = 1;
     if (a->json) return outcome_json(json_pack("{s:I}", a->words[0], (json_int_t) n), EXIT_DONE);
-    fprintf(stderr, "%s %s: %" PRId64 "\n", program, a->words[0], n);
+    fprintf(stderr, "%s: %" PRId64 " %s\n", program, n,
+            fn == queue_admin_retry ? "put into the inbox again" : "dropped");
     return EXIT_DONE;
 }
 

@@ -80,6 +80,10 @@ static enum status read_object(const struct asked *a, json_t **object, struct er
     if (a->tokens != NULL) return body_of_ids(a->tokens, object, e);
     if (a->document.document != NULL) return document_body(&a->document, object, e);
     enum status status = read_stdin(&text, &n, e);
+    if (status == OK && n == 0) {
+        status = error_set(e, ERR_INPUT, "bad_json", "nothing is there; give --prompt TEXT, or a "
+                           "JSON object");
+    }
     if (status == OK) status = json_parse_object(object, text, n, e);
     if (status != OK) error_prefix(e, "standard input");
     free(text);
@@ -317,7 +321,7 @@ int cmd_enqueue(int argc, char **argv)
         {.name = "id", .kind = OPTION_STRING, .value = &a.id, .argument = "ID",
          .help = "Of the job: the same again is a duplicate (default: made here)."},
         {.name = "model", .kind = OPTION_STRING, .value = &a.model, .argument = "NAME",
-         .help = "Refused if it is not the one served."},
+         .help = "One that is served (default: the broker's first)."},
         {.name = "custom-id", .kind = OPTION_STRING, .value = &a.custom_id, .argument = "TEXT",
          .help = "Comes back with the result."},
         {.name = "class", .kind = OPTION_INT, .value = &a.class, .argument = "N",
@@ -341,7 +345,9 @@ int cmd_enqueue(int argc, char **argv)
                                  "       --document FILE --map TEXT [--reduce TEXT]] [OPTIONS]",
                         .about = "Puts a job into the queue and prints its id. Without a prompt it "
                                  "reads a JSON object from stdin: an OpenAI\nrequest body, or "
-                                 "{\"op\", \"body\", \"id\", ...}; flags win over its fields.",
+                                 "{\"op\", \"body\", \"id\", \"at\", \"deadline\", \"ttl\", "
+                                 "\"batch\", \"meta\", ...} (common/PROTOCOL.md);\nflags win over "
+                                 "its fields.",
                         .specs = specs,
                         .n_specs = sizeof specs / sizeof *specs};
     struct error e = {0};

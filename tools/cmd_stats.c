@@ -27,7 +27,7 @@ static int make_rows(const struct queue_stats *s, struct row rows[ROWS_MAX])
         {"oldest_ms", s->oldest_ms, "ms that the oldest has waited"},
         {"raw", s->raw, NULL},
         {"bytes", s->bytes, "bytes of messages that wait or run"},
-        {"paused", s->paused, "1: the queue is paused"},
+        {"paused", s->paused, NULL},
         {"paused_tenants", s->paused_tenants, "tenants that are paused"},
         {"admitted", s->admitted, "admitted since the queue was made"},
         {"done", s->done, "done"},
@@ -108,5 +108,6 @@ int cmd_stats(int argc, char **argv)
     }
     print_models(models);
     json_decref(models);
+    if (stats.paused) puts("The queue is paused.");
     return EXIT_DONE;
 }

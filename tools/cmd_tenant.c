@@ -61,7 +61,9 @@ static int change(const char *program, struct queue_sync *q, bool add, const cha
     enum status status = queue_admin_tenant(q, add, tenant, b, &e);
     if (status == ERR_INPUT) return outcome_usage(program, &e);
     if (status != OK) return outcome_failed(program, &e, json);
-    return json ? outcome_json(json_pack("{s:s}", "tenant", tenant), EXIT_DONE) : EXIT_DONE;
+    if (json) return outcome_json(json_pack("{s:s}", "tenant", tenant), EXIT_DONE);
+    fprintf(stderr, "%s: %s is %s\n", program, tenant, add ? "added" : "set");
+    return EXIT_DONE;
 }
 
 // What is asked for: ls takes no name, add and set take one.

@@ -21,7 +21,7 @@ static void check_counts(struct doctor *d)
     doctor_find(d, s.oldest_ms < OLD_MS, "oldest ready job",
                 "are groups up? Does the pipeline serve?", "%llu ready, the oldest for %llu s",
                 (unsigned long long) s.ready, (unsigned long long) s.oldest_ms / 1000);
-    doctor_find(d, s.dead == 0, "dead letters", "look at them with penstock dead, then retry or "
+    doctor_find(d, s.dead == 0, "dead letters", "look at them with penstock dead ls, then retry or "
                 "purge them", "%llu", (unsigned long long) s.dead);
 }
 
@@ -69,9 +69,9 @@ static void check_inbox(struct doctor *d, const struct tenants_seen *s, const ch
         if (strcmp(s->names[i], tenant) == 0) return;
     }
     redisReply *r = doctor_ask(d, "LLEN %s", key);
-    char remedy[TENANT_MAX + 96];
-    snprintf(remedy, sizeof remedy, "penstock tenant add %.64s, or delete the key if they are a "
-             "mistake", tenant);
+    char remedy[512];
+    snprintf(remedy, sizeof remedy, "penstock tenant add %.64s, or if they are a mistake: "
+             "redis-cli DEL '%.200s'", tenant, key);
     doctor_find(d, false, "inbox", remedy, "%lld messages of the tenant %.64s, whom nobody added",
                 doctor_failed(r) ? 0 : r->integer, tenant);
     freeReplyObject(r);
