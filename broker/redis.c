@@ -170,6 +170,13 @@ enum status redis_name_check(const char *what, const char *name, size_t most, st
 
 // --- failures
 
+static const char *remedy(const char *code)
+{
+    if (strcmp(code, "redis_forbidden") == 0) return " (penstock acl prints what each role may)";
+    if (strcmp(code, "redis_login") == 0) return " (as in redis://USER:PASSWORD@HOST:PORT)";
+    return "";
+}
+
 enum status redis_reply_check(const struct redisReply *reply, struct error *e)
 {
     static const struct {
@@ -198,7 +205,8 @@ enum status redis_reply_check(const struct redisReply *reply, struct error *e)
     if (reply->type != REDIS_REPLY_ERROR) return OK;
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         if (strncmp(reply->str, known[i].word, strlen(known[i].word)) == 0) {
-            return error_set(e, known[i].status, known[i].code, "Redis says: %s", reply->str);
+            return error_set(e, known[i].status, known[i].code, "Redis says: %s%s", reply->str,
+                             remedy(known[i].code));
         }
     }
     return error_set(e, ERR_IO, "redis_error", "Redis says: %s", reply->str);

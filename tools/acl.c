@@ -77,7 +77,8 @@ void acl_rules(enum acl_role role, const char *queue, const char *tenant, int db
         // Redis compares what PSUBSCRIBE asks for with this as text: a wider pattern won't do.
         add(rules, " ~ps:{%s}:* resetchannels &__keyspace@%d__:ps:{%s}:in:*", queue, db, queue);
         add(rules, " +ping +hello +select +info +time +psubscribe +config|get +acl|whoami");
-        add(rules, " +function|load +function|list +fcall");
+        // fcall_ro is for people who look at the queue, or pause it, as this user.
+        add(rules, " +function|load +function|list +fcall +fcall_ro");
         add_called(rules);
         return;
     case ACL_VIEWER:
