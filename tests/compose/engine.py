@@ -117,6 +117,8 @@ class Engine:
                 output("ip", "link", "del", "docker0")
             if self.rules is not None:
                 output("iptables-restore", input=self.rules)
+            # dockerd leaves the network namespace of containers on the host's own network mounted.
+            output("umount", os.path.join(self.folder, "exec", "netns", "default"))
         for folder in (self.folder, self.data):
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
