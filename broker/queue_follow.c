@@ -167,8 +167,9 @@ enum status queue_follow(struct queue_sync *queue, struct queue_follow *f, int64
         if (*bytes != NULL || (status != OK && status != ERR_UNAVAILABLE)) return status;
         if (over && status != OK) return status;
         if (over) {
-            return error_set(e, ERR_TIMEOUT, NULL, "job %s has not ended within %lld ms", f->id,
-                             (long long) timeout_ms);
+            return error_set(e, ERR_TIMEOUT, NULL,
+                             "job %s has not ended within %lld ms (penstock show tells more)",
+                             f->id, (long long) timeout_ms);
         }
         if (status != OK) poll(NULL, 0, (int) (left < RETRY_MS ? left : RETRY_MS));
     }

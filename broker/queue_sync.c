@@ -475,8 +475,9 @@ enum status queue_sync_wait(struct queue_sync *s, const char *tenant, const char
         if (*bytes != NULL || (status != OK && status != ERR_UNAVAILABLE)) return status;
         if (over && status != OK) return status;
         if (over) {
-            return error_set(e, ERR_TIMEOUT, NULL, "job %s has not ended within %lld ms", id,
-                             (long long) timeout_ms);
+            return error_set(e, ERR_TIMEOUT, NULL,
+                             "job %s has not ended within %lld ms (penstock show tells more)",
+                             id, (long long) timeout_ms);
         }
         if (status != OK) pause_ms(left_ms(until, RETRY_MS));
     }

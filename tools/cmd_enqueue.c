@@ -1,4 +1,5 @@
 // penstock enqueue: one job into the queue, from flags or from JSON on stdin.
+#include "common/clock.h"
 #include "common/map_reduce_body.h"
 #include "common/sampling.h"
 #include "tools/commands.h"
@@ -24,7 +25,7 @@ struct asked {
     const char *id, *model, *custom_id;
     int64_t class, attempts;
     bool chat, stream, wait, json;
-    double timeout;
+    double timeout, delay, deadline, ttl; // seconds; negative: not given
     // Of the body; only those given count.
     int64_t max_tokens, top_k, seed, logprobs;
     double temperature, top_p, min_p, repetition, presence, frequency;
@@ -162,6 +163,15 @@ static enum status check_body(const struct job *job, const char *tenant, struct 
     return status;
 }
 
+// The schema has points in time, people have seconds from now.
+static void set_times(struct job *job, const struct asked *a)
+{
+    int64_t now_ms = clock_wall_ms();
+    if (a->delay >= 0) job->at_ms = now_ms + (int64_t) (a->delay * 1000);
+    if (a->deadline >= 0) job->deadline_ms = now_ms + (int64_t) (a->deadline * 1000);
+    if (a->ttl >= 0) job->ttl_ms = (int64_t) (a->ttl * 1000);
+}
+
 static enum status encode(const struct asked *a, json_t *object, struct job *job,
                           struct buffer *message, struct error *e)
 {
@@ -175,6 +185,7 @@ static enum status encode(const struct asked *a, json_t *object, struct job *job
     if (a->class >= 0) job->class = (int) a->class;
     if (a->attempts > 0) job->attempts = (int) a->attempts;
     if (a->stream) job->stream = true;
+    set_times(job, a);
     if (status == OK && job->id[0] == '\0') status = make_id(job->id, e);
     if (status == OK) status = job_encode(job, message, e);
     if (status == OK) status = check_body(job, a->queue.tenant, e);
@@ -278,6 +289,7 @@ static enum status check_flags(const struct asked *a, struct error *e)
 int cmd_enqueue(int argc, char **argv)
 {
     struct asked a = {.queue = queue_flags_default(), .class = -1, .timeout = -1,
+                      .delay = -1, .deadline = -1, .ttl = -1,
                       .document = document_flags_default()};
     enum { FIRST_OF_BODY = 5, N_OF_BODY = 12 };
     struct option_spec specs[] = {
@@ -329,6 +341,14 @@ int cmd_enqueue(int argc, char **argv)
         {.name = "attempts", .kind = OPTION_INT, .value = &a.attempts, .argument = "N",
          .help = "Failures after which it is given up (default 5).", .least = 1,
          .most = JOB_ATTEMPTS_MAX},
+        {.name = "delay", .kind = OPTION_NUMBER, .value = &a.delay, .argument = "S",
+         .help = "Seconds from now before which it does not run.", .least = 0, .most = 1e9},
+        {.name = "deadline", .kind = OPTION_NUMBER, .value = &a.deadline, .argument = "S",
+         .help = "Seconds from now at which it ends with what it has (default: none).",
+         .least = 0, .most = 1e9},
+        {.name = "ttl", .kind = OPTION_NUMBER, .value = &a.ttl, .argument = "S",
+         .help = "Life of its result, in seconds (default: a day).", .least = 0.001,
+         .most = JOB_TTL_MAX_MS / 1e3},
         {.name = "stream", .kind = OPTION_FLAG, .value = &a.stream,
          .help = "Its text can be read as it comes; with --wait it is printed so."},
         {.name = "wait", .kind = OPTION_FLAG, .value = &a.wait,
@@ -345,8 +365,8 @@ int cmd_enqueue(int argc, char **argv)
                                  "       --document FILE --map TEXT [--reduce TEXT]] [OPTIONS]",
                         .about = "Puts a job into the queue and prints its id. Without a prompt it "
                                  "reads a JSON object from stdin: an OpenAI\nrequest body, or "
-                                 "{\"op\", \"body\", \"id\", \"at\", \"deadline\", \"ttl\", "
-                                 "\"batch\", \"meta\", ...} (common/PROTOCOL.md);\nflags win over "
+                                 "{\"op\", \"body\", \"id\", \"batch\", \"meta\", "
+                                 "...} (common/PROTOCOL.md);\nflags win over "
                                  "its fields.",
                         .specs = specs,
                         .n_specs = sizeof specs / sizeof *specs};

@@ -31,6 +31,7 @@ int show_result(const char *program, const void *bytes, size_t n, bool json)
     } else if (json) {
         status = outcome_json(result_to_json(&r), r.status == RESULT_OK ? EXIT_DONE : EXIT_FAILED);
     } else if (r.status != RESULT_OK) {
+        if (r.text_bytes > 0) write_text(&r); // what a job has that was given up
         fprintf(stderr, "%s: job %s: %s: %s\n", program, r.id, result_status_name(r.status),
                 r.error.message[0] != '\0' ? r.error.message : "no reason was given");
     } else {

@@ -185,7 +185,7 @@ enum status supervisor_turn(struct supervisor *s, int timeout_ms, struct error *
         struct child *c = &s->children[i];
         if (c->pid != 0) continue;
         if (c->refused) {
-            return error_set(e, ERR_STATE, "child_failed",
+            return error_set(e, ERR_INPUT, "bad_usage",
                              "%s cannot run with these options; it said why above", c->name);
         }
         if (c->n_quick >= QUICK_DEATHS_MAX) {

@@ -1,4 +1,5 @@
 // enqueue, result, cancel and stats against a real redis-server and a played broker.
+#include "common/clock.h"
 #include "common/map_reduce_body.h"
 #include "tests/support/command.h"
 #include "tests/support/fake_broker.h"
@@ -164,6 +165,44 @@ static void test_what_the_flags_make(void **state)
     expect_body("{\"tokens\":[1,22,333,4]}");
 }
 
+// The message that lies in the inbox.
+static void take_message(struct buffer *to)
+{
+    redisContext *redis = test_redis_connect(&server);
+    redisReply *r = redisCommand(redis, "LPOP ps:{%s}:in:default", name);
+    assert_non_null(r);
+    assert_int_equal(r->type, REDIS_REPLY_STRING);
+    buffer_append(to, r->str, (size_t) r->len);
+    freeReplyObject(r);
+    redisFree(redis);
+}
+
+static void test_times_are_seconds_from_now(void **state)
+{
+    (void) state;
+    struct buffer message;
+    struct job job;
+    struct error e;
+    buffer_init(&message, JOB_MESSAGE_MAX);
+    int64_t from_ms = clock_wall_ms();
+    expect(command_run(&c, cmd_enqueue, "{\"body\":{\"prompt\":\"x\"},\"ttl\":1}", "enqueue",
+                       "--delay", "60", "--deadline", "120.5", "--ttl", "5", WHERE), 0);
+    int64_t to_ms = clock_wall_ms();
+    take_message(&message);
+    assert_int_equal(job_decode(&job, message.data, message.n, &e), OK);
+    assert_in_range(job.at_ms, from_ms + 60000, to_ms + 60000);
+    assert_in_range(job.deadline_ms, from_ms + 120500, to_ms + 120500);
+    assert_int_equal(job.ttl_ms, 5000); // flags win
+    buffer_clear(&message);
+    expect(command_run(&c, cmd_enqueue, NULL, "enqueue", "--prompt", "x", WHERE), 0);
+    take_message(&message);
+    assert_int_equal(job_decode(&job, message.data, message.n, &e), OK);
+    assert_true(job.at_ms == 0 && job.deadline_ms == 0);
+    assert_int_equal(job.ttl_ms, RESULT_TTL_MS);
+    buffer_deinit(&message);
+    expect(command_run(&c, cmd_enqueue, NULL, "enqueue", "--prompt", "x", "--ttl", "0", WHERE), 2);
+}
+
 static void test_json_on_stdin(void **state)
 {
     (void) state;
@@ -213,7 +252,8 @@ static void test_jobs_that_are_refused_here(void **state)
     static const struct {
         const char *input, *says;
     } CASES[] = {
-        {"", "not JSON"},
+        {"", "nothing is there"},
+        {"x", "not JSON"},
         {"[1]", "not a JSON object"},
         {"{\"prompt\":\"x\",\"prompt\":\"y\"}", "duplicate"},
         {"{\"max_tokens\":1}", "no messages, prompt, tokens or document"},
@@ -236,18 +276,6 @@ static void test_jobs_that_are_refused_here(void **state)
         assert_non_null(json_object_get(json_object_get(o, "error"), "code"));
         json_decref(o);
     }
-}
-
-// The message that lies in the inbox.
-static void take_message(struct buffer *to)
-{
-    redisContext *redis = test_redis_connect(&server);
-    redisReply *r = redisCommand(redis, "LPOP ps:{%s}:in:default", name);
-    assert_non_null(r);
-    assert_int_equal(r->type, REDIS_REPLY_STRING);
-    buffer_append(to, r->str, (size_t) r->len);
-    freeReplyObject(r);
-    redisFree(redis);
 }
 
 static void test_a_document_from_flags(void **state)
@@ -372,6 +400,7 @@ int main(void)
         test(test_enqueue_and_result),
         test(test_wait_prints_the_result),
         test(test_what_the_flags_make),
+        test(test_times_are_seconds_from_now),
         test(test_json_on_stdin),
         test(test_cancel_and_stats),
         test(test_jobs_that_are_refused_here),
