@@ -321,7 +321,9 @@ enum status fleet_hello(struct fleet *f, const struct peer *peer, const char *na
         g->held_last = held->last;
     }
     struct pipeline *p = pipeline_of(f, g);
-    bool running = held->some && held->linked;
+    // 0 stands for none; and no broker has come so far, but would by counting on from there.
+    bool given = held->epoch > 0 && held->epoch < FLEET_EPOCH_MAX;
+    bool running = held->some && held->linked && given;
     bool same = p != NULL && held->some && held->epoch == p->epoch && held->stage == g->stage;
     if (p != NULL && !same && g->state == GROUP_LOADING) {
         assign(f, p, g->stage, g); // ASSIGN may have been lost with the connection

@@ -20,6 +20,8 @@
 
 enum { FLEET_GROUPS_MAX = 256, PEER_MAX = 32, PLAN_HASH_MAX = 32, LINK_TOKEN_SIZE = 16 };
 
+#define FLEET_EPOCH_MAX (1ull << 62)
+
 // A connection, as the ROUTER names it, and the CURVE key behind it ("": plain). A group is its key
 // and its name: the same name under another key is another group.
 struct peer {
