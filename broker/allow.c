@@ -129,7 +129,7 @@ static void say(void *zap, const void *bytes, size_t n, int flags)
     zmq_send(zap, bytes, n, ZMQ_DONTWAIT | flags); // libzmq waits for it on the other side
 }
 
-bool allow_answer(const struct allow *a, void *zap)
+bool allow_answer(struct allow *a, void *zap)
 {
     struct zap_frame frames[ZAP_FRAMES];
     char key[CURVE_SIZE] = "", address[ZAP_TEXT];
@@ -140,8 +140,11 @@ bool allow_answer(const struct allow *a, void *zap)
     if (known) zmq_z85_encode(key, (const uint8_t *) frames[6].bytes, KEY_BYTES);
     bool ok = known && allow_has(a, key);
     snprintf(address, sizeof address, "%.*s", n > 3 ? (int) frames[3].n : 0, frames[3].bytes);
-    log_line(ok ? LOG_INFO : LOG_WARN, ok ? "key_admitted" : "key_refused", log_str("key", key),
-             log_str("address", address));
+    if (ok) refusals_forget(&a->refused, key, "");
+    if (ok || refusals_new(&a->refused, key, "", &(struct error){.code = "not_allowed"})) {
+        log_line(ok ? LOG_INFO : LOG_WARN, ok ? "key_admitted" : "key_refused",
+                 log_str("key", key), log_str("address", address));
+    }
     const char *status = ok ? "200" : "400", *text = ok ? "OK" : "this key is not allowed";
     say(zap, "1.0", 3, ZMQ_SNDMORE);
     say(zap, frames[1].bytes, n > 1 ? frames[1].n : 0, ZMQ_SNDMORE);

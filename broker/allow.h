@@ -7,6 +7,7 @@
 #ifndef PENSTOCK_BROKER_ALLOW_H
 #define PENSTOCK_BROKER_ALLOW_H
 
+#include "broker/refusals.h"
 #include "common/curve.h"
 #include "common/limits.h"
 
@@ -20,6 +21,7 @@ struct allow {
     char keys[ALLOW_KEYS_MAX][CURVE_SIZE];
     int n, n_skipped; // files without a key
     bool unreadable;  // said already
+    struct refusals refused; // a key that tries again and again is told of once
 };
 
 // Reads the folder. ERR_IO if that can't be done; files that hold no key are logged and skipped.
@@ -31,6 +33,6 @@ bool allow_refresh(struct allow *a);
 bool allow_has(const struct allow *a, const char *key);
 
 // Answers one question if there is one: false if not.
-bool allow_answer(const struct allow *a, void *zap);
+bool allow_answer(struct allow *a, void *zap);
 
 #endif

@@ -131,11 +131,14 @@ static void a_stranger_gets_in_once_it_is_allowed(void **state)
         assert_false(turn(&from, &got));
     }
     assert_true(group.links[0].reopen_ms != 0);
+    const struct error why = {.code = "not_allowed"};
+    assert_false(refusals_new(&allow.refused, stranger.public_key, "", &why)); // told once
     put("stranger.pub", stranger.public_key);
     assert_true(allow_refresh(&allow));
     assert_false(allow_refresh(&allow)); // no change since
     from = met(); // on a new socket
     assert_string_equal(from.key, stranger.public_key);
+    assert_true(refusals_new(&allow.refused, stranger.public_key, "", &why)); // forgotten
 }
 
 static void a_key_that_is_taken_out_says_nothing_more(void **state)

@@ -28,7 +28,8 @@ static bool next_job(void *arg, struct penstock_job *job)
     struct many *m = arg;
     if (m->n == 20) return false;
     snprintf(m->body, sizeof m->body,
-             "{\"messages\": [{\"role\": \"user\", \"content\": \"Extract JSON: took %d ms\"}], "
+             "{\"messages\": [{\"role\": \"user\", "
+             "\"content\": \"Extract JSON: WARN - billing - took %dms\"}], "
              "\"max_tokens\": 96, \"temperature\": 0}", m->n++);
     *job = (struct penstock_job){.op = "chat", .body = m->body};
     return true;
@@ -48,7 +49,8 @@ int main(void)
     struct penstock_job job = {
         .op = "chat", .stream = true,
         .body = "{\"messages\": [{\"role\": \"user\", \"content\": "
-                "\"Extract JSON: sent 57862 mails, 2ms\"}], \"max_tokens\": 96}"};
+                "\"Extract JSON: reviews - WARN - sent 57862 mails, 2ms\"}], \"max_tokens\": 96, "
+                "\"temperature\": 0}"};
     struct many many = {0};
     if (penstock_open(&p, setting("PENSTOCK_REDIS", "redis://127.0.0.1:6379"),
                       setting("PENSTOCK_QUEUE", "default"), setting("PENSTOCK_TENANT", "default"),

@@ -19,12 +19,13 @@ def chat(text, **fields):
 
 def plain():
     client = Client(**QUEUE)
-    job = client.enqueue(chat("Extract JSON: sent 57862 mails, 2ms", stream=True))
+    job = client.enqueue(chat("Extract JSON: reviews - WARN - sent 57862 mails, 2ms", stream=True))
     for piece in client.stream(job, timeout=300):
         print(piece, end="", flush=True)
     print()
     failed = 0
-    for job, result in client.bulk((chat("Extract JSON: took %d ms" % i) for i in range(20)), 8):
+    jobs = (chat("Extract JSON: WARN - billing - took %dms" % i) for i in range(20))
+    for job, result in client.bulk(jobs, 8):
         failed += not result.ok
         print(job.id, result.text if result.ok else result.error["message"])
     return failed
@@ -32,7 +33,7 @@ def plain():
 
 async def asynchronous():
     client = AsyncClient(**QUEUE)
-    job = await client.enqueue(chat("Extract JSON: sent 57862 mails, 2ms"))
+    job = await client.enqueue(chat("Extract JSON: reviews - WARN - sent 57862 mails, 2ms"))
     print((await client.wait(job, timeout=300)).text)
     await client.close()
 

@@ -13,11 +13,12 @@ end
 client = Penstock::Client.new(ENV.fetch("PENSTOCK_REDIS", "redis://127.0.0.1:6379"),
                               queue: ENV.fetch("PENSTOCK_QUEUE", "default"),
                               tenant: ENV.fetch("PENSTOCK_TENANT", "default"))
-job = client.enqueue(chat("Extract JSON: sent 57862 mails, 2ms", stream: true))
+job = client.enqueue(chat("Extract JSON: reviews - WARN - sent 57862 mails, 2ms", stream: true))
 client.stream(job, timeout: 300) { |piece| print piece }
 puts
 failed = 0
-client.bulk((1..20).lazy.map { |i| chat("Extract JSON: took #{i} ms") }, window: 8) do |one, result|
+jobs = (1..20).lazy.map { |i| chat("Extract JSON: WARN - billing - took #{i}ms") }
+client.bulk(jobs, window: 8) do |one, result|
   failed += 1 unless result.ok?
   puts "#{one.id} #{result.ok? ? result.text : result.error['message']}"
 end

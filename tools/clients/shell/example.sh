@@ -8,9 +8,10 @@ chat() {
                              temperature: 0}'
 }
 
-penstock_enqueue chat custom_id=first < <(chat "Extract JSON: sent 57862 mails, 2ms") || exit 1
+first=$(chat "Extract JSON: reviews - WARN - sent 57862 mails, 2ms")
+penstock_enqueue chat custom_id=first <<<"$first" || exit 1
 penstock_wait "$penstock_id" "$penstock_since" 300 | jq -r .text
 
 for i in $(seq 20); do
-    printf '%s\t%s\n' "$(penstock_new_id)" "$(chat "Extract JSON: took $i ms")"
+    printf '%s\t%s\n' "$(penstock_new_id)" "$(chat "Extract JSON: WARN - billing - took ${i}ms")"
 done | penstock_bulk chat 8 | jq -r '"\(.id) \(.text)"'

@@ -33,7 +33,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
-	job := chat("Extract JSON: sent 57862 mails, 2ms")
+	job := chat("Extract JSON: reviews - WARN - sent 57862 mails, 2ms")
 	job.Stream = true
 	if err := client.Enqueue(ctx, job); err != nil {
 		return err
@@ -51,7 +51,7 @@ func run(ctx context.Context) error {
 		if i++; i > 20 {
 			return nil, io.EOF
 		}
-		return chat(fmt.Sprintf("Extract JSON: took %d ms", i)), nil
+		return chat(fmt.Sprintf("Extract JSON: WARN - billing - took %dms", i)), nil
 	}
 	err = client.Bulk(ctx, 8, next, func(job *penstock.Job, r *penstock.Result) error {
 		if r.OK() {
