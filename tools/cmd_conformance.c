@@ -159,7 +159,9 @@ int cmd_conformance(int argc, char **argv)
         error_set(&e, ERR_INPUT, "bad_usage", "which client? conformance producer -- COMMAND");
         return outcome_usage(o.program, &e);
     }
-    if (check_names(only, &e) != OK) return outcome_usage(o.program, &e);
+    if (check_names(only, &e) != OK || conformance_program_find(argv[at + 1], &e) != OK) {
+        return outcome_usage(o.program, &e);
+    }
     c.command = argv + at + 1;
     c.timeout_s = (int) timeout_s;
     json_t *rows = json ? json_array() : NULL;

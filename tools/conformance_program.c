@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -14,6 +15,19 @@
 #include <unistd.h>
 
 enum { REPLY_MAX = 1 << 26, READ_BYTES = 1 << 16, STOP_MS = 5000, ASK_MS = 30000 };
+
+enum status conformance_program_find(const char *name, struct error *e)
+{
+    const char *folders = strchr(name, '/') != NULL ? "" : getenv("PATH");
+    while (folders != NULL) {
+        char path[PATH_MAX];
+        size_t n = strcspn(folders, ":");
+        snprintf(path, sizeof path, "%.*s%s%s", (int) n, folders, n > 0 ? "/" : "", name);
+        if (access(path, X_OK) == 0) return OK;
+        folders = folders[n] == ':' ? folders + n + 1 : NULL;
+    }
+    return error_set(e, ERR_INPUT, "bad_usage", "cannot run %s: there is no such program", name);
+}
 
 static void become(char **argv, const int in[2], const int out[2], const char *url,
                    const char *queue)

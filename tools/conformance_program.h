@@ -18,6 +18,9 @@ struct conformance_program {
     size_t n, room;
 };
 
+// Whether there is such a program, at this path or in $PATH. ERR_INPUT bad_usage.
+enum status conformance_program_find(const char *name, struct error *e);
+
 // Starts argv with PENSTOCK_REDIS, PENSTOCK_QUEUE and PENSTOCK_TENANT set. Its stderr is ours.
 enum status conformance_program_start(struct conformance_program *p, char **argv, const char *url,
                                       const char *queue, struct error *e);
