@@ -257,8 +257,8 @@ static void the_same_request_has_the_same_hash(void **state)
         "{'document': 'a', 'map': {'prompt': '{chunk}', 'max_tokens': 5}, 'chunk_tokens': 20}",
         "{'document': 'a', 'map': {'prompt': '{chunk}', 'max_tokens': 5}, 'separator': ''}",
         "{'document': 'a', 'map': {'prompt': '{chunk}', 'max_tokens': 5}, 'overlap_tokens': 0}",
-        "{'document': 'a', 'map': {'prompt': '{chunk}', 'max_tokens': 5}, "
-        "'reduce': {'prompt': '{results}'}}",
+        ("{'document': 'a', 'map': {'prompt': '{chunk}', 'max_tokens': 5}, "
+         "'reduce': {'prompt': '{results}'}}"),
     };
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         hash_of(JOB_BODY_JSON, others[i], other);
