@@ -33,8 +33,8 @@ static void test_each_form_is_found(void **state)
         "{\"t\":1764000000123,\"level\":\"info\",\"tenant\":\"default\",\"id\":\"a-1\"}\n",
         "broker-1 | {\"t\":1764000000123,\"level\":\"info\",\"tenant\":\"default\",\"id\":\"a-1\"}",
         "{\"log\":\"t=1764000000123 level=info tenant=default id=a-1\\n\",\"stream\":\"stderr\"}\n",
-        ("{\"log\":\"{\\\"t\\\":1764000000123,\\\"tenant\\\":\\\"default\\\",\\\"id\\\":\\\"a-1\\\"}"
-         "\\n\",\"stream\":\"stderr\",\"time\":\"2026-11-26T01:02:03.4Z\"}\n"),
+        ("{\"log\":\"{\\\"t\\\":1764000000123,\\\"tenant\\\":\\\"default\\\",\\\"id\\\":\\\"a-1\\\""
+         "}\\n\",\"stream\":\"stderr\",\"time\":\"2026-11-26T01:02:03.4Z\"}\n"),
     };
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         struct found_line l = found(lines[i]);
