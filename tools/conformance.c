@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <string.h>
 
+enum { QUIET_MS = 300 }; // a reply that comes too early comes within
+
 enum status conformance_wrong(struct error *e, const char *format, ...)
 {
     char text[ERROR_TEXT_SIZE];
@@ -103,6 +105,33 @@ enum status conformance_enqueue(struct conformance *c, const char *id, const cha
 }
 
 // --- what has to be
+
+enum status conformance_wait_early(struct conformance *c, const char *id, const char *prompt,
+                                   struct error *e)
+{
+    char told[JOB_ID_MAX + 1];
+    json_t *reply = NULL;
+    c->broker.hold_runs = true;
+    try(conformance_enqueue(c, id, prompt, NULL, told, e));
+    try(conformance_say(c, conformance_wish("wait", told, c->timeout_s), e));
+    for (int64_t until = clock_ms() + QUIET_MS; reply == NULL && clock_ms() < until;) {
+        try(conformance_step(c, e));
+        try(conformance_program_reply(&c->program, CONFORMANCE_TURN_MS, &reply, e));
+    }
+    c->broker.hold_runs = false;
+    if (reply == NULL) return OK;
+    json_decref(reply);
+    return conformance_wrong(e, "wait ended before the job did");
+}
+
+enum status conformance_wait_ends(struct conformance *c, const char *text, struct error *e)
+{
+    json_t *reply;
+    try(conformance_listen(c, false, &reply, e));
+    enum status status = conformance_expect(reply, "text", text, e);
+    json_decref(reply);
+    return status;
+}
 
 enum status conformance_expect(const json_t *reply, const char *field, const char *text,
                                struct error *e)

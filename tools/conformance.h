@@ -49,6 +49,13 @@ enum status conformance_ask(struct conformance *c, struct json_t *wish, struct j
 enum status conformance_enqueue(struct conformance *c, const char *id, const char *prompt,
                                 struct json_t *fields, char told[JOB_ID_MAX + 1], struct error *e);
 
+// Enqueues a job that is held, and asks for its end: no reply may come. From then on it runs.
+enum status conformance_wait_early(struct conformance *c, const char *id, const char *prompt,
+                                   struct error *e);
+
+// The reply to that wish: the job's text.
+enum status conformance_wait_ends(struct conformance *c, const char *text, struct error *e);
+
 // Is the field of the reply this text (NULL: any or none)?
 enum status conformance_expect(const struct json_t *reply, const char *field, const char *text,
                                struct error *e);

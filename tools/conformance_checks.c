@@ -1,7 +1,6 @@
 #include "tools/conformance_checks.h"
 
 #include "broker/redis.h"
-#include "common/clock.h"
 
 #include <hiredis/hiredis.h>
 #include <jansson.h>
@@ -9,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BIG_BYTES = 1 << 20, QUIET_MS = 300 };
+enum { BIG_BYTES = 1 << 20 };
 
 // --- the checks
 
@@ -89,24 +88,8 @@ static enum status event_dropped(struct conformance *c, struct error *e)
 
 static enum status end_after_wait(struct conformance *c, struct error *e)
 {
-    char id[JOB_ID_MAX + 1];
-    json_t *reply = NULL;
-    c->broker.hold_runs = true;
-    try(conformance_enqueue(c, "c-late", "late", NULL, id, e));
-    try(conformance_say(c, conformance_wish("wait", id, c->timeout_s), e));
-    for (int64_t until = clock_ms() + QUIET_MS; reply == NULL && clock_ms() < until;) {
-        try(conformance_step(c, e));
-        try(conformance_program_reply(&c->program, CONFORMANCE_TURN_MS, &reply, e));
-    }
-    c->broker.hold_runs = false;
-    if (reply != NULL) {
-        json_decref(reply);
-        return conformance_wrong(e, "wait ended before the job did");
-    }
-    try(conformance_listen(c, false, &reply, e));
-    enum status status = conformance_expect(reply, "text", "re: late", e);
-    json_decref(reply);
-    return status;
+    try(conformance_wait_early(c, "c-late", "late", e));
+    return conformance_wait_ends(c, "re: late", e);
 }
 
 static enum status wait_in_vain(struct conformance *c, struct error *e)

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { BULK_N = 60, BULK_WINDOW = 16, QUIET_MS = 300 };
+enum { BULK_N = 60, BULK_WINDOW = 16 };
 
 // Waits until a push has reached Redis, which holds it back.
 static enum status push_is_held(struct conformance *c, struct error *e)
@@ -140,25 +140,9 @@ enum status conformance_push_full(struct conformance *c, struct error *e)
 
 enum status conformance_wait_cut_off(struct conformance *c, struct error *e)
 {
-    char id[JOB_ID_MAX + 1];
-    json_t *reply = NULL;
-    c->broker.hold_runs = true;
-    try(conformance_enqueue(c, "c-cut", "cut", NULL, id, e));
-    try(conformance_say(c, conformance_wish("wait", id, c->timeout_s), e));
-    for (int64_t until = clock_ms() + QUIET_MS; reply == NULL && clock_ms() < until;) {
-        try(conformance_step(c, e));
-        try(conformance_program_reply(&c->program, CONFORMANCE_TURN_MS, &reply, e));
-    }
-    c->broker.hold_runs = false;
-    if (reply != NULL) {
-        json_decref(reply);
-        return conformance_wrong(e, "wait ended before the job did");
-    }
+    try(conformance_wait_early(c, "c-cut", "cut", e));
     try(conformance_cut(c, e));
-    try(conformance_listen(c, false, &reply, e));
-    enum status status = conformance_expect(reply, "text", "re: cut", e);
-    json_decref(reply);
-    return status;
+    return conformance_wait_ends(c, "re: cut", e);
 }
 
 // --- many
