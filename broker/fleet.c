@@ -332,7 +332,7 @@ enum status fleet_hello(struct fleet *f, const struct peer *peer, const char *na
     } else if (p == NULL && running && f->adopting) {
         f->held[index_of(f, g)] = *held;
         try_adopt(f);
-    } else if (p == NULL && held->some && !f->adopting) {
+    } else if (p == NULL && held->some) { // it will not be adopted
         f->actions.unassign(f->actions.arg, g, held->pipeline, held->epoch);
     }
     try_assign(f);
