@@ -94,6 +94,15 @@ void fleet_record_hear(struct fleet_record *r, const struct peer *from,
 
 static json_t *number(uint64_t n) { return json_integer((json_int_t) n); }
 
+static json_t *ledger_json(const struct ledger *l)
+{
+    json_t *lines = json_object();
+    for (int i = 0; i < LEDGER_LINES; i++) {
+        json_object_set_new(lines, ledger_name((enum ledger_line) i), number(l->bytes[i]));
+    }
+    return lines;
+}
+
 static json_t *plan_json(const struct site *s)
 {
     const struct plan *p = &s->plan;
@@ -158,10 +167,11 @@ static json_t *group_json(const struct fleet_record *r, const struct site *s,
     // What it reserved, as READY had it for the stage that it has now.
     if (told == NULL || !told->ready || p == NULL || told->ledger.epoch != p->epoch) return j;
     const struct wire_ready *l = &told->ledger;
-    json_object_set_new(j, "reserved",
-                        json_pack("{s:o,s:o,s:o,s:o}", "weights", number(l->weights_bytes), "kv",
-                                  number(l->kv_bytes), "buffers", number(l->buffers_bytes),
-                                  "total", number(l->total_bytes)));
+    json_t *reserved = json_pack("{s:o,s:o,s:o,s:o}", "weights", number(l->weights_bytes), "kv",
+                                 number(l->kv_bytes), "buffers", number(l->buffers_bytes), "total",
+                                 number(l->total_bytes));
+    if (l->by_line) json_object_set_new(reserved, "ledger", ledger_json(&l->ledger));
+    json_object_set_new(j, "reserved", reserved);
     return j;
 }
 

@@ -6,6 +6,7 @@
 
 #include "common/buffer.h"
 #include "common/job_key.h"
+#include "common/ledger.h"
 #include "common/limits.h"
 #include "common/sampling.h"
 #include "common/status.h"
@@ -16,7 +17,7 @@
 
 enum {
     WIRE_MAJOR = 1, // in the first frame; another one is refused
-    WIRE_MINOR = 0, // in HELLO; new fields and commands only
+    WIRE_MINOR = 1, // in HELLO; new fields and commands only
     WIRE_FRAMES = 4,
     WIRE_ID_BYTES = 16,
     WIRE_HASH_MAX = 64,
@@ -102,6 +103,8 @@ struct wire_ready {
     uint64_t pipeline, epoch;
     int stage;
     uint64_t weights_bytes, kv_bytes, buffers_bytes, total_bytes; // largest rank
+    bool by_line;         // minor 1: the same, line by line
+    struct ledger ledger;
     char endpoint[ENDPOINT_MAX + 1];        // activations; empty on the head
     char tokens_endpoint[ENDPOINT_MAX + 1]; // the head's, for chosen tokens; else empty
 };

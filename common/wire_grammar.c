@@ -58,6 +58,32 @@ static const struct schema_field sampling_fields[] = {
 };
 static const struct schema sampling = SCHEMA_FIELDS(sampling_fields);
 
+// Names as ledger_name has them.
+#define LINE(name, line) U64(name, ledger, bytes[line], SCHEMA_OPTIONAL)
+static const struct schema_field ledger_fields[] = {
+    LINE("weights", LEDGER_WEIGHTS),
+    LINE("scales", LEDGER_SCALES),
+    LINE("packing", LEDGER_PACKING),
+    LINE("mtp", LEDGER_MTP),
+    LINE("kv", LEDGER_KV),
+    LINE("activations", LEDGER_ACTIVATIONS),
+    LINE("logits", LEDGER_LOGITS),
+    LINE("history", LEDGER_HISTORY),
+    LINE("sampler", LEDGER_SAMPLER),
+    LINE("scratch", LEDGER_SCRATCH),
+    LINE("comm", LEDGER_COMM),
+    LINE("steps", LEDGER_STEPS),
+    LINE("sequences", LEDGER_SEQUENCES),
+    LINE("links", LEDGER_LINKS),
+    LINE("staging", LEDGER_STAGING),
+    LINE("context", LEDGER_CONTEXT),
+    LINE("libraries", LEDGER_LIBRARIES),
+    LINE("reserve", LEDGER_RESERVE),
+};
+static const struct schema ledger = SCHEMA_FIELDS(ledger_fields);
+
+_Static_assert(sizeof ledger_fields / sizeof *ledger_fields == LEDGER_LINES, "every line is told");
+
 // --- commands
 
 static const struct schema_field only_term[] = {TERM}; // STANDBY, DRAIN, BYE
@@ -115,6 +141,8 @@ static const struct schema_field ready[] = {
     U64("kv_bytes", M, ready.kv_bytes),
     U64("buffers_bytes", M, ready.buffers_bytes),
     U64("total_bytes", M, ready.total_bytes),
+    {"ledger", SCHEMA_SUB, SCHEMA_AT(M, ready.ledger), SCHEMA_COUNT(M, ready.by_line),
+     SCHEMA_OPTIONAL, .sub = &ledger},
     TEXT("endpoint", M, ready.endpoint, SCHEMA_OPTIONAL),
     TEXT("tokens_endpoint", M, ready.tokens_endpoint, SCHEMA_OPTIONAL),
 };

@@ -33,7 +33,9 @@ static void carve_buffers(struct forward *f, struct carve *c)
 
     f->kv_layer_bytes =
         (uint64_t) f->limits.n_blocks * forward_kv_block_bytes(m, 1, f->precision);
+    carve_line(c, LEDGER_KV);
     f->kv = carve_take(c, f->kv_layer_bytes * (uint64_t) n_layers);
+    carve_line(c, LEDGER_ACTIVATIONS);
     f->inputs.ids = carve_take(c, rows * 4);
     f->inputs.pos = carve_take(c, rows * 4);
     f->inputs.slot = carve_take(c, rows * 4);
@@ -61,10 +63,11 @@ static void carve_buffers(struct forward *f, struct carve *c)
     if (!w->place.tail) return;
     f->out_x = carve_take(c, out * hidden * 4);
     f->out_h = carve_take(c, out * hidden * 4);
-    f->logits = carve_take(c, out * (uint64_t) w->vocab.n * 4);
     f->out_slot = carve_take(c, out * 4);
     f->out_pos = carve_take(c, out * 4);
     f->sampled = carve_take(c, out * sizeof *f->sampled);
+    carve_line(c, LEDGER_LOGITS);
+    f->logits = carve_take(c, out * (uint64_t) w->vocab.n * 4);
 }
 
 static struct scratch_shape scratch_shape(const struct forward *f)
@@ -125,11 +128,13 @@ enum status forward_layout(struct forward *f, const struct weights *weights,
                                         .norm_eps = LATENT_NORM_EPS}};
     carve_buffers(f, carve);
     struct scratch_shape shape = scratch_shape(f);
+    carve_line(carve, LEDGER_SCRATCH);
     void *scratch = carve_take(carve, backend->scratch_bytes(device, &shape));
     if (scratch != NULL) backend->set_scratch(device, &shape, scratch);
     if (!weights->place.tail) return OK;
     struct sampler_shape sampler = forward_sampler_shape(m, limits, weights->place.tp_rank,
                                                          weights->place.tp);
+    carve_line(carve, LEDGER_SAMPLER);
     void *memory = carve_take(carve, sampler_bytes(&sampler));
     if (memory != NULL) f->sampler = sampler_init(memory, &sampler, backend, device, comm);
     (void) e;

@@ -112,18 +112,31 @@ static void greet(struct group *g, int64_t now_ms)
 static void send_ready(struct group *g)
 {
     struct wire_message m = {.command = WIRE_READY};
-    struct stage_ledger ledger = stage_ledger(g->stage);
+    struct ledger ledger = stage_ledger(g->stage);
+    uint64_t total = ledger_total(&ledger), kv = ledger.bytes[LEDGER_KV];
+    uint64_t weights = ledger_weights(&ledger) + ledger.bytes[LEDGER_PACKING];
     m.ready = (struct wire_ready){.pipeline = g->assign.pipeline,
                                   .epoch = g->assign.epoch,
                                   .stage = g->assign.stage,
-                                  .weights_bytes = ledger.weights,
-                                  .kv_bytes = ledger.kv,
-                                  .buffers_bytes = ledger.buffers,
-                                  .total_bytes = ledger.total};
+                                  .weights_bytes = weights,
+                                  .kv_bytes = kv,
+                                  .buffers_bytes = total - weights - kv,
+                                  .total_bytes = total,
+                                  .by_line = true,
+                                  .ledger = ledger};
     snprintf(m.ready.endpoint, sizeof m.ready.endpoint, "%s", g->epoch.in.endpoint);
     snprintf(m.ready.tokens_endpoint, sizeof m.ready.tokens_endpoint, "%s",
              g->epoch.tokens_in.endpoint);
     control_send(&g->control, &m);
+}
+
+static void log_loaded(const struct group *g)
+{
+    struct ledger ledger = stage_ledger(g->stage);
+    char lines[LEDGER_TEXT_MAX];
+    ledger_print(&ledger, lines, sizeof lines);
+    log_line(LOG_INFO, "loaded", log_int("stage", g->assign.stage),
+             log_int("total_bytes", ledger_total(&ledger)), log_str("ledger", lines));
 }
 
 static void send_linked(struct group *g)
@@ -360,12 +373,9 @@ static void try_ready(struct group *g, int64_t now_ms)
     } else if (open_epoch(g, &e) != OK) {
         fail_epoch(g, &e);
     } else {
-        struct stage_ledger ledger = stage_ledger(g->stage);
         g->state = WIRE_LOADED;
         g->said_ms = now_ms;
-        log_line(LOG_INFO, "loaded", log_int("stage", g->assign.stage),
-                 log_int("weights_bytes", ledger.weights), log_int("kv_bytes", ledger.kv),
-                 log_int("buffers_bytes", ledger.buffers));
+        log_loaded(g);
         send_ready(g);
     }
 }

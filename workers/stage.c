@@ -18,7 +18,7 @@ struct rank {
     struct device *device;
     struct weights weights;
     struct forward forward;
-    struct stage_ledger ledger;
+    struct ledger ledger;
     enum status status;
     struct error error;
 };
@@ -65,12 +65,9 @@ static enum status layout_rank(struct rank *r, struct carve *carve)
     struct placement place = {o->first, o->last, o->head, o->tail, r->index, o->tp};
     try(weights_layout(&r->weights, o->config, &place, o->checkpoint, o->backend, r->device, carve,
                        &r->error));
-    r->ledger.weights = carve->used;
     try(forward_layout(&r->forward, &r->weights, o->backend, r->device, r->stage->comms[r->index],
                        o->precision, &o->limits, carve, &r->error));
-    r->ledger.kv = r->forward.kv_layer_bytes * (uint64_t) (o->last - o->first);
-    r->ledger.total = carve->used;
-    r->ledger.buffers = carve->used - r->ledger.weights - r->ledger.kv;
+    r->ledger = carve->ledger;
     return OK;
 }
 
@@ -279,13 +276,15 @@ void stage_progress(const struct stage *s, uint64_t *loaded, uint64_t *total)
     *total = s->load_bytes;
 }
 
-struct stage_ledger stage_ledger(const struct stage *s)
+struct ledger stage_rank_ledger(const struct stage *s, int rank) { return s->ranks[rank].ledger; }
+
+struct ledger stage_ledger(const struct stage *s)
 {
-    struct stage_ledger most = {0};
-    for (int i = 0; i < s->options.tp; i++) {
-        if (s->ranks[i].ledger.total > most.total) most = s->ranks[i].ledger;
+    int most = 0;
+    for (int i = 1; i < s->options.tp; i++) {
+        if (ledger_total(&s->ranks[i].ledger) > ledger_total(&s->ranks[most].ledger)) most = i;
     }
-    return most;
+    return s->ranks[most].ledger;
 }
 
 struct stage_step *stage_next(struct stage *s)

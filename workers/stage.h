@@ -6,6 +6,7 @@
 
 #include "common/checkpoint.h"
 #include "common/layout.h"
+#include "common/ledger.h"
 #include "kernels/backend.h"
 #include "workers/step.h"
 
@@ -42,10 +43,6 @@ struct stage_step {
 
 struct stage;
 
-struct stage_ledger { // bytes, largest rank
-    uint64_t weights, kv, buffers, total;
-};
-
 // Starts the rank threads, which lay out, check that it fits, load and report. The event descriptor
 // (stage_fd) becomes readable when the state changes or a step is done.
 enum status stage_create(struct stage **stage, const struct stage_options *options,
@@ -60,8 +57,9 @@ int stage_fd(const struct stage *s);
 // Checkpoint bytes copied so far, and of all (progress of loading).
 void stage_progress(const struct stage *s, uint64_t *loaded, uint64_t *total);
 
-// After READY.
-struct stage_ledger stage_ledger(const struct stage *s);
+// After READY: what was carved of a rank's device, line by line; and of the largest rank's.
+struct ledger stage_rank_ledger(const struct stage *s, int rank);
+struct ledger stage_ledger(const struct stage *s);
 
 // The next free place of the ring, NULL if all are in use.
 struct stage_step *stage_next(struct stage *s);

@@ -55,9 +55,11 @@ static void take_matrix(struct layouter *l, struct matrix *m, enum dtype dtype, 
                          .k = (int) k.n,
                          .row_phase = (int) (n.begin % c->scale_block),
                          .col_phase = (int) (k.begin % c->scale_block)};
+    carve_line(l->carve, LEDGER_WEIGHTS);
     m->data = carve_take(l->carve, l->backend->matrix_bytes(l->device, m));
     if (dtype == DTYPE_F8_E4M3) {
         uint64_t blocks = (uint64_t) block_range(c, n).n * (uint64_t) block_range(c, k).n;
+        carve_line(l->carve, LEDGER_SCALES);
         m->scales = carve_take(l->carve, blocks * sizeof(float));
     }
 }
@@ -127,6 +129,21 @@ static const float **vector_of(struct weights *w, const struct slice *s)
     }
 }
 
+// What a slice took beyond its bytes in the checkpoint is packing.
+static void account(struct layouter *l, const struct slice *s, enum dtype dtype,
+                    const struct ledger *before)
+{
+    const struct model_config *c = l->w->config;
+    struct carve *carve = l->carve;
+    uint64_t weights = (uint64_t) (s->row.n * s->col.n) * dtype_size(dtype);
+    uint64_t scales = layout_slice_bytes_as(c, s, dtype) - weights;
+    const struct ledger *now = &carve->ledger;
+    uint64_t took = now->bytes[LEDGER_WEIGHTS] - before->bytes[LEDGER_WEIGHTS];
+    uint64_t took_scales = now->bytes[LEDGER_SCALES] - before->bytes[LEDGER_SCALES];
+    carve_move(carve, LEDGER_WEIGHTS, LEDGER_PACKING, took - weights);
+    carve_move(carve, LEDGER_SCALES, LEDGER_PACKING, took_scales - scales);
+}
+
 static enum status lay_slice(const struct slice *s, void *arg)
 {
     struct layouter *l = arg;
@@ -139,6 +156,8 @@ static enum status lay_slice(const struct slice *s, void *arg)
     }
     const float **vector = vector_of(l->w, s);
     struct matrix *matrix = matrix_of(l->w, s);
+    const struct ledger before = l->carve->ledger;
+    carve_line(l->carve, LEDGER_WEIGHTS);
     if (vector != NULL) {
         *vector = take_vector(l, s->rows * s->cols);
     } else if (s->role == ROLE_EMBED) {
@@ -151,6 +170,7 @@ static enum status lay_slice(const struct slice *s, void *arg)
         check(matrix != NULL, "role %d has no place", (int) s->role);
         take_matrix(l, matrix, t->dtype, s->row, s->col);
     }
+    account(l, s, t->dtype, &before);
     return OK;
 }
 
@@ -198,6 +218,7 @@ enum status weights_layout(struct weights *w, const struct model_config *config,
         try(create_tables(w, e));
     }
     struct layouter l = {w, checkpoint, backend, device, carve, e};
+    carve_line(carve, LEDGER_PACKING);
     w->inv_freq = take_vector(&l, config->qk_rope_head_dim / 2);
     return layout_walk(config, place, lay_slice, &l);
 }

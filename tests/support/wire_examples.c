@@ -68,6 +68,8 @@ static void ready(struct wire_ready *r, bool full)
                              .kv_bytes = 3ull << 30, .buffers_bytes = 1ull << 29,
                              .total_bytes = (22ull << 30) + (1ull << 29)};
     if (!full) return;
+    r->by_line = true;
+    for (int i = 0; i < LEDGER_LINES; i++) r->ledger.bytes[i] = (uint64_t) i + 1;
     TEXT_INTO(r->endpoint, "tcp://10.0.0.5:40001");
     TEXT_INTO(r->tokens_endpoint, "tcp://10.0.0.5:40002");
 }

@@ -1,0 +1,82 @@
+#include "common/ledger.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char *const names[LEDGER_LINES] = {
+    [LEDGER_WEIGHTS] = "weights",
+    [LEDGER_SCALES] = "scales",
+    [LEDGER_PACKING] = "packing",
+    [LEDGER_MTP] = "mtp",
+    [LEDGER_KV] = "kv",
+    [LEDGER_ACTIVATIONS] = "activations",
+    [LEDGER_LOGITS] = "logits",
+    [LEDGER_HISTORY] = "history",
+    [LEDGER_SAMPLER] = "sampler",
+    [LEDGER_SCRATCH] = "scratch",
+    [LEDGER_COMM] = "comm",
+    [LEDGER_STEPS] = "steps",
+    [LEDGER_SEQUENCES] = "sequences",
+    [LEDGER_LINKS] = "links",
+    [LEDGER_STAGING] = "staging",
+    [LEDGER_CONTEXT] = "context",
+    [LEDGER_LIBRARIES] = "libraries",
+    [LEDGER_RESERVE] = "reserve",
+};
+
+const char *ledger_name(enum ledger_line line) { return names[line]; }
+
+enum ledger_line ledger_named(const char *name, size_t n)
+{
+    int line = 0;
+    while (line < LEDGER_LINES && (strlen(names[line]) != n || memcmp(names[line], name, n) != 0)) {
+        line++;
+    }
+    return (enum ledger_line) line;
+}
+
+uint64_t ledger_total(const struct ledger *l)
+{
+    uint64_t sum = 0;
+    for (int i = 0; i < LEDGER_LINES; i++) sum += l->bytes[i];
+    return sum;
+}
+
+uint64_t ledger_weights(const struct ledger *l)
+{
+    return l->bytes[LEDGER_WEIGHTS] + l->bytes[LEDGER_SCALES];
+}
+
+void ledger_print(const struct ledger *l, char *text, size_t n)
+{
+    size_t at = 0;
+    if (n > 0) text[0] = '\0';
+    for (int i = 0; i < LEDGER_LINES && at < n; i++) {
+        if (l->bytes[i] == 0) continue;
+        at += (size_t) snprintf(text + at, n - at, "%s%s %llu", at > 0 ? ", " : "", names[i],
+                                (unsigned long long) l->bytes[i]);
+    }
+}
+
+void ledger_add(struct ledger *to, const struct ledger *l)
+{
+    for (int i = 0; i < LEDGER_LINES; i++) to->bytes[i] += l->bytes[i];
+}
+
+bool ledger_equal(const struct ledger *a, const char *called_a, const struct ledger *b,
+                  const char *called_b, char *text, size_t n)
+{
+    size_t at = 0;
+    bool equal = true;
+    if (n > 0) text[0] = '\0';
+    for (int i = 0; i < LEDGER_LINES; i++) {
+        if (a->bytes[i] == b->bytes[i]) continue;
+        if (at < n) {
+            at += (size_t) snprintf(text + at, n - at, "%s%s is %llu bytes in %s, %llu in %s",
+                                    equal ? "" : "; ", names[i], (unsigned long long) a->bytes[i],
+                                    called_a, (unsigned long long) b->bytes[i], called_b);
+        }
+        equal = false;
+    }
+    return equal;
+}
