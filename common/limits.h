@@ -46,6 +46,7 @@
 #define SLOTS_MAX 4096  // sequences in a pipeline at once
 #define STEP_ROWS_MAX 8192 // token budget of one step
 #define STEPS_IN_FLIGHT_MAX 16
+#define DEVICE_THREADS_MAX 64 // of a CPU device; its scratch has room for all of them
 
 // --- jobs (queue.md section 2)
 #define JOB_ID_MAX 64

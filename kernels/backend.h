@@ -12,6 +12,7 @@
 #define PENSTOCK_KERNELS_BACKEND_H
 
 #include "common/checkpoint.h"
+#include "common/device_sizes.h"
 #include "common/model_config.h"
 #include "common/sampling.h"
 #include "common/status.h"
@@ -29,9 +30,14 @@ struct matrix {
     enum dtype dtype; // DTYPE_F8_E4M3 with block scales, DTYPE_BF16 or DTYPE_F32
     int n, k;         // outputs, inputs of this slice
     int row_phase, col_phase; // of its first element inside a 128-block of scales
-    void *data;       // packed; backend's matrix_bytes() bytes
+    void *data;       // packed; device_sizes' bytes
     float *scales;    // (ceil((row_phase+n)/128), ceil((col_phase+k)/128)); NULL unless FP8
 };
+
+static inline struct matrix_shape matrix_shape(const struct matrix *m)
+{
+    return (struct matrix_shape){m->dtype, m->n, m->k, m->row_phase, m->col_phase};
+}
 
 // What a step varies, in device memory at fixed addresses (filled by one upload).
 struct step_inputs {
@@ -72,24 +78,13 @@ struct device;
 
 struct device_options {
     enum precision precision;
-    int n_threads;         // CPU: threads of this device's team; 0: chosen
+    int n_threads;         // CPU: of this device's team, <= DEVICE_THREADS_MAX; 0: chosen
     uint64_t memory_bytes; // the arena's cap; 0: what the device has
-};
-
-// Everything from which a device's scratch follows (pure arithmetic: backend->scratch_bytes).
-struct scratch_shape {
-    int max_rows;   // token budget of a step
-    int max_out;    // rows with logits
-    int hidden, intermediate, moe_intermediate; // widest of this rank
-    int n_experts, n_chosen;
-    int n_heads, kv_lora, rope, nope, v; // of this rank
-    int q_lora;
-    int vocab;      // of this rank
-    int max_context, slots, tp;
 };
 
 struct backend {
     const char *name;
+    enum device_kind kind; // device_sizes(kind): bytes of packed weights and of scratch
 
     // --- life. ERR_UNAVAILABLE no_device where there is none.
     enum status (*open)(struct device **device, const struct device_options *options,
@@ -97,13 +92,10 @@ struct backend {
     void (*close)(struct device **device);
     // The one allocation of this device; called once, before anything else needs memory. Zeroed.
     enum status (*arena)(struct device *d, uint64_t bytes, void **base, struct error *e);
-    // Gives the device its scratch, a part of the arena.
-    uint64_t (*scratch_bytes)(const struct device *d, const struct scratch_shape *s);
+    // Gives the device its scratch, a part of the arena: device_sizes' bytes.
     void (*set_scratch)(struct device *d, const struct scratch_shape *s, void *scratch);
 
-    // --- weights. Bytes of m->data for these n, k, phases, dtype; pure.
-    uint64_t (*matrix_bytes)(const struct device *d, const struct matrix *m);
-    // Packs rows [row0, row0+n_rows) from `rows` (n_rows, k) row-major in m->dtype, host memory.
+    // --- weights. Packs rows [row0, row0+n_rows) from `rows` (n_rows, k) row-major in m->dtype, host memory.
     // row0 is a multiple of 16; n_rows too unless it reaches n.
     void (*matrix_pack)(struct device *d, struct matrix *m, int row0, int n_rows, const void *rows);
     // Copies host bytes to device memory and back; `upload` is ordered on the stream.
@@ -177,6 +169,13 @@ struct backend {
     void (*gather)(struct device *d, const float *x, const int32_t *out_rows, int dim, float *out,
                    int n_out);
 };
+
+// Bytes of m->data for its shape.
+static inline uint64_t matrix_bytes(const struct backend *b, const struct matrix *m)
+{
+    struct matrix_shape shape = matrix_shape(m);
+    return device_sizes(b->kind)->matrix(&shape);
+}
 
 // Never NULL. Variants by instruction set are chosen when a device is opened (kernels/cpu/isa.h).
 const struct backend *backend_cpu(void);

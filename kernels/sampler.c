@@ -4,14 +4,13 @@
 #include "kernels/sampler_row.h"
 
 enum {
-    BATCH_MAX = 32, // rows that share their collectives
-    ALIGNMENT = 64,
-    HEAD_WORDS_MAX = 1 + CANDIDATES_MAX + LOGPROBS_MAX,
-    NARROW_WORDS = sizeof(struct histogram) / sizeof(uint64_t),
-    ROW_WORDS_MAX = NARROW_WORDS > HEAD_WORDS_MAX ? NARROW_WORDS : HEAD_WORDS_MAX,
+    BATCH_MAX = SAMPLER_BATCH_MAX, // rows that share their collectives
+    HEAD_WORDS_MAX = SAMPLER_HEAD_WORDS,
+    NARROW_WORDS = SAMPLER_NARROW_WORDS,
 };
 
-_Static_assert(sizeof(struct histogram) % sizeof(uint64_t) == 0, "histograms travel as words");
+_Static_assert(sizeof(struct histogram) == NARROW_WORDS * sizeof(uint64_t),
+               "histograms travel as words");
 _Static_assert(CANDIDATES_MAX >= LOGPROBS_MAX, "candidates serve as alternatives");
 
 struct sequence {
@@ -36,61 +35,12 @@ struct sampler {
     uint64_t *kept;             // (tp * CANDIDATES_MAX)
     uint64_t *chunk_mass;       // (batch, n_chunks) kept mass of each chunk of the slice
     uint64_t *lists;            // (tp, batch * HEAD_WORDS_MAX) what came of the first round
-    uint64_t *send, *receive;   // (batch * ROW_WORDS_MAX), (tp, the same)
+    uint64_t *send, *receive;   // (batch * SAMPLER_ROW_WORDS), (tp, the same)
 };
 
-static int batch_of(const struct sampler_shape *s)
-{
-    // Alone a rank takes row by row, which keeps a row in its cache from one pass to the next.
-    if (s->tp == 1) return 1;
-    return s->max_out < BATCH_MAX ? s->max_out : BATCH_MAX;
-}
-
-static int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-static void *carve(char *base, uint64_t *at, uint64_t bytes)
-{
-    void *here = base == NULL ? NULL : base + *at;
-    *at += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    return here;
-}
-
-// Lays the sampler out from `base` (NULL: only counts) into `s`; returns its bytes.
-static uint64_t layout(struct sampler *s, char *base, const struct sampler_shape *shape)
-{
-    uint64_t at = 0, batch = (uint64_t) batch_of(shape), vocab_n = (uint64_t) shape->vocab_n;
-    uint64_t slots = (uint64_t) shape->slots, tp = (uint64_t) shape->tp, word = sizeof(uint64_t);
-    s->shape = *shape;
-    s->batch = (int) batch;
-    s->n_chunks = ceil_div(shape->vocab_n, SCAN_CHUNK);
-    s->work_stride = ceil_div(shape->vocab_n, ALIGNMENT) * ALIGNMENT;
-    carve(base, &at, sizeof *s);
-    s->sequences = carve(base, &at, slots * sizeof *s->sequences);
-    s->history = carve(base, &at, slots * (uint64_t) shape->max_context * sizeof *s->history);
-    s->rows = carve(base, &at, batch * sizeof *s->rows);
-    s->work = carve(base, &at, batch * (uint64_t) s->work_stride * sizeof *s->work);
-    s->maxima = carve(base, &at,
-                      (uint64_t) ceil_div(shape->vocab_n, SCAN_BLOCK) * sizeof *s->maxima);
-    s->seen = carve(base, &at, vocab_n * sizeof *s->seen);
-    s->scratch = carve(base, &at, (uint64_t) select_scratch(shape->vocab_n, CANDIDATES_MAX) * word);
-    s->kept = carve(base, &at, tp * CANDIDATES_MAX * word);
-    s->chunk_mass = carve(base, &at, batch * (uint64_t) s->n_chunks * word);
-    s->lists = carve(base, &at, tp * batch * HEAD_WORDS_MAX * word);
-    s->send = carve(base, &at, batch * ROW_WORDS_MAX * word);
-    s->receive = carve(base, &at, tp * batch * ROW_WORDS_MAX * word);
-    return at;
-}
-
-uint64_t sampler_bytes(const struct sampler_shape *s)
-{
-    struct sampler none;
-    return layout(&none, NULL, s);
-}
-
-size_t sampler_gather_max(const struct sampler_shape *s)
-{
-    return (size_t) batch_of(s) * ROW_WORDS_MAX * sizeof(uint64_t);
-}
+_Static_assert(sizeof(struct sampler) <= SAMPLER_STATE_BYTES, "the plan has room for it");
+_Static_assert(sizeof(struct sequence) <= SAMPLER_SEQUENCE_BYTES, "the plan has room for it");
+_Static_assert(sizeof(struct row) <= SAMPLER_ROW_BYTES, "the plan has room for it");
 
 struct sampler *sampler_init(void *memory, const struct sampler_shape *shape,
                              const struct backend *backend, struct device *device,
@@ -100,9 +50,26 @@ struct sampler *sampler_init(void *memory, const struct sampler_shape *shape,
     (void) device;
     check(shape->tp >= 1 && shape->tp <= TP_MAX && (comm != NULL || shape->tp == 1));
     check(shape->vocab_n >= 0 && shape->vocab_size > 0);
-    struct sampler *s = memory;
-    memset(s, 0, sizeof *s);
-    layout(s, memory, shape);
+    struct carve carve = {.base = memory, .size = sampler_bytes(shape)};
+    struct sampler_parts p;
+    sampler_carve(&p, shape, &carve);
+    struct sampler *s = p.state;
+    *s = (struct sampler){.shape = *shape,
+                          .batch = p.batch,
+                          .n_chunks = p.n_chunks,
+                          .work_stride = p.work_stride,
+                          .sequences = p.sequences,
+                          .history = p.history,
+                          .rows = p.rows,
+                          .work = p.work,
+                          .maxima = p.maxima,
+                          .seen = p.seen,
+                          .scratch = p.select,
+                          .kept = p.kept,
+                          .chunk_mass = p.chunk_mass,
+                          .lists = p.lists,
+                          .send = p.send,
+                          .receive = p.receive};
     memset(s->sequences, 0, (size_t) shape->slots * sizeof *s->sequences);
     memset(s->seen, 0, (size_t) shape->vocab_n * sizeof *s->seen);
     s->comm = comm;

@@ -16,6 +16,7 @@
 #ifndef PENSTOCK_KERNELS_SAMPLER_H
 #define PENSTOCK_KERNELS_SAMPLER_H
 
+#include "common/sampler_sizes.h"
 #include "common/sampling.h"
 #include "kernels/backend.h"
 #include "kernels/comm.h"
@@ -24,15 +25,6 @@
 #include <stdint.h>
 
 struct sampler;
-
-struct sampler_shape {
-    int slots;
-    int max_context;         // ids of the longest sequence
-    int max_out;             // rows sampled at once
-    int vocab_begin, vocab_n; // this rank's slice of the vocabulary
-    int vocab_size;
-    int tp;
-};
 
 // One chosen token; logprob is 0 unless asked for. Log-probabilities are of the raw logits' softmax
 // (before penalties and temperature), natural logarithm.
@@ -43,10 +35,6 @@ struct sampled {
     int32_t top_id[LOGPROBS_MAX]; // by (logit descending, id ascending)
     float top_logprob[LOGPROBS_MAX];
 };
-
-// Bytes of a sampler's memory, and the most bytes of one rank that it passes to all_gather.
-uint64_t sampler_bytes(const struct sampler_shape *s);
-size_t sampler_gather_max(const struct sampler_shape *s);
 
 // Builds the sampler inside `memory` (sampler_bytes). Owns nothing; no deinit.
 struct sampler *sampler_init(void *memory, const struct sampler_shape *s,

@@ -9,7 +9,7 @@
 #include "kernels/sampler_narrow.h"
 #include "kernels/sampler_select.h"
 
-enum { CANDIDATES_MAX = 128 }; // of a rank and a row
+enum { CANDIDATES_MAX = SAMPLER_CANDIDATES_MAX }; // of a rank and a row
 
 // What a sequence's parameters mean for the rounds; fixed when it is opened.
 struct rule {

@@ -3,14 +3,15 @@
 #ifndef PENSTOCK_KERNELS_SAMPLER_SCAN_H
 #define PENSTOCK_KERNELS_SAMPLER_SCAN_H
 
+#include "common/sampler_sizes.h"
 #include "kernels/sampler_mass.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
 enum {
-    SCAN_BLOCK = 128,  // ids of one maximum
-    SCAN_CHUNK = 1024, // ids of one sum
+    SCAN_BLOCK = SAMPLER_BLOCK, // ids of one maximum
+    SCAN_CHUNK = SAMPLER_CHUNK, // ids of one sum
     SCAN_BITS = 8,
     SCAN_BINS = 1 << SCAN_BITS,
 };

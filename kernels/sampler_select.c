@@ -2,7 +2,7 @@
 
 #include "kernels/sampler_scan.h"
 
-enum { INSERTION_MAX = 16, SLACK = 4 }; // SLACK: select_top's buffer holds that many lists
+enum { INSERTION_MAX = 16, SLACK = SAMPLER_SLACK };
 
 static void insertion_sort(uint64_t *a, int n)
 {
@@ -75,11 +75,6 @@ void select_sort(uint64_t *a, int n)
 }
 
 static int block_count(int n) { return (n + SCAN_BLOCK - 1) / SCAN_BLOCK; }
-
-int select_scratch(int n, int want)
-{
-    return block_count(n) > SLACK * want ? block_count(n) : SLACK * want;
-}
 
 static void first_largest(const float *l, int n, int32_t first_id, const float *max, uint64_t *list)
 {

@@ -146,7 +146,7 @@ static void set_matrices(struct bench *b, enum dtype dtype)
     for (b->n_matrices = 0; b->n_matrices < MATRICES_MAX; b->n_matrices++) {
         struct matrix *m = &b->matrices[b->n_matrices];
         *m = (struct matrix) {.dtype = dtype, .n = N, .k = K};
-        uint64_t bytes = cpu->matrix_bytes(b->d, m);
+        uint64_t bytes = matrix_bytes(cpu, m);
         uint64_t scales = (uint64_t) (N / SCALE_BLOCK) * (K / SCALE_BLOCK) * sizeof(float);
         if (c.used + bytes + scales + 2 * CARVE_ALIGN > c.size) return;
         m->data = carve_take(&c, bytes);
@@ -216,7 +216,7 @@ static enum status run_all(struct bench *b, int n_threads, uint64_t set_bytes, s
     struct device_options options = {.precision = PRECISION_BF16, .n_threads = n_threads};
     try(cpu->open(&b->d, &options, e));
     struct scratch_shape shape = {.max_rows = ROWS_MAX, .hidden = K};
-    uint64_t scratch = cpu->scratch_bytes(b->d, &shape);
+    uint64_t scratch = device_sizes(cpu->kind)->scratch(&shape);
     uint64_t x = (uint64_t) ROWS_MAX * K * sizeof(float);
     uint64_t out = (uint64_t) ROWS_MAX * N * sizeof(float);
     b->set_bytes = set_bytes;
@@ -249,7 +249,7 @@ int bench_kernels(int argc, char **argv)
     const char *csv = NULL;
     struct option_spec specs[] = {
         {.name = "threads", .kind = OPTION_INT, .value = &threads, .argument = "N",
-         .help = "Threads of the device; 0: one a core.", .least = 0, .most = 1024},
+         .help = "Threads of the device; 0: one a core.", .least = 0, .most = DEVICE_THREADS_MAX},
         {.name = "set", .kind = OPTION_BYTES, .value = &set_bytes, .argument = "BYTES",
          .help = "Memory of the weights: far more than the caches."},
         {.name = "csv", .kind = OPTION_STRING, .value = &csv, .argument = "FILE",

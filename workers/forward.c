@@ -76,6 +76,7 @@ static struct scratch_shape scratch_shape(const struct forward *f)
     const struct weights *w = f->weights;
     return (struct scratch_shape){.max_rows = f->limits.max_rows,
                                   .max_out = f->limits.max_out,
+                                  .f32 = f->precision == PRECISION_F32,
                                   .hidden = m->hidden_size,
                                   .intermediate = widest_ffn(w),
                                   .moe_intermediate = m->moe_intermediate_size / w->place.tp,
@@ -129,13 +130,14 @@ enum status forward_layout(struct forward *f, const struct weights *weights,
     carve_buffers(f, carve);
     struct scratch_shape shape = scratch_shape(f);
     carve_line(carve, LEDGER_SCRATCH);
-    void *scratch = carve_take(carve, backend->scratch_bytes(device, &shape));
+    void *scratch = carve_take(carve, device_sizes(backend->kind)->scratch(&shape));
     if (scratch != NULL) backend->set_scratch(device, &shape, scratch);
     if (!weights->place.tail) return OK;
     struct sampler_shape sampler = forward_sampler_shape(m, limits, weights->place.tp_rank,
                                                          weights->place.tp);
-    carve_line(carve, LEDGER_SAMPLER);
-    void *memory = carve_take(carve, sampler_bytes(&sampler));
+    struct sampler_parts parts;
+    void *memory = carve->base == NULL ? NULL : carve->base + carve->used;
+    sampler_carve(&parts, &sampler, carve);
     if (memory != NULL) f->sampler = sampler_init(memory, &sampler, backend, device, comm);
     (void) e;
     return OK;

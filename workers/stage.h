@@ -5,7 +5,6 @@
 #define PENSTOCK_WORKERS_STAGE_H
 
 #include "common/checkpoint.h"
-#include "common/histogram.h"
 #include "common/layout.h"
 #include "common/ledger.h"
 #include "kernels/backend.h"
@@ -61,16 +60,6 @@ void stage_progress(const struct stage *s, uint64_t *loaded, uint64_t *total);
 // After READY: what was carved of a rank's device, line by line; and of the largest rank's.
 struct ledger stage_rank_ledger(const struct stage *s, int rank);
 struct ledger stage_ledger(const struct stage *s);
-
-// What the ranks have done since stage_create.
-struct stage_figures {
-    uint64_t rows;
-    struct histogram decode, prefill; // steps with one row of each sequence, and with more of any
-    uint64_t busy_us[TP_MAX];         // of each rank
-    uint64_t sampler_rows, sampler_fallbacks; // tail
-};
-
-void stage_figures(struct stage *s, struct stage_figures *to);
 
 // The next free place of the ring, NULL if all are in use.
 struct stage_step *stage_next(struct stage *s);

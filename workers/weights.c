@@ -56,7 +56,7 @@ static void take_matrix(struct layouter *l, struct matrix *m, enum dtype dtype, 
                          .row_phase = (int) (n.begin % c->scale_block),
                          .col_phase = (int) (k.begin % c->scale_block)};
     carve_line(l->carve, LEDGER_WEIGHTS);
-    m->data = carve_take(l->carve, l->backend->matrix_bytes(l->device, m));
+    m->data = carve_take(l->carve, matrix_bytes(l->backend, m));
     if (dtype == DTYPE_F8_E4M3) {
         uint64_t blocks = (uint64_t) block_range(c, n).n * (uint64_t) block_range(c, k).n;
         carve_line(l->carve, LEDGER_SCALES);

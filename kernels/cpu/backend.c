@@ -8,12 +8,11 @@
 
 static const struct backend cpu = {
     .name = "cpu",
+    .kind = DEVICE_CPU,
     .open = cpu_open,
     .close = cpu_close,
     .arena = cpu_arena,
-    .scratch_bytes = cpu_scratch_bytes,
     .set_scratch = cpu_set_scratch,
-    .matrix_bytes = cpu_matrix_bytes,
     .matrix_pack = cpu_matrix_pack,
     .upload = cpu_upload,
     .download = cpu_download,

@@ -1,6 +1,5 @@
 #include "kernels/cpu/device.h"
 
-#include "common/carve.h"
 #include "common/memory.h"
 #include "kernels/cpu/life.h"
 
@@ -29,8 +28,9 @@ enum status cpu_open(struct device **device, const struct device_options *option
     d->precision = options->precision;
     d->isa = isa_best();
     d->memory_bytes = options->memory_bytes > 0 ? options->memory_bytes : memory_available();
-    enum status status =
-        team_create(&d->team, options->n_threads > 0 ? options->n_threads : cores(), e);
+    int n_threads = options->n_threads > 0 ? options->n_threads : cores();
+    if (n_threads > DEVICE_THREADS_MAX) n_threads = DEVICE_THREADS_MAX;
+    enum status status = team_create(&d->team, n_threads, e);
     if (status != OK) cpu_close(&d);
     *device = d;
     return status;
@@ -91,33 +91,12 @@ enum status cpu_arena(struct device *d, uint64_t bytes, void **base, struct erro
     return OK;
 }
 
-static void carve_scratch(const struct device *d, const struct scratch_shape *s, struct carve *c,
-                          void *parts[4])
-{
-    parts[0] = carve_take(c, gemm_scratch_bytes(d, s));
-    parts[1] = carve_take(c, moe_scratch_bytes(d, s));
-    parts[2] = carve_take(c, mla_scratch_bytes(d, s));
-    parts[3] = carve_take(c, route_scratch_bytes(d, s));
-}
-
-uint64_t cpu_scratch_bytes(const struct device *d, const struct scratch_shape *s)
-{
-    struct carve count = {0};
-    void *parts[4];
-    carve_scratch(d, s, &count, parts);
-    return count.used;
-}
-
 void cpu_set_scratch(struct device *d, const struct scratch_shape *s, void *scratch)
 {
-    struct carve c = {.base = scratch, .size = cpu_scratch_bytes(d, s)};
-    void *parts[4];
-    carve_scratch(d, s, &c, parts);
+    check(s->f32 == (d->precision == PRECISION_F32), "scratch of another precision");
+    struct carve c = {.base = scratch, .size = device_sizes(DEVICE_CPU)->scratch(s)};
     d->shape = *s;
-    d->gemm_scratch = parts[0];
-    d->moe_scratch = parts[1];
-    d->mla_scratch = parts[2];
-    d->route_scratch = parts[3];
+    cpu_scratch_carve(&d->scratch, s, &c);
 }
 
 void cpu_upload(struct device *d, void *to, const void *from, size_t n)

@@ -3,6 +3,7 @@
 #ifndef PENSTOCK_KERNELS_CPU_DEVICE_H
 #define PENSTOCK_KERNELS_CPU_DEVICE_H
 
+#include "common/cpu_sizes.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/team.h"
@@ -14,14 +15,7 @@ struct device {
     void *arena;
     uint64_t arena_bytes, memory_bytes;
     struct scratch_shape shape;
-    // Scratch, carved by set_scratch from what scratch_bytes counted; each noun has its own part.
-    void *gemm_scratch, *moe_scratch, *mla_scratch, *route_scratch;
+    struct cpu_scratch scratch; // laid out by set_scratch; each noun has its own parts
 };
-
-// Bytes of each part for a shape and a number of threads (of gemm.c, moe.c, mla.c, route.c).
-uint64_t gemm_scratch_bytes(const struct device *d, const struct scratch_shape *s);
-uint64_t moe_scratch_bytes(const struct device *d, const struct scratch_shape *s);
-uint64_t mla_scratch_bytes(const struct device *d, const struct scratch_shape *s);
-uint64_t route_scratch_bytes(const struct device *d, const struct scratch_shape *s);
 
 #endif

@@ -6,10 +6,9 @@
 #include <string.h>
 
 enum {
-    PACK_ROWS = 16,
+    PACK_ROWS = CPU_PACK_ROWS,
     // Multiply-adds that are worth another thread.
     PIECE_PRODUCTS = 128 * 1024,
-    HEAD_ROWS = 32, // rows of all heads for which there is room in any case
 };
 
 const struct gemm_inner *gemm_inner_for(enum isa isa, enum precision precision, enum dtype dtype)
@@ -36,32 +35,18 @@ static const struct gemm_inner *inner_of(const struct device *d, const struct ma
 
 // --- packed weights
 
-static int group_values(enum dtype dtype)
-{
-    return dtype == DTYPE_F8_E4M3 ? 4 : dtype == DTYPE_BF16 ? 2 : 1;
-}
-
-// Where the slice begins on the grid of k: only FP8 has scales to line up with.
 static int phase_of(const struct matrix *w) { return w->dtype == DTYPE_F8_E4M3 ? w->col_phase : 0; }
 
 static uint64_t panel_bytes(const struct matrix *w)
 {
-    int group = group_values(w->dtype), phase = phase_of(w);
-    return (uint64_t) ((phase + w->k + group - 1) / group - phase / group) * GROUP_BYTES;
+    struct matrix_shape shape = matrix_shape(w);
+    return cpu_panel_bytes(&shape);
 }
 
-// The NaN bits of an FP8 matrix, before its panels.
 static uint64_t nan_bytes(const struct matrix *w)
 {
-    if (w->dtype != DTYPE_F8_E4M3) return 0;
-    uint64_t bytes = (uint64_t) gemm_panels(w->n) * (PANEL / PACK_ROWS) * sizeof(uint16_t);
-    return (bytes + CARVE_ALIGN - 1) / CARVE_ALIGN * CARVE_ALIGN;
-}
-
-uint64_t cpu_matrix_bytes(const struct device *d, const struct matrix *m)
-{
-    (void) d;
-    return nan_bytes(m) + (uint64_t) gemm_panels(m->n) * panel_bytes(m);
+    struct matrix_shape shape = matrix_shape(w);
+    return cpu_nan_bytes(&shape);
 }
 
 struct pack {
@@ -74,7 +59,7 @@ struct pack {
 static uint32_t pack_group(const struct matrix *m, const char *row, int at)
 {
     static const int order[4] = {0, 2, 1, 3};
-    int group = group_values(m->dtype), size = 4 / group;
+    int group = cpu_group_values(m->dtype), size = 4 / group;
     uint32_t dword = 0;
     for (int i = 0; i < group; i++) {
         if (at + i < 0 || at + i >= m->k) continue;
@@ -99,7 +84,7 @@ static void pack_tiles(void *arg, int begin, int end, int thread)
     (void) thread;
     const struct pack *p = arg;
     const struct matrix *m = p->m;
-    int phase = phase_of(m), group = group_values(m->dtype);
+    int phase = phase_of(m), group = cpu_group_values(m->dtype);
     size_t row_bytes = (size_t) m->k * dtype_size(m->dtype);
     for (int tile = begin; tile < end; tile++) {
         int row = p->row0 + tile * PACK_ROWS;
@@ -127,7 +112,7 @@ static void pack_tiles(void *arg, int begin, int end, int thread)
 static void pack_rest(struct matrix *m)
 {
     int first = (m->n + PACK_ROWS - 1) / PACK_ROWS * PACK_ROWS;
-    for (int row = first; row < gemm_panels(m->n) * PANEL; row += PACK_ROWS) {
+    for (int row = first; row < cpu_panels(m->n) * PANEL; row += PACK_ROWS) {
         char *to = (char *) m->data + nan_bytes(m) + (size_t) (row / PANEL) * panel_bytes(m);
         for (uint64_t at = (uint64_t) (row % PANEL) * 4; at < panel_bytes(m); at += GROUP_BYTES) {
             memset(to + at, 0, (size_t) PACK_ROWS * 4);
@@ -146,68 +131,20 @@ void cpu_matrix_pack(struct device *d, struct matrix *m, int row0, int n_rows, c
     if (row0 + n_rows == m->n) pack_rest(m);
 }
 
-// --- scratch
+// --- where products work
 
 int gemm_blocks(const struct matrix *w)
 {
     return (phase_of(w) + w->k + SCALE_BLOCK - 1) / SCALE_BLOCK;
 }
 
-uint64_t gemm_row_floats(int k)
-{
-    return (uint64_t) ((SCALE_BLOCK - 1 + k + SCALE_BLOCK - 1) / SCALE_BLOCK) * SCALE_BLOCK;
-}
-
-static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
-
-// Floats of the input area: up to GEMM_ROWS rows of any matrix, or a few of all heads'.
-static uint64_t input_floats(const struct scratch_shape *s)
-{
-    uint64_t row = larger(larger(gemm_row_floats(s->hidden), gemm_row_floats(s->q_lora)),
-                          larger(gemm_row_floats(s->intermediate),
-                                 gemm_row_floats(s->n_heads * s->v)));
-    uint64_t heads = (uint64_t) s->n_heads *
-                     larger(gemm_row_floats(s->nope), gemm_row_floats(s->kv_lora));
-    uint64_t most = larger((uint64_t) s->max_rows, (uint64_t) s->max_out);
-    return larger(row * (most < GEMM_ROWS ? most : GEMM_ROWS),
-                  heads * (most < HEAD_ROWS ? most : HEAD_ROWS));
-}
-
-struct room {
-    float *threads; // (n_threads) of struct gemm_room
-    float *input;
-};
-
-enum { ROOM_FLOATS = TILE_FLOATS + 2 * GEMM_ROWS * PANEL };
-
-static struct room carve_room(const struct device *d, const struct scratch_shape *s,
-                              struct carve *c)
-{
-    struct room r;
-    r.threads = carve_take(c, (uint64_t) team_threads(d->team) * ROOM_FLOATS * sizeof(float));
-    r.input = carve_take(c, input_floats(s) * sizeof(float));
-    return r;
-}
-
-uint64_t gemm_scratch_bytes(const struct device *d, const struct scratch_shape *s)
-{
-    struct carve count = {0};
-    carve_room(d, s, &count);
-    return count.used;
-}
-
-static struct room room_of(const struct device *d)
-{
-    check(d->gemm_scratch != NULL, "no scratch");
-    struct carve c = {.base = d->gemm_scratch, .size = UINT64_MAX};
-    return carve_room(d, &d->shape, &c);
-}
-
 struct gemm_room gemm_room(const struct device *d, int thread)
 {
-    float *base = room_of(d).threads + (size_t) thread * ROOM_FLOATS;
+    const struct cpu_scratch *s = &d->scratch;
+    check(s->rooms != NULL, "no scratch");
+    float *base = s->rooms + (size_t) thread * s->room_floats;
     float *out = base + TILE_FLOATS;
-    return (struct gemm_room) {base, {out, out + GEMM_ROWS * PANEL}};
+    return (struct gemm_room) {base, {out, out + (s->room_floats - TILE_FLOATS) / 2}};
 }
 
 // --- activations
@@ -341,12 +278,13 @@ static void multiply_items(void *arg, int begin, int end, int thread)
 static void run(struct gemm *g, int n_rows)
 {
     int k = g->w->k;
-    uint64_t row_floats = gemm_row_floats(k);
-    uint64_t most = input_floats(&g->d->shape) / ((uint64_t) g->n_heads * row_floats);
+    uint64_t row_floats = cpu_row_floats(k);
+    uint64_t most = g->d->scratch.input_floats / ((uint64_t) g->n_heads * row_floats);
     check(most >= 1, "k %d of %d heads is beyond the scratch", k, g->n_heads);
-    if (most > GEMM_ROWS) most = GEMM_ROWS;
-    g->input = room_of(g->d).input;
-    g->panels = gemm_panels(g->w->n);
+    uint64_t room_rows = (g->d->scratch.room_floats - TILE_FLOATS) / (2 * PANEL);
+    if (most > room_rows) most = room_rows;
+    g->input = g->d->scratch.input;
+    g->panels = cpu_panels(g->w->n);
     for (int left = n_rows; left > 0; left -= g->n_rows) {
         g->n_rows = (uint64_t) left < most ? left : (int) most;
         g->head_floats = (size_t) row_floats * g->n_rows;

@@ -17,15 +17,15 @@
 #ifndef PENSTOCK_KERNELS_CPU_GEMM_H
 #define PENSTOCK_KERNELS_CPU_GEMM_H
 
-#include "common/carve.h"
+#include "common/cpu_sizes.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/isa.h"
 
 enum {
-    PANEL = 64,
+    PANEL = CPU_PANEL,
     GROUP_BYTES = PANEL * 4,
-    GEMM_ROWS = 256, // at most, of one call of `panel`
-    TILE_FLOATS = SCALE_BLOCK * 32,
+    GEMM_ROWS = CPU_GEMM_ROWS, // at most, of one call of `panel`
+    TILE_FLOATS = CPU_TILE_FLOATS,
 };
 
 // Activations as the loops read them: (blocks, rows, SCALE_BLOCK) on the grid of k above, zeros
@@ -69,20 +69,17 @@ const struct gemm_inner *gemm_inner_for(enum isa isa, enum precision precision, 
 // Where a thread works: the loops' tile, and outputs of two panels.
 struct gemm_room {
     float *tile;
-    float *out[2]; // (GEMM_ROWS, PANEL)
+    float *out[2]; // (GEMM_ROWS or the most rows of a step, PANEL)
 };
 
 struct gemm_room gemm_room(const struct device *d, int thread);
 
-// Blocks that the input of a matrix of k inputs has, and floats of such a row; at any phase.
+// Blocks that the input of a matrix has.
 int gemm_blocks(const struct matrix *w);
-uint64_t gemm_row_floats(int k);
 
 // Rows [0, n_rows) of x (n_rows, k), x_stride apart, become the input of `w`; on the team.
 void gemm_prepare(struct device *d, const struct matrix *w, const float *x, int x_stride,
                   int n_rows, struct gemm_input input);
-
-static inline int gemm_panels(int n) { return (n + PANEL - 1) / PANEL; }
 
 // out (n_rows, PANEL) = some rows of the input times the outputs of one panel. In the calling
 // thread.
@@ -91,7 +88,6 @@ void gemm_run_panel(const struct device *d, const struct matrix *w, int panel,
                     float *out);
 
 // --- ops; contracts in kernels/backend.h
-uint64_t cpu_matrix_bytes(const struct device *d, const struct matrix *m);
 void cpu_matrix_pack(struct device *d, struct matrix *m, int row0, int n_rows, const void *rows);
 void cpu_gemm(struct device *d, const struct matrix *w, const void *x, int x_stride, float *out,
               int out_stride, int n_rows);

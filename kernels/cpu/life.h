@@ -7,7 +7,6 @@
 enum status cpu_open(struct device **device, const struct device_options *options, struct error *e);
 void cpu_close(struct device **device);
 enum status cpu_arena(struct device *d, uint64_t bytes, void **base, struct error *e);
-uint64_t cpu_scratch_bytes(const struct device *d, const struct scratch_shape *s);
 void cpu_set_scratch(struct device *d, const struct scratch_shape *s, void *scratch);
 void cpu_upload(struct device *d, void *to, const void *from, size_t n);
 void cpu_download(struct device *d, void *to, const void *from, size_t n);

@@ -13,12 +13,6 @@ static uint64_t tile_values(int kv_lora, int rope)
     return (uint64_t) KV_BLOCK_ROWS * (uint64_t) (kv_lora + rope);
 }
 
-uint64_t mla_scratch_bytes(const struct device *d, const struct scratch_shape *s)
-{
-    if (d->precision == PRECISION_F32) return 0;
-    return (uint64_t) team_threads(d->team) * tile_values(s->kv_lora, s->rope) * sizeof(float);
-}
-
 struct mla {
     const struct device *device;
     const struct attention_shape *a;
@@ -36,7 +30,7 @@ static void mla_items(void *arg, int begin, int end, int thread)
     const struct mla *m = arg;
     const struct attention_shape *a = m->a;
     const struct inner *inner = inner_for(m->device->isa);
-    float *tile = m->device->mla_scratch;
+    float *tile = m->device->scratch.mla_tiles;
     if (tile != NULL) tile += (size_t) thread * tile_values(a->kv_lora, a->rope);
     for (int item = begin; item < end; item++) {
         size_t row = (size_t) (item / m->groups);
@@ -67,7 +61,7 @@ void cpu_mla(struct device *d, const struct attention_shape *a, const float *q_a
 {
     struct mla m = {d, a, q_abs, q_pe, (size_t) q_stride, q_head_stride, in, kv, out,
                     ATTEND_HEADS_MAX, 0};
-    check(d->precision == PRECISION_F32 || d->mla_scratch != NULL, "no scratch");
+    check(d->precision == PRECISION_F32 || d->scratch.mla_tiles != NULL, "no scratch");
     int threads = team_threads(d->team);
     for (;; m.heads /= 2) { // with few rows, smaller groups keep all threads busy
         m.groups = (a->n_heads + m.heads - 1) / m.heads;

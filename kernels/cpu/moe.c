@@ -8,14 +8,8 @@
 
 #include <string.h>
 
-// Rows sorted at a time: more reads experts less often, and needs more room.
-enum { MOE_ROWS = 512 };
-
 struct room {
-    float *input;      // (MOE_ROWS) rows of hidden
     float *act;        // (n_pairs, part)
-    float *act_input;  // (n_pairs) rows of part
-    float *outputs;    // (n_threads, n_pairs, PANEL)
     int32_t *pair_row; // (n_pairs) by expert, then by row
     int32_t *pair_of;  // (rows, n_chosen) -> pair; -1: padding
     int32_t *first;    // (n_experts + 1) pair
@@ -23,36 +17,6 @@ struct room {
 };
 
 static int least(int a, int b) { return a < b ? a : b; }
-
-static uint64_t most_pairs(const struct scratch_shape *s)
-{
-    return (uint64_t) least(s->max_rows, MOE_ROWS) * (uint64_t) s->n_chosen;
-}
-
-static struct room carve_room(const struct device *d, const struct scratch_shape *s,
-                              struct carve *c)
-{
-    uint64_t pairs = most_pairs(s), rows = (uint64_t) least(s->max_rows, MOE_ROWS);
-    uint64_t part = (uint64_t) s->moe_intermediate, size = sizeof(float);
-    struct room r = {0};
-    if (pairs == 0) return r;
-    r.input = carve_take(c, rows * gemm_row_floats(s->hidden) * size);
-    r.act = carve_take(c, pairs * part * size);
-    r.act_input = carve_take(c, pairs * gemm_row_floats(s->moe_intermediate) * size);
-    r.outputs = carve_take(c, (uint64_t) team_threads(d->team) * pairs * PANEL * size);
-    r.pair_row = carve_take(c, pairs * sizeof *r.pair_row);
-    r.pair_of = carve_take(c, pairs * sizeof *r.pair_of);
-    r.first = carve_take(c, ((uint64_t) s->n_experts + 1) * sizeof *r.first);
-    r.busy = carve_take(c, (uint64_t) s->n_experts * sizeof *r.busy);
-    return r;
-}
-
-uint64_t moe_scratch_bytes(const struct device *d, const struct scratch_shape *s)
-{
-    struct carve count = {0};
-    carve_room(d, s, &count);
-    return count.used;
-}
 
 struct moe {
     struct device *d;
@@ -115,7 +79,7 @@ static void gate_up(const struct moe *m, int expert, int panel, struct gemm_room
 static void gate_up_items(void *arg, int begin, int end, int thread)
 {
     const struct moe *m = arg;
-    int panels = gemm_panels(m->part);
+    int panels = cpu_panels(m->part);
     for (int item = begin; item < end; item++) {
         gate_up(m, m->room.busy[item / panels], item % panels, gemm_room(m->d, thread));
     }
@@ -137,14 +101,23 @@ static void combine(const struct moe *m, int panel, const float *outputs)
     }
 }
 
+// Where the outputs of a panel go: there are as many places as panels, or as threads.
+static float *outputs_of(const struct moe *m, int panel, int thread)
+{
+    const struct cpu_scratch *s = &m->d->scratch;
+    size_t pairs = (size_t) s->most_rows * (size_t) m->d->shape.n_chosen;
+    int place = cpu_panels(m->hidden) <= s->n_outputs ? panel : thread;
+    return s->moe_outputs + (size_t) place * pairs * PANEL;
+}
+
 static void down_panels(void *arg, int begin, int end, int thread)
 {
     const struct moe *m = arg;
-    float *outputs = m->room.outputs + (size_t) thread * most_pairs(&m->d->shape) * PANEL;
     float *tile = gemm_room(m->d, thread).tile;
     int step = gemm_inner_for(m->d->isa, m->d->precision, m->experts->down.dtype)->step;
     size_t row_floats = SCALE_BLOCK / (size_t) step;
     for (int panel = begin; panel < end; panel++) {
+        float *outputs = outputs_of(m, panel, thread);
         for (int i = 0; i < m->n_busy; i++) {
             int expert = m->room.busy[i], last = m->room.first[expert + 1];
             for (int pair = m->room.first[expert]; pair < last; pair += GEMM_ROWS) {
@@ -164,12 +137,12 @@ static void run(struct moe *m, const float *x)
     const struct matrix *gate = &m->experts->gate, *down = &m->experts->down;
     sort_pairs(m);
     if (m->n_pairs == 0) return;
-    m->input = (struct gemm_input) {m->room.input, m->n_rows};
-    m->act_input = (struct gemm_input) {m->room.act_input, m->n_pairs};
+    m->input = (struct gemm_input) {m->d->scratch.moe_input, m->n_rows};
+    m->act_input = (struct gemm_input) {m->d->scratch.moe_act_input, m->n_pairs};
     gemm_prepare(m->d, gate, x, m->hidden, m->n_rows, m->input);
-    team_run(m->d->team, gate_up_items, m, m->n_busy * gemm_panels(m->part), 1);
+    team_run(m->d->team, gate_up_items, m, m->n_busy * cpu_panels(m->part), 1);
     gemm_prepare(m->d, down, m->room.act, m->part, m->n_pairs, m->act_input);
-    team_run(m->d->team, down_panels, m, gemm_panels(m->hidden), 1);
+    team_run(m->d->team, down_panels, m, cpu_panels(m->hidden), 1);
 }
 
 // The experts of a layer have one shape and dtype: one input serves all of them.
@@ -189,9 +162,9 @@ void cpu_moe(struct device *d, const struct expert *experts, int n_experts, int 
              const void *x, const int32_t *chosen, const float *weights, const int32_t *pos,
              float *out, int n_rows)
 {
-    check(d->moe_scratch != NULL, "no scratch");
+    const struct cpu_scratch *s = &d->scratch;
+    check(s->moe_act != NULL, "no scratch");
     check_experts(experts, n_experts);
-    struct carve carve = {.base = d->moe_scratch, .size = UINT64_MAX};
     struct moe m = {
         .d = d,
         .experts = experts,
@@ -199,14 +172,13 @@ void cpu_moe(struct device *d, const struct expert *experts, int n_experts, int 
         .n_chosen = n_chosen,
         .hidden = experts->gate.k,
         .part = experts->gate.n,
-        .room = carve_room(d, &d->shape, &carve),
+        .room = {s->moe_act, s->moe_pair_row, s->moe_pair_of, s->moe_first, s->moe_busy},
     };
     const float *from = x;
-    int most = least(d->shape.max_rows, MOE_ROWS);
     check(n_experts <= d->shape.n_experts && n_chosen <= d->shape.n_chosen &&
           m.part <= d->shape.moe_intermediate && m.hidden <= d->shape.hidden);
     for (int row = 0; row < n_rows; row += m.n_rows) {
-        m.n_rows = least(most, n_rows - row);
+        m.n_rows = least(s->most_rows, n_rows - row);
         m.chosen = chosen + (size_t) row * n_chosen;
         m.weights = weights + (size_t) row * n_chosen;
         m.pos = pos + row;

@@ -9,12 +9,6 @@
 
 enum { SCORE_ROWS = 4, SCORE_EXPERTS = 32, CHOOSE_ROWS = 8 };
 
-uint64_t route_scratch_bytes(const struct device *d, const struct scratch_shape *s)
-{
-    (void) d;
-    return (uint64_t) s->max_rows * (uint64_t) s->n_experts * sizeof(float);
-}
-
 struct route {
     const struct inner *inner;
     const struct router *r;
@@ -134,7 +128,7 @@ void cpu_route(struct device *d, const struct router *r, const void *x, int32_t 
         .inner = inner_for(d->isa),
         .r = r,
         .x = x,
-        .scores = d->route_scratch,
+        .scores = d->scratch.route_scores,
         .chosen = chosen,
         .weights = weights,
         .n_rows = n_rows,

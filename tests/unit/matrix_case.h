@@ -94,7 +94,7 @@ static inline void matrix_case_init(struct matrix_case *c, struct device *d, enu
     for (int row = 0; row < n; row++) {
         for (int i = 0; i < k; i++) matrix_case_set(c, row, i, matrix_case_code(dtype));
     }
-    uint64_t bytes = backend_cpu()->matrix_bytes(d, &c->m);
+    uint64_t bytes = matrix_bytes(backend_cpu(), &c->m);
     c->m.data = aligned_alloc(256, (bytes + 255) / 256 * 256);
     memset(c->m.data, 0xff, bytes); // what pack leaves out shows
     matrix_case_pack(c, d);
@@ -119,9 +119,12 @@ static inline struct device *device_case_open(enum isa isa, enum precision preci
     void *base;
     check(b->open(&d, &options, &e) == OK, "%s", e.text);
     d->isa = isa;
-    check(b->arena(d, b->scratch_bytes(d, shape), &base, &e) == OK, "%s", e.text);
-    memset(base, 0xff, b->scratch_bytes(d, shape)); // NaN: nothing may rely on zeros
-    b->set_scratch(d, shape, base);
+    struct scratch_shape s = *shape;
+    s.f32 = precision == PRECISION_F32;
+    uint64_t bytes = device_sizes(b->kind)->scratch(&s);
+    check(b->arena(d, bytes, &base, &e) == OK, "%s", e.text);
+    memset(base, 0xff, bytes); // NaN: nothing may rely on zeros
+    b->set_scratch(d, &s, base);
     return d;
 }
 

@@ -26,7 +26,7 @@ static void test_a_product(void **state)
     struct device *d = open_device(isa_best(), PRECISION_F32, 1);
     float rows[2][3] = {{1, 2, 3}, {0, -1, 0.5f}};
     struct matrix w = {.dtype = DTYPE_F32, .n = 2, .k = 3};
-    w.data = malloc(b->matrix_bytes(d, &w));
+    w.data = malloc(matrix_bytes(b, &w));
     b->matrix_pack(d, &w, 0, 2, rows);
     float x[2][3] = {{1, 1, 1}, {2, 0, -2}}, out[2][2];
     b->gemm(d, &w, x, 3, &out[0][0], 2, 2);

@@ -87,17 +87,15 @@ static struct device device_of(const struct step *s, enum isa isa, enum precisio
     struct device d = {.precision = precision, .isa = isa};
     struct error e = {0};
     assert_int_equal(team_create(&d.team, n_threads, &e), OK);
-    struct scratch_shape shape = {.max_rows = ROWS, .n_heads = s->a.n_heads,
-                                  .kv_lora = s->a.kv_lora, .rope = s->a.rope};
-    uint64_t bytes = mla_scratch_bytes(&d, &shape);
-    if (bytes > 0) d.mla_scratch = malloc(bytes);
+    size_t tile = (size_t) (KV_BLOCK_ROWS * (s->a.kv_lora + s->a.rope)) * sizeof(float);
+    if (precision != PRECISION_F32) d.scratch.mla_tiles = malloc((size_t) n_threads * tile);
     return d;
 }
 
 static void device_end(struct device *d)
 {
     team_destroy(&d->team);
-    free(d->mla_scratch);
+    free(d->scratch.mla_tiles);
 }
 
 // Rows [first, first + n) of the step, each with its own output in `out`.

@@ -36,15 +36,14 @@ static struct device device_of(enum isa isa, enum precision precision, int n_thr
     struct device d = {.precision = precision, .isa = isa};
     struct error e = {0};
     assert_int_equal(team_create(&d.team, n_threads, &e), OK);
-    struct scratch_shape shape = {.max_rows = ROWS, .n_experts = EXPERTS_MAX};
-    d.route_scratch = malloc(route_scratch_bytes(&d, &shape));
+    d.scratch.route_scores = malloc(sizeof(float) * ROWS * EXPERTS_MAX);
     return d;
 }
 
 static void device_end(struct device *d)
 {
     team_destroy(&d->team);
-    free(d->route_scratch);
+    free(d->scratch.route_scores);
 }
 
 // One row whose scores are given: x = 1 and the weights are the scores' logits.

@@ -1,0 +1,71 @@
+// What a rank's sampler needs (kernels/sampler.h): the arithmetic that it and the plan share. The
+// record of every slot's ids is a line of its own, since it is kept from step to step; the rest is
+// scratch. Pure; any thread.
+#ifndef PENSTOCK_COMMON_SAMPLER_SIZES_H
+#define PENSTOCK_COMMON_SAMPLER_SIZES_H
+
+#include "common/carve.h"
+#include "common/limits.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct sampler_shape {
+    int slots;
+    int max_context;          // ids of the longest sequence
+    int max_out;              // rows sampled at once
+    int vocab_begin, vocab_n; // this rank's slice of the vocabulary
+    int vocab_size;
+    int tp;
+};
+
+enum {
+    SAMPLER_BATCH_MAX = 32,       // rows that share their collectives
+    SAMPLER_CANDIDATES_MAX = 128, // of a rank and a row
+    SAMPLER_BLOCK = 128,          // ids of one maximum
+    SAMPLER_CHUNK = 1024,         // ids of one sum
+    SAMPLER_BINS = 256,           // of a histogram: a mass and a count each
+    SAMPLER_SLACK = 4,            // lists for which choosing candidates has room
+    // What a rank tells of a row in the first round, and in rounds of narrowing; 8 bytes each.
+    SAMPLER_HEAD_WORDS = 1 + SAMPLER_CANDIDATES_MAX + LOGPROBS_MAX,
+    SAMPLER_NARROW_WORDS = SAMPLER_BINS + SAMPLER_BINS / 2,
+    SAMPLER_ROW_WORDS =
+        SAMPLER_NARROW_WORDS > SAMPLER_HEAD_WORDS ? SAMPLER_NARROW_WORDS : SAMPLER_HEAD_WORDS,
+    // Bytes of the sampler's own structs, at most: its state, a sequence, a row.
+    SAMPLER_STATE_BYTES = 256,
+    SAMPLER_SEQUENCE_BYTES = 96,
+    SAMPLER_ROW_BYTES = 416,
+};
+
+struct sampler_parts {
+    int batch;            // rows that share their collectives
+    int n_chunks;         // of the slice
+    int work_stride;
+    void *state;
+    void *sequences;      // (slots)
+    int32_t *history;     // (slots, max_context)
+    void *rows;           // (batch)
+    float *work;          // (batch, work_stride) penalised logits
+    float *maxima;        // (blocks of the slice)
+    uint32_t *seen;       // (vocab_n)
+    uint64_t *select;     // (sampler_select_words)
+    uint64_t *kept;       // (tp * SAMPLER_CANDIDATES_MAX)
+    uint64_t *chunk_mass; // (batch, n_chunks)
+    uint64_t *lists;      // (tp, batch * SAMPLER_HEAD_WORDS)
+    uint64_t *send;       // (batch * SAMPLER_ROW_WORDS)
+    uint64_t *receive;    // (tp, batch * SAMPLER_ROW_WORDS)
+};
+
+// Lays the parts out, the record first; all NULL while counting.
+void sampler_carve(struct sampler_parts *p, const struct sampler_shape *s, struct carve *c);
+
+// Bytes of all parts.
+uint64_t sampler_bytes(const struct sampler_shape *s);
+
+// Words of scratch for choosing `want` of n logits.
+int sampler_select_words(int n, int want);
+
+// Bytes that one rank passes to all_gather, at most.
+size_t sampler_gather_max(const struct sampler_shape *s);
+
+#endif
