@@ -12,8 +12,9 @@
 void select_first(uint64_t *a, int n, int k);
 void select_sort(uint64_t *a, int n);
 
-// scratch: sampler_select_words. list (want) = the first entries of the tokens first_id + i with logits l (n), no NaN, ascending,
-// then ENTRY_NONE if n < want. max: their block maxima (struct scan).
+// list (want) = the first entries of the tokens first_id + i with logits l (n), no NaN, ascending,
+// then ENTRY_NONE if n < want. max: their block maxima (struct scan). scratch:
+// sampler_select_words.
 void select_top(const float *l, int n, int32_t first_id, const float *max, int want,
                 uint64_t *scratch, uint64_t *list);
 

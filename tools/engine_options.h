@@ -31,7 +31,7 @@ struct engine_flags {
     {.name = "chunk", .kind = OPTION_STRING, .value = &(f).chunk, .argument = "N",                 \
      .help = "Most prompt tokens in one step; default: auto."},                                    \
     {.name = "threads", .kind = OPTION_INT, .value = &(f).threads, .argument = "N",                \
-     .help = "Threads of each rank; 0: the cores shared out.", .least = 0,                          \
+     .help = "Threads of each rank; 0: the cores shared out.", .least = 0,                         \
      .most = DEVICE_THREADS_MAX},                                                                  \
     {.name = "device-memory", .kind = OPTION_BYTES, .value = &(f).device_memory,                   \
      .argument = "BYTES", .help = "Most memory of each rank; default: what it takes."}
