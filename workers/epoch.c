@@ -1,16 +1,14 @@
 #include "workers/epoch.h"
 
-#include "common/log.h"
+#include "common/carve.h"
+#include "common/seal.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 static bool is_head(const struct epoch *ep) { return ep->options.stage == 0; }
-static bool is_tail(const struct epoch *ep)
-{
-    return ep->options.stage + 1 == ep->options.n_stages;
-}
+static bool is_tail_of(const struct epoch_options *o) { return o->stage + 1 == o->n_stages; }
+static bool is_tail(const struct epoch *ep) { return is_tail_of(&ep->options); }
 static bool alone(const struct epoch *ep) { return ep->options.n_stages == 1; }
 
 // "tcp://IP:*" as it is; an inproc address gets a name of its own for each epoch and kind.
@@ -30,77 +28,148 @@ static size_t logits_bytes(const struct epoch_options *o)
     return (size_t) o->limits.max_out * (size_t) o->limits.vocab_size * sizeof(float);
 }
 
+static size_t row_bytes(const struct epoch_options *o)
+{
+    return stage_row_bytes(o->config, o->precision);
+}
+
+// Of a header or tokens frame, with the zeros behind it.
 static size_t frame_bytes(const struct step_limits *l)
 {
     size_t step = step_frame_max(l), tokens = step_tokens_frame_max(l);
-    return step > tokens ? step : tokens;
+    return step_frame_padded(step > tokens ? step : tokens);
+}
+
+// What leaves behind a header: rows of activations, or of logits where they are asked for.
+static size_t payload_unit(const struct epoch_options *o)
+{
+    return is_tail_of(o) ? (size_t) o->limits.vocab_size * sizeof(float) : row_bytes(o);
+}
+
+static size_t payload_most(const struct epoch_options *o)
+{
+    if (is_tail_of(o)) return logits_bytes(o);
+    return (size_t) o->limits.max_rows * row_bytes(o);
+}
+
+static void carve_epoch(struct epoch *ep, struct carve *c, bool real)
+{
+    const struct epoch_options *o = &ep->options;
+    size_t steps = (size_t) o->steps_in_flight, frame = frame_bytes(&o->limits);
+    size_t most = payload_most(o), unit = payload_unit(o);
+    ep->places = carve_take(c, steps * sizeof *ep->places);
+    ep->tokens = carve_take(c, (size_t) o->limits.max_out * sizeof *ep->tokens);
+    ep->open_rows = carve_take(c, (size_t) o->limits.slots * sizeof *ep->open_rows);
+    for (size_t i = 0; i < steps && !alone(ep); i++) {
+        struct epoch_place none, *place = real ? &ep->places[i] : &none;
+        place->frame = carve_take(c, frame);
+        place->header.messages = carve_take(c, standing_bytes(frame, STEP_FRAME_UNIT, true));
+        place->payload.messages = carve_take(c, most > 0 ? standing_bytes(most, unit, false) : 0);
+    }
+}
+
+uint64_t epoch_bytes(const struct epoch_options *o)
+{
+    struct epoch ep = {.options = *o};
+    struct carve c = {0};
+    carve_epoch(&ep, &c, false);
+    return c.used;
+}
+
+static enum status make_messages(struct epoch *ep, struct error *e)
+{
+    const struct epoch_options *o = &ep->options;
+    size_t most = payload_most(o);
+    for (int i = 0; i < o->steps_in_flight && !alone(ep); i++) {
+        struct epoch_place *place = &ep->places[i];
+        struct stage_step *step = stage_place(ep->stage, i);
+        try(standing_init(&place->header, place->header.messages, place->frame,
+                          frame_bytes(&o->limits), STEP_FRAME_UNIT, true, o->arena, e));
+        if (most == 0) continue;
+        void *payload = is_tail(ep) ? (void *) step->logits : step->out;
+        try(standing_init(&place->payload, place->payload.messages, payload, most,
+                          payload_unit(o), false, o->arena, e));
+    }
+    return OK;
 }
 
 // A link's high-water mark, so that it never binds: libzmq tells the sender only once in half a
 // queue what has been read.
-static int link_depth(const struct epoch *ep) { return 2 * ep->options.steps_in_flight + 2; }
+static int link_depth(const struct epoch_options *o) { return 2 * o->steps_in_flight + 2; }
+
+// The largest frame that comes in: MAXMSGSIZE of the link.
+static size_t message_max(const struct epoch_options *o)
+{
+    size_t frame = frame_bytes(&o->limits);
+    size_t payload = o->stage == 0 ? logits_bytes(o) : (size_t) o->limits.max_rows * row_bytes(o);
+    return payload > frame ? payload : frame;
+}
+
+uint64_t epoch_received_bytes(const struct epoch_options *o)
+{
+    if (o->n_stages == 1) return 0;
+    return ((uint64_t) link_depth(o) + 2) * message_max(o);
+}
 
 static enum status bind_links(struct epoch *ep, struct error *e)
 {
     const struct epoch_options *o = &ep->options;
     char endpoint[ENDPOINT_MAX];
-    int depth = link_depth(ep);
+    int depth = link_depth(&ep->options);
     if (alone(ep)) return OK;
     if (is_head(ep)) {
         endpoint_of(o, "tokens", endpoint, sizeof endpoint);
-        size_t most = frame_bytes(&o->limits), logits = logits_bytes(o);
-        return link_in_open(&ep->tokens_in, o->zmq, endpoint, depth,
-                            (int64_t) (most > logits ? most : logits), e);
+        return link_in_open(&ep->tokens_in, o->zmq, endpoint, depth, (int64_t) message_max(o), e);
     }
     endpoint_of(o, "steps", endpoint, sizeof endpoint);
-    size_t rows = (size_t) o->limits.max_rows * stage_row_bytes(o->config, o->precision);
-    size_t header = step_frame_max(&o->limits);
-    return link_in_open(&ep->in, o->zmq, endpoint, depth,
-                        (int64_t) (rows > header ? rows : header), e);
+    return link_in_open(&ep->in, o->zmq, endpoint, depth, (int64_t) message_max(o), e);
 }
 
 enum status epoch_open(struct epoch *ep, const struct epoch_options *o, struct stage *stage,
                        struct head *head, struct error *e)
 {
     *ep = (struct epoch){.options = *o, .stage = stage, .head = head};
-    ep->held = calloc((size_t) o->steps_in_flight, sizeof *ep->held);
-    ep->frame = malloc(frame_bytes(&o->limits));
-    ep->tokens = calloc((size_t) o->limits.max_out, sizeof *ep->tokens);
-    ep->open_rows = calloc((size_t) o->limits.slots, sizeof *ep->open_rows);
-    enum status status = OK;
-    if (ep->held == NULL || ep->frame == NULL || ep->tokens == NULL || ep->open_rows == NULL) {
-        status = error_set(e, ERR_NOMEM, NULL, "no memory for the buffers of the stage links");
-    }
+    struct carve c = {.base = o->memory, .size = epoch_bytes(o)};
+    memset(o->memory, 0, c.size);
+    carve_epoch(ep, &c, true);
+    enum status status = make_messages(ep, e);
     if (status == OK) status = bind_links(ep, e);
     if (status != OK) epoch_close(ep);
     return status;
+}
+
+// Step number `n` (from 0) of the epoch has this place.
+static struct epoch_place *place_of(struct epoch *ep, uint64_t n)
+{
+    return &ep->places[n % (uint64_t) ep->options.steps_in_flight];
 }
 
 // Received frames that steps still in the ring read from.
 static void drop_held(struct epoch *ep)
 {
     for (; !is_head(ep) && ep->n_out < ep->n_in; ep->n_out++) {
-        link_message_close(&ep->held[ep->n_out % (uint64_t) ep->options.steps_in_flight]);
+        link_message_close(&place_of(ep, ep->n_out)->held);
     }
 }
 
 void epoch_close(struct epoch *ep)
 {
-    if (ep->held != NULL) drop_held(ep);
+    if (ep->places == NULL) return;
+    drop_held(ep);
     link_in_close(&ep->in);
     link_in_close(&ep->tokens_in);
     link_out_close(&ep->out);
-    free(ep->held);
-    free(ep->frame);
-    free(ep->tokens);
-    free(ep->open_rows);
+    for (int i = 0; i < ep->options.steps_in_flight; i++) {
+        standing_deinit(&ep->places[i].header);
+        standing_deinit(&ep->places[i].payload);
+    }
     *ep = (struct epoch){0};
 }
 
 enum status epoch_link(struct epoch *ep, const char *endpoint, struct error *e)
 {
     if (alone(ep)) return OK;
-    return link_out_open(&ep->out, ep->options.zmq, endpoint, link_depth(ep), e);
+    return link_out_open(&ep->out, ep->options.zmq, endpoint, link_depth(&ep->options), e);
 }
 
 bool epoch_linked(const struct epoch *ep) { return alone(ep) || link_out_connected(&ep->out); }
@@ -141,13 +210,13 @@ static enum status accept_step(struct epoch *ep, struct link_message *m, struct 
                     zmq_msg_size(&m->frames[0]), e));
     if (s->number != ep->n_in + 1) return lost_step(ep, s->number, ep->n_in + 1, e);
     try(step_follow(ep->open_rows, s, e));
-    size_t want = (size_t) s->n_rows * stage_row_bytes(o->config, o->precision);
+    size_t want = (size_t) s->n_rows * row_bytes(o);
     if (zmq_msg_size(&m->frames[1]) != want) {
         return error_set(e, ERR_INPUT, "bad_step", "a step of %d rows came with %zu bytes, not %zu",
                          s->n_rows, zmq_msg_size(&m->frames[1]), want);
     }
     place->in = zmq_msg_data(&m->frames[1]);
-    ep->held[ep->n_in++ % (uint64_t) o->steps_in_flight] = *m;
+    place_of(ep, ep->n_in++)->held = *m;
     stage_submit(ep->stage);
     return OK;
 }
@@ -198,15 +267,19 @@ static enum status pass_on(struct epoch *ep, const struct stage_step *done, int6
         end_step(ep, s->number, done->tokens, s->n_out, done->logits, now_ms);
         return OK;
     }
+    // The ring's place, not the epoch's: they differ once the stage has seen another epoch.
+    struct epoch_place *place = &ep->places[done->index];
+    size_t n, payload;
     if (is_tail(ep)) {
-        size_t n = step_tokens_encode(done->tokens, s->n_out, s->number, &o->link, ep->frame);
-        size_t logits = (size_t) s->n_out * (size_t) o->limits.vocab_size * sizeof(float);
-        return link_send(&ep->out, ep->frame, n, done->logits, done->logits != NULL ? logits : 0,
-                         e);
+        n = step_tokens_encode(done->tokens, s->n_out, s->number, &o->link, place->frame);
+        payload = done->logits != NULL ? (size_t) s->n_out * payload_unit(o) : 0;
+    } else {
+        n = step_encode(s, &o->link, place->frame);
+        payload = (size_t) s->n_rows * payload_unit(o);
     }
-    size_t n = step_encode(s, &o->link, ep->frame);
-    return link_send(&ep->out, ep->frame, n, done->out,
-                     (size_t) s->n_rows * stage_row_bytes(o->config, o->precision), e);
+    memset(place->frame + n, 0, step_frame_padded(n) - n);
+    return link_send(&ep->out, standing_message(&place->header, n),
+                     payload > 0 ? standing_message(&place->payload, payload) : NULL, e);
 }
 
 static enum status finish_steps(struct epoch *ep, int64_t now_ms, bool *device_failed,
@@ -221,7 +294,7 @@ static enum status finish_steps(struct epoch *ep, int64_t now_ms, bool *device_f
         status = pass_on(ep, done, now_ms, e);
         stage_release(ep->stage);
         if (!is_head(ep)) {
-            link_message_close(&ep->held[ep->n_out % (uint64_t) ep->options.steps_in_flight]);
+            link_message_close(&place_of(ep, ep->n_out)->held);
         }
         ep->n_out++;
         ep->moved_ms = now_ms;
@@ -262,7 +335,7 @@ static enum status receive_tokens(struct epoch *ep, int64_t now_ms, struct error
     }
 }
 
-enum status epoch_turn(struct epoch *ep, int64_t now_ms, bool *device_failed, struct error *e)
+static enum status turn(struct epoch *ep, int64_t now_ms, bool *device_failed, struct error *e)
 {
     *device_failed = false;
     if (!is_head(ep)) try(receive_steps(ep, now_ms, e));
@@ -276,4 +349,12 @@ enum status epoch_turn(struct epoch *ep, int64_t now_ms, bool *device_failed, st
                          "%lld ms", ep->options.stage, (long long) (now_ms - ep->moved_ms));
     }
     return OK;
+}
+
+enum status epoch_turn(struct epoch *ep, int64_t now_ms, bool *device_failed, struct error *e)
+{
+    bool was = seal_set(true);
+    enum status status = turn(ep, now_ms, device_failed, e);
+    seal_set(was);
+    return status;
 }

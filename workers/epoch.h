@@ -7,6 +7,7 @@
 #include "workers/head.h"
 #include "workers/link.h"
 #include "workers/stage.h"
+#include "workers/standing.h"
 
 struct epoch_options {
     void *zmq;
@@ -19,6 +20,15 @@ struct epoch_options {
     enum precision precision;
     struct step_limits limits;
     int64_t step_deadline_ms;
+    void *memory;                // epoch_bytes of `arena`, the group's; both outlive the epoch
+    struct arena *arena;
+};
+
+// What belongs to one place of the stage's ring.
+struct epoch_place {
+    struct link_message held;    // frames that the place's step reads from; not on the head
+    char *frame;                 // of its step, on its way out
+    struct standing header, payload; // what is sent of `frame`, and of the step's out or logits
 };
 
 struct epoch {
@@ -28,8 +38,7 @@ struct epoch {
     struct link_in in;           // activations; not on the head
     struct link_in tokens_in;    // the head's, if there is more than one stage
     struct link_out out;         // to the next stage, or from the last one to the head
-    struct link_message *held;   // (steps_in_flight) frames that the ring's steps read from
-    char *frame;                 // one header or tokens frame
+    struct epoch_place *places;  // (steps_in_flight)
     struct step_token *tokens;   // (max_out) received ones
     int32_t *open_rows;          // (slots) of the steps received, see step_follow
     uint64_t n_in, n_out;        // steps begun (received) and ended (passed on, or tokens back)
@@ -37,6 +46,14 @@ struct epoch {
     int64_t moved_ms;            // when a step last moved
     uint64_t n_stale;            // frames of another epoch, dropped
 };
+
+// Bytes of the epoch's buffers: frames on their way out, tokens on their way in. `memory`, `arena`
+// and `link` need not be there yet.
+uint64_t epoch_bytes(const struct epoch_options *o);
+
+// Most bytes of frames that libzmq holds for this stage's links, which it takes from the heap as
+// they come: what waits in queues, what is being received or sent, and the held ones.
+uint64_t epoch_received_bytes(const struct epoch_options *o);
 
 // Binds what this stage binds. The stage has loaded and is empty.
 enum status epoch_open(struct epoch *ep, const struct epoch_options *o, struct stage *stage,

@@ -3,7 +3,8 @@
 #include "common/clock.h"
 #include "common/health.h"
 #include "common/log.h"
-#include "workers/epoch.h"
+#include "common/seal.h"
+#include "workers/host.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -34,6 +35,7 @@ struct group {
     uint8_t boot[WIRE_ID_BYTES];
     struct stage *stage;
     struct stage_shape shape; // of `stage`
+    struct host host;         // of `stage` and its epochs
     bool assigned;
     struct wire_assign assign;
     enum wire_state state;    // WIRE_IDLE without an assignment
@@ -50,6 +52,7 @@ struct group {
     int64_t report_ms;        // TOKENS are due then
     uint64_t credit_slots, credit_blocks; // told last
     uint64_t steps;           // through this group, ever
+    uint64_t heap_calls;      // under the seal (common/seal.h), as far as noticed
     struct health_writer health;
     struct error trouble;     // why it has no stage
     bool leave;
@@ -273,6 +276,26 @@ static enum status check_assign(const struct group *g, const struct wire_assign 
     return OK;
 }
 
+static struct epoch_options epoch_options(const struct group *g)
+{
+    const struct wire_assign *a = &g->assign;
+    struct epoch_options o = {.zmq = g->options.zmq,
+                              .data = g->options.data,
+                              .name = g->options.name,
+                              .link = {.pipeline = a->pipeline, .epoch = a->epoch},
+                              .stage = a->stage,
+                              .n_stages = a->n_stages,
+                              .steps_in_flight = a->steps_in_flight,
+                              .config = g->options.config,
+                              .precision = g->shape.precision,
+                              .limits = g->shape.limits,
+                              .step_deadline_ms = g->options.step_deadline_ms,
+                              .memory = g->host.links,
+                              .arena = g->host.arena};
+    memcpy(o.link.token, a->token, sizeof o.link.token);
+    return o;
+}
+
 static enum status build_stage(struct group *g, const struct stage_shape *shape, struct error *e)
 {
     const struct group_options *o = &g->options;
@@ -295,7 +318,11 @@ static enum status build_stage(struct group *g, const struct stage_shape *shape,
     stage_destroy(&g->stage);
     if (g->open) epoch_close(&g->epoch); // now that the ranks don't read its frames any more
     g->open = g->ending = false;
+    host_release(&g->host);
     g->shape = *shape;
+    struct epoch_options epoch = epoch_options(g);
+    try(host_create(&g->host, &options, &epoch, e));
+    options.memory = g->host.steps;
     log_line(LOG_INFO, "loading", log_int("stage", a->stage), log_int("first", a->first),
              log_int("last", a->last), log_int("ranks", o->tp));
     return stage_create(&g->stage, &options, e);
@@ -333,7 +360,8 @@ static enum status open_head(struct group *g, const struct step_limits *limits, 
                              .model_hash = g->options.model_hash,
                              .plan_hash = a->plan,
                              .report_tokens = g->options.report_tokens,
-                             .report_ms = g->options.report_ms};
+                             .report_ms = g->options.report_ms,
+                             .memory = g->host.sequences};
     struct head_events events = {g, say_tokens, say_result, say_logits};
     g->credit_ms = 0;
     return head_create(&g->head, &o, &events, e);
@@ -341,20 +369,8 @@ static enum status open_head(struct group *g, const struct step_limits *limits, 
 
 static enum status open_epoch(struct group *g, struct error *e)
 {
-    const struct wire_assign *a = &g->assign;
-    struct epoch_options o = {.zmq = g->options.zmq,
-                              .data = g->options.data,
-                              .name = g->options.name,
-                              .link = {.pipeline = a->pipeline, .epoch = a->epoch},
-                              .stage = a->stage,
-                              .n_stages = a->n_stages,
-                              .steps_in_flight = a->steps_in_flight,
-                              .config = g->options.config,
-                              .precision = g->shape.precision,
-                              .limits = g->shape.limits,
-                              .step_deadline_ms = g->options.step_deadline_ms};
-    memcpy(o.link.token, a->token, sizeof o.link.token);
-    if (a->stage == 0) try(open_head(g, &o.limits, e));
+    struct epoch_options o = epoch_options(g);
+    if (o.stage == 0) try(open_head(g, &o.limits, e));
     try(epoch_open(&g->epoch, &o, g->stage, g->head, e));
     g->open = true;
     return OK;
@@ -554,6 +570,18 @@ static long turn_ms(const struct group *g)
     return left < 1 ? 1 : left < TURN_MS ? (long) left : TURN_MS;
 }
 
+// The rule of workers/README.md was broken: said once for each time that it is noticed.
+static void watch_seal(struct group *g)
+{
+    struct seal_counts counts = seal_counts();
+    if (counts.broken == g->heap_calls) return;
+    g->heap_calls = counts.broken;
+    char where[24];
+    snprintf(where, sizeof where, "%p", counts.first);
+    log_line(LOG_WARN, "heap_call", log_int("heap_calls", counts.broken), log_str("first", where),
+             log_str("note", "a sealed thread used the heap: please report this"));
+}
+
 static void say_health(struct group *g, int64_t now_ms)
 {
     static const enum health_state states[] = {
@@ -612,6 +640,7 @@ static enum status loop(struct group *g, struct error *e)
         if (g->state == WIRE_SERVING) try(serve(g, now_ms, e));
         say_again(g, now_ms);
         say_health(g, now_ms);
+        watch_seal(g);
         stop_turn(g, now_ms);
     }
     return OK;
@@ -636,6 +665,7 @@ enum status group_run(const struct group_options *o, struct error *e)
     head_destroy(&g->head);
     stage_destroy(&g->stage);
     if (g->open) epoch_close(&g->epoch);
+    host_release(&g->host);
     free(g);
     return status;
 }

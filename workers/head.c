@@ -2,6 +2,7 @@
 
 #include "common/carve.h"
 #include "common/log.h"
+#include "common/seal.h"
 #include "common/utf8.h"
 
 #include <stdio.h>
@@ -16,19 +17,33 @@ static bool same_key(const struct job_key *a, const struct job_key *b)
            strcmp(a->tenant, b->tenant) == 0;
 }
 
-static void carve_head(struct head *h, struct carve *c, int32_t **free_blocks,
-                       struct sched_seq **seqs)
+static size_t ids_most(const struct step_limits *l)
 {
-    const struct step_limits *l = &h->options.limits;
+    return (size_t) l->max_blocks * KV_BLOCK_ROWS;
+}
+
+static void carve_head(struct head *h, const struct step_limits *l, struct carve *c,
+                       int32_t **free_blocks, struct sched_seq **seqs)
+{
     size_t slots = (size_t) l->slots;
     h->seqs = carve_take(c, slots * sizeof *h->seqs);
     h->opened = carve_take(c, slots * sizeof *h->opened);
     h->to_close = carve_take(c, slots * sizeof *h->to_close);
     h->n_blocks = carve_take(c, slots * sizeof *h->n_blocks);
-    h->ids = carve_take(c, slots * (size_t) h->options.max_context * sizeof *h->ids);
+    h->ids = carve_take(c, slots * ids_most(l) * sizeof *h->ids);
     h->blocks = carve_take(c, slots * (size_t) l->max_blocks * sizeof *h->blocks);
     *free_blocks = carve_take(c, (size_t) l->n_blocks * sizeof **free_blocks);
     *seqs = carve_take(c, slots * sizeof **seqs);
+}
+
+uint64_t head_bytes(const struct step_limits *l)
+{
+    struct head h;
+    struct carve c = {0};
+    int32_t *free_blocks;
+    struct sched_seq *seqs;
+    carve_head(&h, l, &c, &free_blocks, &seqs);
+    return c.used;
 }
 
 enum status head_create(struct head **head, const struct head_options *o,
@@ -41,19 +56,11 @@ enum status head_create(struct head **head, const struct head_options *o,
     h->events = *events;
     snprintf(h->model_hash, sizeof h->model_hash, "%s", o->model_hash);
     snprintf(h->plan_hash, sizeof h->plan_hash, "%s", o->plan_hash);
-    struct carve c = {0};
+    struct carve c = {.base = o->memory, .size = head_bytes(&o->limits)};
     int32_t *free_blocks;
     struct sched_seq *seqs;
-    carve_head(h, &c, &free_blocks, &seqs);
-    h->memory = calloc(1, c.used);
-    if (h->memory == NULL) {
-        enum status status = error_set(e, ERR_NOMEM, NULL, "no memory for %d slots (%llu bytes)",
-                                       o->limits.slots, (unsigned long long) c.used);
-        head_destroy(head);
-        return status;
-    }
-    c = (struct carve){.base = h->memory, .size = c.used};
-    carve_head(h, &c, &free_blocks, &seqs);
+    memset(o->memory, 0, c.size);
+    carve_head(h, &o->limits, &c, &free_blocks, &seqs);
     kv_init(&h->kv, free_blocks, o->limits.n_blocks);
     sched_init(&h->sched, seqs, &o->limits, o->chunk, o->steps_in_flight);
     h->granted_slots = (uint64_t) o->limits.slots;
@@ -72,7 +79,7 @@ void head_destroy(struct head **head)
     struct head *h = *head;
     if (h == NULL) return;
     *head = NULL;
-    for (int i = 0; h->memory != NULL && i < h->options.limits.slots; i++) {
+    for (int i = 0; i < h->options.limits.slots; i++) {
         if (h->seqs[i].used) seq_end(&h->seqs[i]);
     }
     while (h->kept != NULL) {
@@ -80,7 +87,6 @@ void head_destroy(struct head **head)
         h->kept = r->next;
         free_kept(r);
     }
-    free(h->memory);
     free(h);
 }
 
@@ -113,8 +119,10 @@ static void free_slot(struct head *h, struct seq *q)
 {
     int slot = (int) (q - h->seqs);
     int n = h->n_blocks[slot];
+    bool was = seal_set(true);
     kv_release(&h->kv, n, h->blocks + (size_t) slot * (size_t) h->options.limits.max_blocks);
     sched_remove(&h->sched, slot);
+    seal_set(was);
     h->to_close[slot] = h->opened[slot] > 0;
     h->opened[slot] = 0;
     h->n_running--;
@@ -142,6 +150,7 @@ static void encode_result(struct head *h, struct seq *q, enum result_status stat
 static void finish(struct head *h, struct seq *q, enum result_status status,
                    enum result_finish reason, const struct error *why, int64_t now_ms)
 {
+    bool was = seal_set(false); // a result is control
     struct kept_result *r = calloc(1, sizeof *r);
     check(r != NULL, "no memory for a result");
     q->ended_ms = now_ms;
@@ -154,6 +163,7 @@ static void finish(struct head *h, struct seq *q, enum result_status status,
     h->n_kept++;
     if (h->events.result(h->events.arg, r)) r->sent_ms = now_ms;
     free_slot(h, q);
+    seal_set(was);
 }
 
 // --- jobs
@@ -214,7 +224,7 @@ enum status head_accept(struct head *h, const struct wire_job *job, int64_t now_
                          "are free", n_blocks, slot < 0 ? 0 : h->kv.n_free);
     }
     struct seq *q = &h->seqs[slot];
-    int32_t *ids = h->ids + (size_t) slot * (size_t) h->options.max_context;
+    int32_t *ids = h->ids + (size_t) slot * ids_most(&h->options.limits);
     enum result_finish end;
     try(seq_begin(q, job, h->options.config, h->options.tokenizer, ids, now_ms, &end, e));
     enum status status = check_ids(h, ids, q->n_prompt + q->n_resumed, e);
@@ -223,13 +233,15 @@ enum status head_accept(struct head *h, const struct wire_job *job, int64_t now_
         return status;
     }
     int32_t *blocks = h->blocks + (size_t) slot * (size_t) h->options.limits.max_blocks;
+    bool was = seal_set(true);
     status = kv_reserve(&h->kv, n_blocks, blocks);
     check(status == OK, "blocks were free");
     h->n_blocks[slot] = n_blocks;
     h->opened[slot] = 0;
     h->n_running++;
-    log_step("accepted", q, q->n_resumed > 0 ? "resumed" : "new", q->n_prompt + q->n_resumed);
     sched_admit(&h->sched, slot, q->n_prompt, q->n_known, job->class, q->score);
+    seal_set(was);
+    log_step("accepted", q, q->n_resumed > 0 ? "resumed" : "new", q->n_prompt + q->n_resumed);
     // An earlier attempt had all tokens, and only its result was lost.
     if (end != RESULT_NO_FINISH) finish(h, q, RESULT_OK, end, NULL, now_ms);
     return OK;
@@ -300,7 +312,9 @@ static void take_token(struct head *h, struct seq *q, const struct step_token *t
     check(t->pos == q->n_known - 1, "a token after row %d of a sequence of %d", t->pos,
           q->n_known);
     if (q->first_ms == 0) log_step("first_token", q, "", q->n_known + 1 - q->n_prompt);
+    bool was = seal_set(false); // its text is control
     enum status status = seq_append(q, h->options.config, t, now_ms, &end, &e);
+    seal_set(was);
     sched_append(&h->sched, slot);
     if (status != OK) {
         finish(h, q, RESULT_ERROR, RESULT_NO_FINISH, &e, now_ms);
@@ -322,7 +336,9 @@ static int take_scores(struct head *h, struct seq *q, const struct step_token *t
                             .vocab = (int) vocab,
                             .rows = {logits + (size_t) i * vocab,
                                      (size_t) (end - i) * vocab * sizeof *logits}};
+    bool was = seal_set(false); // so is what the caller of `penstock score` wants
     h->events.logits(h->events.arg, &l);
+    seal_set(was);
     q->n_scored += end - i;
     if (q->n_scored == q->n_prompt) finish(h, q, RESULT_OK, RESULT_LENGTH, NULL, now_ms);
     return end;

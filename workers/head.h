@@ -1,8 +1,11 @@
 // The head of a pipeline: its sequences, their KV blocks, what the next step holds and what becomes
-// of the tokens that come back. Pure but for the heap at ACCEPT and at the end of a sequence: no
-// sockets, no clock (`now_ms` comes in). Leader's thread of stage 0. A sequence enters only with
-// the blocks of prompt + max_tokens, so nothing is ever preempted; they are free again in the
-// moment it ends, because every stage does steps in order.
+// of the tokens that come back. Pure: no sockets, no clock (`now_ms` comes in). Leader's thread of
+// stage 0. A sequence enters only with the blocks of prompt + max_tokens, so nothing is ever
+// preempted; they are free again in the moment it ends, because every stage does steps in order.
+//
+// Scheduler and KV allocator live in `memory` and are sealed. What belongs to one job alone is
+// control and uses the heap, within WIRE_BODY_MAX bytes a job: its text as it grows, its logprobs,
+// its result until COMMITTED.
 #ifndef PENSTOCK_WORKERS_HEAD_H
 #define PENSTOCK_WORKERS_HEAD_H
 
@@ -22,6 +25,7 @@ struct head_options {
     const char *model_hash, *plan_hash;  // copied
     int report_tokens;    // TOKENS leave after so many new ones, or
     int64_t report_ms;    // after this time; jobs with `stream`: STREAM_REPORT_TOKENS, _MS
+    void *memory;         // head_bytes; outlives the head
 };
 
 // A result that waits for COMMITTED.
@@ -48,12 +52,11 @@ struct head {
     struct seq *seqs;          // (slots)
     uint64_t *opened; // (slots) number of the step that opened the slot's sequence; 0: not yet
     bool *to_close;            // (slots) CLOSE has to travel
-    int32_t *ids;              // (slots, max_context)
+    int32_t *ids;              // (slots, max_blocks * KV_BLOCK_ROWS)
     int32_t *blocks;           // (slots, max_blocks)
     int *n_blocks;             // (slots)
     struct kv kv;
     struct sched sched;
-    void *memory;
     uint64_t granted_slots, granted_blocks; // CREDIT: ever
     uint64_t n_steps;          // planned so far
     int n_running;
@@ -61,6 +64,9 @@ struct head {
     int n_kept;
     uint64_t n_late;           // tokens of sequences that had ended
 };
+
+// Bytes of all tables, for sequences as long as max_blocks allow.
+uint64_t head_bytes(const struct step_limits *l);
 
 enum status head_create(struct head **head, const struct head_options *o,
                         const struct head_events *events, struct error *e);

@@ -1,6 +1,7 @@
 #include "workers/link.h"
 
 #include "common/handover.h"
+#include "common/seal.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -44,7 +45,7 @@ void link_in_close(struct link_in *l)
     *l = (struct link_in){0};
 }
 
-enum status link_receive(struct link_in *l, struct link_message *m, struct error *e)
+static int receive_frames(struct link_in *l, struct link_message *m)
 {
     int n = 0, more = 1;
     size_t size = sizeof more;
@@ -55,22 +56,34 @@ enum status link_receive(struct link_in *l, struct link_message *m, struct error
         int received = zmq_msg_recv(frame, l->socket, ZMQ_DONTWAIT);
         if (received < 0) {
             zmq_msg_close(frame);
-            if (n == 0) return error_set(e, ERR_UNAVAILABLE, NULL, "nothing received yet");
             break;
         }
         zmq_getsockopt(l->socket, ZMQ_RCVMORE, &more, &size);
         if (frame == &extra) zmq_msg_close(frame);
     }
     handover_receive();
+    return n;
+}
+
+enum status link_receive(struct link_in *l, struct link_message *m, struct error *e)
+{
+    bool was = seal_set(false);
+    int n = receive_frames(l, m);
+    for (int i = 0; n != LINK_FRAMES && i < n && i < LINK_FRAMES; i++) {
+        zmq_msg_close(&m->frames[i]);
+    }
+    seal_set(was);
+    if (n == 0) return error_set(e, ERR_UNAVAILABLE, NULL, "nothing received yet");
     if (n == LINK_FRAMES) return OK;
-    for (int i = 0; i < n && i < LINK_FRAMES; i++) zmq_msg_close(&m->frames[i]);
     return error_set(e, ERR_INPUT, "bad_frames", "a stage message of %d frames, not %d", n,
                      LINK_FRAMES);
 }
 
 void link_message_close(struct link_message *m)
 {
+    bool was = seal_set(false);
     for (int i = 0; i < LINK_FRAMES; i++) zmq_msg_close(&m->frames[i]);
+    seal_set(was);
 }
 
 enum status link_out_open(struct link_out *l, void *context, const char *endpoint, int depth,
@@ -100,8 +113,18 @@ bool link_out_connected(const struct link_out *l)
            (events & ZMQ_POLLOUT) != 0;
 }
 
-enum status link_send(struct link_out *l, const void *header, size_t n_header, const void *payload,
-                      size_t n_payload, struct error *e)
+static bool send_frame(struct link_out *l, zmq_msg_t *standing, int flags)
+{
+    zmq_msg_t copy;
+    zmq_msg_init(&copy);
+    bool sent = (standing == NULL || zmq_msg_copy(&copy, standing) == 0) &&
+                zmq_msg_send(&copy, l->socket, ZMQ_DONTWAIT | flags) >= 0;
+    if (!sent) zmq_msg_close(&copy);
+    l->n_frames++;
+    return sent;
+}
+
+enum status link_send(struct link_out *l, zmq_msg_t *header, zmq_msg_t *payload, struct error *e)
 {
     // Looking first makes libzmq take notice of what the peer has read; zmq_send alone does so only
     // about once a millisecond, and would call a link full that is not.
@@ -110,8 +133,11 @@ enum status link_send(struct link_out *l, const void *header, size_t n_header, c
                          "the next stage is gone, or does not read");
     }
     handover_send();
-    if (zmq_send(l->socket, header, n_header, ZMQ_DONTWAIT | ZMQ_SNDMORE) < 0 ||
-        zmq_send(l->socket, n_payload > 0 ? payload : "", n_payload, ZMQ_DONTWAIT) < 0) {
+    bool was = seal_set(false);
+    seal_set(was && l->n_frames >= LINK_FIRST_FRAMES);
+    bool sent = send_frame(l, header, ZMQ_SNDMORE) && send_frame(l, payload, 0);
+    seal_set(was);
+    if (!sent) {
         return error_set(e, ERR_UNAVAILABLE, "link_lost", "the next stage can't be sent to: %s",
                          zmq_strerror(errno));
     }

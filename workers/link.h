@@ -13,7 +13,10 @@
 #include <stdint.h>
 #include <zmq.h>
 
-enum { LINK_FRAMES = 2 }; // a header and a payload, which may be empty
+enum {
+    LINK_FRAMES = 2,         // a header and a payload, which may be empty
+    LINK_FIRST_FRAMES = 512, // two blocks of libzmq's queue; from then on it uses them in turn
+};
 
 struct link_in {
     void *socket;
@@ -22,6 +25,7 @@ struct link_in {
 
 struct link_out {
     void *socket;
+    uint64_t n_frames; // sent so far
 };
 
 // One received message. Close with link_message_close; a payload may be read until then.
@@ -36,7 +40,8 @@ enum status link_in_open(struct link_in *l, void *context, const char *endpoint,
 void link_in_close(struct link_in *l);
 
 // The next message. ERR_UNAVAILABLE if there is none now; ERR_INPUT bad_frames if it has not
-// LINK_FRAMES frames (it is dropped).
+// LINK_FRAMES frames (it is dropped). libzmq allocated it when it came, and frees it when it is
+// closed: a line of the host ledger, and the one thing of a step's way that is not sealed.
 enum status link_receive(struct link_in *l, struct link_message *m, struct error *e);
 void link_message_close(struct link_message *m);
 
@@ -47,9 +52,9 @@ void link_out_close(struct link_out *l);
 // True once the peer can be sent to.
 bool link_out_connected(const struct link_out *l);
 
-// Sends header and payload (copied; payload may be NULL with 0 bytes). ERR_UNAVAILABLE link_lost if
-// it can't be sent at once.
-enum status link_send(struct link_out *l, const void *header, size_t n_header, const void *payload,
-                      size_t n_payload, struct error *e);
+// Sends copies of two standing messages (standing.h), which share their bytes: nothing is allocated
+// but, with the first LINK_FIRST_FRAMES frames of a link, libzmq's two blocks of its queue.
+// `payload` NULL is empty. ERR_UNAVAILABLE link_lost if it can't be sent at once.
+enum status link_send(struct link_out *l, zmq_msg_t *header, zmq_msg_t *payload, struct error *e);
 
 #endif

@@ -1,5 +1,6 @@
 #include "workers/stage.h"
 
+#include "common/seal.h"
 #include "kernels/comm.h"
 #include "workers/forward.h"
 #include "workers/weights.h"
@@ -30,7 +31,6 @@ struct stage {
     int n_started;
     struct comm *comms[TP_MAX];
     struct stage_step *steps; // (n_steps)
-    void *memory;             // of all steps' arrays
     _Atomic uint64_t loaded;
     uint64_t load_bytes;
     atomic_bool stop;
@@ -146,11 +146,13 @@ static void *rank_main(void *arg)
     *(status == OK ? &s->n_loaded : &s->n_failed) += 1;
     pthread_mutex_unlock(&s->mutex);
     notify(s);
+    seal_set(true);
     for (uint64_t next = 0; status == OK && wait_for_step(s, next); next++) {
         status = run_step(r, &s->steps[next % (uint64_t) s->options.n_steps]);
         if (status != OK) s->comms[0]->ops->abort(s->comms[0]);
         finish_step(r, status);
     }
+    seal_set(false);
     forward_deinit(&r->forward);
     weights_deinit(&r->weights);
     if (r->device != NULL) s->options.backend->close(&r->device);
@@ -159,12 +161,14 @@ static void *rank_main(void *arg)
 
 // --- the leader's side
 
-static void carve_steps(struct stage *s, struct carve *c)
+// Returns the steps; NULL while counting.
+static struct stage_step *carve_steps(const struct stage_options *o, struct carve *c)
 {
-    const struct stage_options *o = &s->options;
     uint64_t out = (uint64_t) o->limits.max_out;
+    struct stage_step *steps = carve_take(c, (uint64_t) o->n_steps * sizeof *steps);
     for (int i = 0; i < o->n_steps; i++) {
-        struct stage_step *step = s->steps != NULL ? &s->steps[i] : &(struct stage_step){0};
+        struct stage_step *step = steps != NULL ? &steps[i] : &(struct stage_step){0};
+        step->index = i;
         void *arrays = carve_take(c, step_bytes(&o->limits));
         if (arrays != NULL) step_init(&step->step, &o->limits, arrays);
         if (!o->tail) {
@@ -177,21 +181,14 @@ static void carve_steps(struct stage *s, struct carve *c)
             step->logits = carve_take(c, out * (uint64_t) o->config->vocab_size * 4);
         }
     }
+    return steps;
 }
 
-static enum status create_steps(struct stage *s, struct error *e)
+uint64_t stage_memory_bytes(const struct stage_options *o)
 {
     struct carve c = {0};
-    carve_steps(s, &c);
-    s->steps = calloc((size_t) s->options.n_steps, sizeof *s->steps);
-    s->memory = calloc(1, c.used > 0 ? c.used : 1);
-    if (s->steps == NULL || s->memory == NULL) {
-        return error_set(e, ERR_NOMEM, NULL, "no memory for %d step buffers of %llu bytes in all",
-                         s->options.n_steps, (unsigned long long) c.used);
-    }
-    c = (struct carve){.base = s->memory, .size = c.used};
-    carve_steps(s, &c);
-    return OK;
+    carve_steps(o, &c);
+    return c.used;
 }
 
 struct byte_count {
@@ -247,7 +244,8 @@ enum status stage_create(struct stage **stage, const struct stage_options *optio
     if (s->fd < 0 || s->ranks == NULL || s->done == NULL) {
         status = error_set(e, ERR_NOMEM, NULL, "no memory or descriptor for %d ranks", options->tp);
     }
-    if (status == OK) status = create_steps(s, e);
+    struct carve c = {.base = options->memory, .size = stage_memory_bytes(options)};
+    s->steps = carve_steps(options, &c);
     if (status == OK) status = start_ranks(s, e);
     if (status != OK) stage_destroy(stage);
     return status;
@@ -286,6 +284,8 @@ struct ledger stage_ledger(const struct stage *s)
     }
     return s->ranks[most].ledger;
 }
+
+struct stage_step *stage_place(struct stage *s, int i) { return &s->steps[i]; }
 
 struct stage_step *stage_next(struct stage *s)
 {
@@ -375,8 +375,6 @@ void stage_destroy(struct stage **stage)
     if (s->fd >= 0) close(s->fd);
     pthread_cond_destroy(&s->work);
     pthread_mutex_destroy(&s->mutex);
-    free(s->memory);
-    free(s->steps);
     free(s->done);
     free(s->ranks);
     free(s);

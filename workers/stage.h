@@ -26,6 +26,7 @@ struct stage_options {
     struct step_limits limits;
     int n_steps;                           // ring size
     int64_t collective_deadline_ms;        // 0: none
+    void *memory;                          // stage_memory_bytes, zeroed; outlives the stage
 };
 
 enum stage_state { STAGE_LOADING, STAGE_READY, STAGE_FAILED };
@@ -38,10 +39,13 @@ struct stage_step {
     void *out;                  // (n_rows, hidden) wire form; not on the tail
     struct step_token *tokens;  // (n_out); tail only
     float *logits;              // (n_out, vocab); tail in score mode only
-    void *user;                 // the leader's
+    int index;                  // of this place in the ring
 };
 
 struct stage;
+
+// Bytes of the ring of steps in host memory; `memory` need not be there yet.
+uint64_t stage_memory_bytes(const struct stage_options *o);
 
 // Starts the rank threads, which lay out, check that it fits, load and report. The event descriptor
 // (stage_fd) becomes readable when the state changes or a step is done.
@@ -60,6 +64,9 @@ void stage_progress(const struct stage *s, uint64_t *loaded, uint64_t *total);
 // After READY: what was carved of a rank's device, line by line; and of the largest rank's.
 struct ledger stage_rank_ledger(const struct stage *s, int rank);
 struct ledger stage_ledger(const struct stage *s);
+
+// Place i of the ring, 0 <= i < n_steps, whose buffers stay where they are.
+struct stage_step *stage_place(struct stage *s, int i);
 
 // The next free place of the ring, NULL if all are in use.
 struct stage_step *stage_next(struct stage *s);

@@ -85,7 +85,12 @@ void step_reset(struct step *s, uint64_t number);
 // Fills pos, slot, out_rows, n_out from the runs.
 void step_expand(struct step *s);
 
-// Most bytes a header frame or a token frame can have.
+// A header frame or a token frame travels as it is, or with zeros behind it up to a power of two of
+// STEP_FRAME_UNIT bytes: what is sent of a standing message (standing.h).
+enum { STEP_FRAME_UNIT = 64 };
+size_t step_frame_padded(size_t n);
+
+// Most bytes a header frame or a token frame can have, without zeros behind it.
 size_t step_frame_max(const struct step_limits *l);
 size_t step_tokens_frame_max(const struct step_limits *l);
 

@@ -1,17 +1,14 @@
 #include "kernels/cpu/device.h"
 
+#include "common/arena.h"
+#include "common/log.h"
 #include "common/memory.h"
 #include "kernels/cpu/life.h"
 
-#include <errno.h>
 #include <sched.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
-
-enum { HUGE_PAGE = 2 * 1024 * 1024 };
 
 static int cores(void)
 {
@@ -41,21 +38,9 @@ void cpu_close(struct device **device)
     struct device *d = *device;
     if (d == NULL) return;
     team_destroy(&d->team);
-    if (d->arena != NULL) munmap(d->arena, d->arena_bytes);
+    arena_release(d->arena);
     free(d);
     *device = NULL;
-}
-
-// Takes the pages now, so that a lack of memory shows here and not in the middle of a step.
-static bool populate(void *base, uint64_t bytes)
-{
-#ifdef MADV_POPULATE_WRITE
-    if (madvise(base, bytes, MADV_POPULATE_WRITE) == 0) return true;
-    if (errno != EINVAL) return false; // EINVAL: a kernel before 5.14
-#endif
-    long page = sysconf(_SC_PAGESIZE);
-    for (uint64_t at = 0; at < bytes; at += (uint64_t) page) ((volatile char *) base)[at] = 0;
-    return true;
 }
 
 enum status cpu_arena(struct device *d, uint64_t bytes, void **base, struct error *e)
@@ -66,28 +51,13 @@ enum status cpu_arena(struct device *d, uint64_t bytes, void **base, struct erro
                          "the device needs %.2f GiB and may have %.2f GiB",
                          (double) bytes / (double) GIB, (double) d->memory_bytes / (double) GIB);
     }
-    // Aligned to huge pages, which save the TLB misses that halve the rate of reading weights.
-    uint64_t whole = (bytes / HUGE_PAGE + 1) * HUGE_PAGE;
-    char *mapped = mmap(NULL, whole + HUGE_PAGE, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (mapped == MAP_FAILED) {
-        return error_set(e, ERR_NOMEM, "does_not_fit", "cannot map %.2f GiB: %s",
-                         (double) whole / (double) GIB, strerror(errno));
-    }
-    size_t before = (HUGE_PAGE - (uintptr_t) mapped % HUGE_PAGE) % HUGE_PAGE;
-    if (before > 0) munmap(mapped, before);
-    munmap(mapped + before + whole, HUGE_PAGE - before);
-    d->arena = mapped + before;
-    d->arena_bytes = whole;
-    madvise(d->arena, whole, MADV_HUGEPAGE); // or small pages, where they are switched off
-    if (!populate(d->arena, bytes > 0 ? bytes : 1)) {
-        int why = errno;
-        munmap(d->arena, whole);
-        d->arena = NULL;
-        return error_set(e, ERR_NOMEM, "does_not_fit", "cannot take %.2f GiB: %s",
-                         (double) bytes / (double) GIB, strerror(why));
-    }
-    *base = d->arena;
+    // Huge pages save the TLB misses that halve the rate of reading weights.
+    try(arena_create(&d->arena, bytes, "a device", e));
+    const struct arena *a = d->arena;
+    log_line(LOG_INFO, "arena", log_str("of", "device"), log_int("bytes", a->bytes),
+             log_str("pages", arena_pages_name(a->pages)), log_int("huge_bytes", a->huge_bytes),
+             log_str("locked", a->locked ? "yes" : "no"));
+    *base = a->base;
     return OK;
 }
 

@@ -12,8 +12,8 @@ struct device {
     enum precision precision;
     enum isa isa;
     struct team *team;
-    void *arena;
-    uint64_t arena_bytes, memory_bytes;
+    struct arena *arena;
+    uint64_t memory_bytes;
     struct scratch_shape shape;
     struct cpu_scratch scratch; // laid out by set_scratch; each noun has its own parts
 };

@@ -81,7 +81,8 @@ static void pipe_open(struct pipe *p, bool score)
     struct step_limits l = limits(score);
     struct head_options o = {.config = &config, .limits = l, .max_context = CONTEXT, .chunk = 16,
                              .steps_in_flight = FLIGHT, .model_hash = "m", .plan_hash = "p",
-                             .report_tokens = 4, .report_ms = 10};
+                             .report_tokens = 4, .report_ms = 10,
+                             .memory = malloc(head_bytes(&l))};
     struct head_events events = {&p->said, on_tokens, on_result, on_logits};
     struct error e;
     assert_int_equal(head_create(&p->head, &o, &events, &e), OK);
@@ -93,7 +94,9 @@ static void pipe_open(struct pipe *p, bool score)
 
 static void pipe_close(struct pipe *p)
 {
+    void *memory = p->head->options.memory;
     head_destroy(&p->head);
+    free(memory);
     result_deinit(&p->said.last);
     free(p->memory);
 }

@@ -77,7 +77,7 @@ static void open_stage(struct stage *s, int context)
     struct head_options o = {.config = &config, .tokenizer = tokenizer, .limits = limits,
                              .max_context = context, .chunk = 64, .steps_in_flight = 1,
                              .model_hash = "m", .plan_hash = "p", .report_tokens = REPORT_TOKENS,
-                             .report_ms = REPORT_MS};
+                             .report_ms = REPORT_MS, .memory = malloc(head_bytes(&limits))};
     struct head_events events = {s, on_tokens, on_result, on_logits};
     struct error e;
     assert_int_equal(head_create(&s->head, &o, &events, &e), OK);
@@ -88,7 +88,9 @@ static void open_stage(struct stage *s, int context)
 
 static void close_stage(struct stage *s)
 {
+    void *memory = s->head->options.memory;
     head_destroy(&s->head);
+    free(memory);
     result_deinit(&s->result);
     buffer_deinit(&s->bytes);
     free(s->memory);

@@ -53,6 +53,21 @@ static void close_link(void)
     link_in_close(&in);
 }
 
+// Sends copies of messages that hold these bytes.
+static enum status send_bytes(const char *header, size_t n_header, const void *payload,
+                              size_t n_payload, struct error *why)
+{
+    zmq_msg_t h, p;
+    zmq_msg_init_size(&h, n_header);
+    zmq_msg_init_size(&p, n_payload);
+    memcpy(zmq_msg_data(&h), header, n_header);
+    if (n_payload > 0) memcpy(zmq_msg_data(&p), payload, n_payload);
+    enum status status = link_send(&out, &h, n_payload > 0 ? &p : NULL, why);
+    zmq_msg_close(&h);
+    zmq_msg_close(&p);
+    return status;
+}
+
 // The next message is this header and payload.
 static void expect(const char *header, const char *payload)
 {
@@ -73,8 +88,8 @@ static void a_header_and_a_payload_arrive_in_order(void **state)
         struct link_message m;
         open_link(tcp);
         assert_int_equal(link_receive(&in, &m, &e), ERR_UNAVAILABLE);
-        assert_int_equal(link_send(&out, "step 1", 6, "rows", 4, &e), OK);
-        assert_int_equal(link_send(&out, "step 2", 6, NULL, 0, &e), OK);
+        assert_int_equal(send_bytes("step 1", 6, "rows", 4, &e), OK);
+        assert_int_equal(send_bytes("step 2", 6, NULL, 0, &e), OK);
         expect("step 1", "rows");
         expect("step 2", "");
         assert_int_equal(link_receive(&in, &m, &e), ERR_UNAVAILABLE);
@@ -109,7 +124,7 @@ static void messages_of_other_shapes_are_dropped_whole(void **state)
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
             const char *const *s = shapes[i];
             sockets_send(out.socket, s[0], s[1], s[2], s[3], s[4], NULL);
-            assert_int_equal(link_send(&out, "good", 4, "rows", 4, &e), OK);
+            assert_int_equal(send_bytes("good", 4, "rows", 4, &e), OK);
             sockets_wait(in.socket, ZMQ_POLLIN);
             assert_int_equal(link_receive(&in, &m, &e), ERR_INPUT);
             assert_string_equal(e.code, "bad_frames");
@@ -127,9 +142,9 @@ static void a_full_queue_is_a_lost_link(void **state)
         int sent = 0;
         open_link(tcp);
         // Over tcp the kernel's buffers come on top of the queues of both sides.
-        while (sent < 10000 && link_send(&out, "step", 4, payload, MOST_BYTES, &e) == OK) sent++;
+        while (sent < 10000 && send_bytes("step", 4, payload, MOST_BYTES, &e) == OK) sent++;
         assert_in_range(sent, DEPTH, tcp ? 9999 : 2 * DEPTH);
-        assert_int_equal(link_send(&out, "step", 4, NULL, 0, &e), ERR_UNAVAILABLE);
+        assert_int_equal(send_bytes("step", 4, NULL, 0, &e), ERR_UNAVAILABLE);
         assert_string_equal(e.code, "link_lost");
         for (; sent > 0; sent--) { // nothing of what was taken is lost or torn
             struct link_message m;
@@ -157,7 +172,7 @@ static void nothing_is_queued_for_a_stage_that_is_not_there(void **state)
     assert_false(link_out_connected(&out));
     assert_int_equal(link_out_open(&out, context, endpoint, DEPTH, &e), OK);
     assert_false(link_out_connected(&out));
-    assert_int_equal(link_send(&out, "step", 4, NULL, 0, &e), ERR_UNAVAILABLE);
+    assert_int_equal(send_bytes("step", 4, NULL, 0, &e), ERR_UNAVAILABLE);
     assert_string_equal(e.code, "link_lost");
     close(taken);
 }
@@ -195,7 +210,7 @@ static void a_stage_that_goes_away_is_noticed(void **state)
     link_in_close(&in);
     wait_for_event(monitor, ZMQ_EVENT_CONNECT_RETRIED);
     assert_false(link_out_connected(&out));
-    assert_int_equal(link_send(&out, "step", 4, NULL, 0, &e), ERR_UNAVAILABLE);
+    assert_int_equal(send_bytes("step", 4, NULL, 0, &e), ERR_UNAVAILABLE);
     assert_string_equal(e.code, "link_lost");
     zmq_socket_monitor(out.socket, NULL, 0);
     zmq_close(monitor);
@@ -207,8 +222,8 @@ static void a_message_beyond_the_limit_ends_the_connection(void **state)
     char *payload = calloc(1, MOST_BYTES + 1);
     open_link(true);
     void *monitor = open_monitor(out.socket, ZMQ_EVENT_DISCONNECTED);
-    assert_int_equal(link_send(&out, "step", 4, payload, MOST_BYTES, &e), OK);
-    assert_int_equal(link_send(&out, "step", 4, payload, MOST_BYTES + 1, &e), OK);
+    assert_int_equal(send_bytes("step", 4, payload, MOST_BYTES, &e), OK);
+    assert_int_equal(send_bytes("step", 4, payload, MOST_BYTES + 1, &e), OK);
     wait_for_event(monitor, ZMQ_EVENT_DISCONNECTED);
     struct link_message m;
     sockets_wait(in.socket, ZMQ_POLLIN);

@@ -211,6 +211,14 @@ static void counts_are_believed_only_within_limits(void **state)
     longer[n] = 0;
     assert_int_equal(step_decode(&got, &limits, &link_id, longer, n + 1, &e), ERR_INPUT);
     free(longer);
+    size_t whole = step_frame_padded(n);
+    assert_true(whole > n && whole < 2 * n && whole % STEP_FRAME_UNIT == 0);
+    longer = calloc(1, 2 * whole);
+    memcpy(longer, frame, n);
+    assert_int_equal(step_decode(&got, &limits, &link_id, longer, whole, &e), OK);
+    assert_int_equal(step_decode(&got, &limits, &link_id, longer, whole - 1, &e), ERR_INPUT);
+    assert_int_equal(step_decode(&got, &limits, &link_id, longer, 2 * whole, &e), ERR_INPUT);
+    free(longer);
 }
 
 static void frames_of_another_link_are_stale(void **state)
