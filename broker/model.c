@@ -49,7 +49,10 @@ static enum status load_manifest(struct model *m, const char *dir, struct error 
     struct checkpoint *checkpoint;
     try(checkpoint_open(&checkpoint, dir, e));
     enum status status = layout_check_checkpoint(&m->config, checkpoint, e);
-    if (status == OK) checkpoint_manifest_hash(checkpoint, m->hash);
+    if (status == OK) {
+        checkpoint_manifest_hash(checkpoint, m->hash);
+        layout_types_read(&m->types, &m->config, checkpoint);
+    }
     checkpoint_close(&checkpoint);
     return status;
 }

@@ -3,6 +3,7 @@
 #ifndef PENSTOCK_BROKER_MODEL_H
 #define PENSTOCK_BROKER_MODEL_H
 
+#include "common/layout_types.h"
 #include "common/limits.h"
 #include "common/model_config.h"
 #include "common/options.h"
@@ -16,6 +17,7 @@ struct chat;
 struct model {
     char name[JOB_MODEL_MAX + 1]; // what a job's `model` is that means this one
     struct model_config config;
+    struct layout_types types;    // of the checkpoint's tensors
     char hash[MODEL_HASH_SIZE];   // of the checkpoint's manifest
     struct tokenizer *tokenizer;  // NULL: none; jobs of ids only
     struct chat *chat;            // NULL where there is no tokenizer

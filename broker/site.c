@@ -84,6 +84,7 @@ static bool plan_with(struct site *s, uint64_t bytes, int tp, bool f32, struct p
 {
     const struct groups_options *o = s->options;
     struct plan_request r = {.config = &s->model->config,
+                             .types = &s->model->types,
                              .pp = s->model->pp,
                              .tp = tp,
                              .f32 = f32,
@@ -156,7 +157,7 @@ static void log_plan(const struct site *s)
     uint64_t most = 0;
     for (int i = 0; i < p->pp; i++) {
         n += (size_t) snprintf(layers + n, sizeof layers - n, i > 0 ? ",%d" : "%d", p->layers[i]);
-        if (p->stages[i].total > most) most = p->stages[i].total;
+        if (ledger_total(&p->stages[i]) > most) most = ledger_total(&p->stages[i]);
     }
     log_line(LOG_INFO, "plan", log_str("model", s->model->name), log_str("layers", layers),
              log_int("tp", p->tp), log_str("precision", s->f32 ? "f32" : "bf16"),
@@ -271,7 +272,8 @@ static enum status check_hello(const struct site *s, const char *key, const stru
                          s->options->tp > 0 ? "the broker's --tp says" : "the others have", tp);
     }
     for (int i = 0; s->planned && i < s->plan.pp; i++) {
-        if (s->plan.stages[i].total > needs) needs = s->plan.stages[i].total;
+        uint64_t total = ledger_total(&s->plan.stages[i]);
+        if (total > needs) needs = total;
     }
     if (bytes >= needs) return OK;
     return error_set(e, ERR_INPUT, "too_small",
@@ -461,7 +463,7 @@ enum status site_init(struct site *s, const struct groups_options *o, int index,
     s->peers = peers;
     s->epoch = epoch;
     struct plan plan;
-    struct plan_request r = {.config = &model->config, .pp = model->pp,
+    struct plan_request r = {.config = &model->config, .types = &model->types, .pp = model->pp,
                              .tp = o->tp > 0 ? o->tp : 1, .slots = o->slots,
                              .max_context = o->max_context, .max_rows = o->max_rows,
                              .chunk = o->chunk, .kv_blocks = o->kv_blocks};

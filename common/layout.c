@@ -184,7 +184,51 @@ enum status layout_walk(const struct model_config *c, const struct placement *p,
                "lm_head.weight");
 }
 
+enum status layout_walk_mtp(const struct model_config *c, const struct placement *p, int layer,
+                            bool copies, layout_visit *visit, void *arg)
+{
+    struct walk w = {c, p, visit, arg};
+    int64_t hidden = c->hidden_size;
+    if (copies) {
+        try(put(&w, ROLE_EMBED, layer, -1, c->vocab_size, hidden, CUT_ROWS, PLAIN,
+                "embed_tokens.weight"));
+    }
+    try(put(&w, ROLE_MTP_TOKEN_NORM, layer, -1, hidden, 1, CUT_NONE, PLAIN, "enorm.weight"));
+    try(put(&w, ROLE_MTP_HIDDEN_NORM, layer, -1, hidden, 1, CUT_NONE, PLAIN, "hnorm.weight"));
+    try(put(&w, ROLE_MTP_PROJECTION, layer, -1, hidden, 2 * hidden, CUT_COLS, PLAIN,
+            "eh_proj.weight"));
+    try(walk_layer(&w, layer));
+    try(put(&w, ROLE_MTP_FINAL_NORM, layer, -1, hidden, 1, CUT_NONE, PLAIN,
+            "shared_head.norm.weight"));
+    if (!copies) return OK;
+    return put(&w, ROLE_LM_HEAD, layer, -1, c->vocab_size, hidden, CUT_ROWS, PLAIN,
+               "shared_head.head.weight");
+}
+
+bool layout_is_vector(const struct slice *s)
+{
+    switch (s->role) {
+    case ROLE_FINAL_NORM:
+    case ROLE_INPUT_NORM:
+    case ROLE_POST_NORM:
+    case ROLE_Q_A_NORM:
+    case ROLE_KV_A_NORM:
+    case ROLE_ROUTER:
+    case ROLE_ROUTER_BIAS:
+    case ROLE_MTP_TOKEN_NORM:
+    case ROLE_MTP_HIDDEN_NORM:
+    case ROLE_MTP_FINAL_NORM: return true;
+    default: return false;
+    }
+}
+
 // --- bytes
+
+enum dtype layout_implied_type(const struct model_config *c, const struct slice *s)
+{
+    if (s->quantized) return DTYPE_F8_E4M3;
+    return s->role == ROLE_ROUTER_BIAS ? DTYPE_F32 : c->plain_type;
+}
 
 uint64_t layout_slice_bytes_as(const struct model_config *c, const struct slice *s,
                                enum dtype dtype)
@@ -198,10 +242,7 @@ uint64_t layout_slice_bytes_as(const struct model_config *c, const struct slice 
 
 uint64_t layout_slice_bytes(const struct model_config *c, const struct slice *s)
 {
-    enum dtype dtype = s->quantized                  ? DTYPE_F8_E4M3
-                       : s->role == ROLE_ROUTER_BIAS ? DTYPE_F32
-                                                     : DTYPE_BF16;
-    return layout_slice_bytes_as(c, s, dtype);
+    return layout_slice_bytes_as(c, s, layout_implied_type(c, s));
 }
 
 // --- config against checkpoint

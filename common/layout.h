@@ -37,6 +37,7 @@ enum role {
     ROLE_ROUTER, ROLE_ROUTER_BIAS,
     ROLE_EXPERT_GATE, ROLE_EXPERT_UP, ROLE_EXPERT_DOWN, // routed, `expert` says which
     ROLE_SHARED_GATE, ROLE_SHARED_UP, ROLE_SHARED_DOWN,
+    ROLE_MTP_TOKEN_NORM, ROLE_MTP_HIDDEN_NORM, ROLE_MTP_PROJECTION, ROLE_MTP_FINAL_NORM,
     N_ROLES,
 };
 
@@ -70,11 +71,23 @@ typedef enum status layout_visit(const struct slice *s, void *arg);
 enum status layout_walk(const struct model_config *c, const struct placement *p,
                         layout_visit *visit, void *arg);
 
+// The same for one layer of multi-token prediction, n_layers or beyond: what stands before its
+// decoder layer, the layer, its final norm. `copies`: also the embedding and the head that the
+// checkpoint repeats there.
+enum status layout_walk_mtp(const struct model_config *c, const struct placement *p, int layer,
+                            bool copies, layout_visit *visit, void *arg);
+
+// Whether a slice is a vector or the router, which every device keeps as f32.
+bool layout_is_vector(const struct slice *s);
+
 // Gives the slice the part of another rank.
 void layout_cut(const struct model_config *c, struct slice *s, int tp_rank, int tp);
 
+// The type that the config implies where there is no checkpoint to ask.
+enum dtype layout_implied_type(const struct model_config *c, const struct slice *s);
+
 // Bytes of a slice in the checkpoint's own format: elements plus the scales of every block that it
-// touches (a cut through a block: both ranks hold that block's scale).
+// touches (a cut through a block: both ranks hold that block's scale); of the implied type.
 uint64_t layout_slice_bytes(const struct model_config *c, const struct slice *s);
 
 // The same where the type is known: a matrix of an FP8 checkpoint may be stored unquantised.

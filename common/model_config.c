@@ -245,6 +245,16 @@ static void read_quantization(struct reader *r, struct model_config *c)
     r->status = s.status;
 }
 
+// Newer writers call it `dtype`. A type that no tensor here has says nothing.
+static enum dtype plain_type(const json_t *config)
+{
+    const char *name = json_string_value(json_object_get(config, "torch_dtype"));
+    if (name == NULL) name = json_string_value(json_object_get(config, "dtype"));
+    if (name != NULL && strcmp(name, "float32") == 0) return DTYPE_F32;
+    if (name != NULL && strcmp(name, "float16") == 0) return DTYPE_F16;
+    return DTYPE_BF16;
+}
+
 static void add_eos(struct reader *r, struct model_config *c, const json_t *id)
 {
     json_int_t n = json_integer_value(id);
@@ -293,6 +303,7 @@ enum status model_config_parse(struct model_config *c, const char *json, size_t 
     if (r.status == OK) read_ffn(&r, c);
     if (r.status == OK) read_rope(&r, c);
     if (r.status == OK) read_quantization(&r, c);
+    c->plain_type = plain_type(r.object);
     if (r.status == OK) {
         c->bos_id = is_null(&r, "bos_token_id")
                         ? -1

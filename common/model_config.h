@@ -4,6 +4,7 @@
 #ifndef PENSTOCK_COMMON_MODEL_CONFIG_H
 #define PENSTOCK_COMMON_MODEL_CONFIG_H
 
+#include "common/checkpoint.h"
 #include "common/limits.h"
 #include "common/status.h"
 
@@ -40,6 +41,7 @@ struct model_config {
     int max_position_embeddings;
     int bos_id; // -1: none
     int eos_ids[EOS_IDS_MAX], n_eos_ids;
+    enum dtype plain_type; // of what is not FP8, as far as the config tells: torch_dtype, else BF16
     bool fp8;        // quantization_config: e4m3, block scales
     int scale_block; // SCALE_BLOCK
 };

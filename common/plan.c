@@ -65,6 +65,11 @@ static enum status check_request(const struct plan_request *r, struct error *e)
     }
     try(layout_check_tp(m, r->tp, e));
     try(check_layers(r, e));
+    if (r->mtp && m->n_mtp_layers == 0) {
+        return error_set(e, ERR_INPUT, "bad_plan",
+                         "the model has no layers of multi-token prediction "
+                         "(num_nextn_predict_layers)");
+    }
     if (r->reserve > RESERVE_MAX) {
         return error_set(e, ERR_INPUT, "bad_plan", "a reserve of %llu bytes: no device has so many",
                          (unsigned long long) r->reserve);
@@ -115,12 +120,20 @@ static int64_t useful_blocks(const struct plan *p)
     return (int64_t) p->slots * p->max_blocks;
 }
 
+static struct plan_limits limits_of(const struct plan *p, const struct plan_request *r)
+{
+    return (struct plan_limits){.slots = p->slots,
+                                .max_blocks = p->max_blocks,
+                                .max_rows = p->max_rows,
+                                .max_out = p->max_out,
+                                .f32 = r->f32,
+                                .reserve = r->reserve};
+}
+
 // Cuts the model under the plan's limits; how many KV blocks there is room for.
 static int64_t cut(struct plan *p, const struct plan_request *r, struct plan_cost *cost)
 {
-    struct plan_limits limits = {.slots = p->slots, .max_context = p->max_context,
-                                 .max_blocks = p->max_blocks, .max_rows = p->max_rows,
-                                 .max_out = p->max_out, .f32 = r->f32, .reserve = r->reserve};
+    struct plan_limits limits = limits_of(p, r);
     struct plan_split split = {cost, r->pp, r->config->n_layers, r->device_bytes};
     int64_t most = r->kv_blocks > 0 ? r->kv_blocks : useful_blocks(p), blocks;
     plan_cost_limits(cost, &limits);
@@ -142,99 +155,91 @@ static bool enough(const struct plan *p, const struct plan_request *r, int64_t b
 
 // --- the outcome
 
-static void set_ledgers(struct plan *p, const struct plan_request *r, const struct plan_cost *cost)
+static void set_ledgers(struct plan *p, const struct plan_request *r,
+                        const struct plan_cost *cost)
 {
     struct plan_split split = {cost, r->pp, r->config->n_layers, r->device_bytes};
     for (int i = 0; i < p->pp; i++) {
         struct plan_stage stage = plan_split_stage(&split, i, p->first[i], p->layers[i]);
         p->stages[i] = plan_cost_ledger(cost, &stage, p->kv_blocks);
-        p->kv_block_bytes[i] = plan_cost_block(cost, p->layers[i]);
+        p->weight_bytes[i] = plan_cost_weights(cost, &stage);
+        p->kv_block_bytes[i] = plan_cost_block(cost, &stage);
+        p->kv_room[i] = plan_split_room(&split, i, p->first[i], p->layers[i]);
     }
 }
 
-static double gib(uint64_t bytes) { return (double) bytes / (double) GIB; }
-
-static const char *unit(uint64_t bytes, double *value)
+static void print_bytes(char *text, size_t n, uint64_t bytes)
 {
-    bool large = bytes >= GIB;
-    *value = large ? gib(bytes) : (double) bytes / (double) MIB;
-    return large ? "GiB" : "MiB";
+    bool large = bytes >= (uint64_t) GIB;
+    snprintf(text, n, "%.2f %s", (double) bytes / (double) (large ? GIB : MIB),
+             large ? "GiB" : "MiB");
 }
 
-// Names the stage that lacks most, its largest line, and what would fit.
+// What nobody can do without comes first, and KV, which everything else is there for, last.
+static const enum ledger_line by_need[] = {
+    LEDGER_CONTEXT, LEDGER_LIBRARIES, LEDGER_RESERVE, LEDGER_WEIGHTS, LEDGER_SCALES,
+    LEDGER_PACKING, LEDGER_MTP,       LEDGER_ACTIVATIONS, LEDGER_SCRATCH, LEDGER_COMM,
+    LEDGER_STEPS,   LEDGER_SEQUENCES, LEDGER_LINKS,   LEDGER_STAGING, LEDGER_LOGITS,
+    LEDGER_HISTORY, LEDGER_SAMPLER,   LEDGER_KV,
+};
+
+_Static_assert(sizeof by_need / sizeof *by_need == LEDGER_LINES, "every line is needed once");
+
+static enum ledger_line line_beyond(const struct ledger *l, uint64_t has)
+{
+    uint64_t sum = 0;
+    size_t i = 0;
+    while (i < LEDGER_LINES - 1 && (sum += l->bytes[by_need[i]]) <= has) i++;
+    return by_need[i];
+}
+
+// Names the stage that lacks most, and the line of its ledger that passes the device's memory.
 static void say_why(struct plan *p, const struct plan_request *r)
 {
     uint64_t most = 0;
     int worst = 0;
     for (int i = 0; i < p->pp; i++) {
-        uint64_t total = p->stages[i].total, has = r->device_bytes[i];
+        uint64_t total = ledger_total(&p->stages[i]), has = r->device_bytes[i];
         if (total > has && total - has > most) {
             most = total - has;
             worst = i;
         }
     }
-    const struct plan_ledger *l = &p->stages[worst];
-    const struct {
-        const char *name;
-        uint64_t bytes;
-    } lines[] = {{"weights", l->weights},         {"KV", l->kv},           {"logits", l->logits},
-                 {"activations", l->activations}, {"sampler", l->sampler}, {"scratch", l->scratch},
-                 {"reserve", l->reserve}};
-    size_t top = 0;
-    for (size_t i = 1; i < sizeof lines / sizeof *lines; i++) {
-        if (lines[i].bytes > lines[top].bytes) top = i;
-    }
-    double needs, has, line, lacks;
-    const char *needs_unit = unit(l->total, &needs), *has_unit = unit(r->device_bytes[worst], &has);
-    const char *line_unit = unit(lines[top].bytes, &line), *lacks_unit = unit(most, &lacks);
+    const struct ledger *l = &p->stages[worst];
+    enum ledger_line line = line_beyond(l, r->device_bytes[worst]);
+    char lacks[32], needs[32], has[32], takes[32];
+    print_bytes(lacks, sizeof lacks, most);
+    print_bytes(needs, sizeof needs, ledger_total(l));
+    print_bytes(has, sizeof has, r->device_bytes[worst]);
+    print_bytes(takes, sizeof takes, l->bytes[line]);
     snprintf(p->reason, sizeof p->reason,
-             "stage %d (layers %d to %d) needs %.2f %s on each of its %d devices for %d KV blocks, "
-             "%.2f %s of it %s; a device has %.2f %s: %.2f %s are lacking",
-             worst, p->first[worst], p->first[worst] + p->layers[worst] - 1, needs, needs_unit,
-             p->tp, p->kv_blocks, line, line_unit, lines[top].name, has, has_unit, lacks,
-             lacks_unit);
+             "%s are lacking on each device of stage %d (layers %d to %d): its ledger is %s with "
+             "%d KV blocks, a device has %s, and the line that passes it is %s, %s",
+             lacks, worst, p->first[worst], p->first[worst] + p->layers[worst] - 1, needs,
+             p->kv_blocks, has, ledger_name(line), takes);
 }
 
-// The fewest stages of the smallest device that would fit, 0 if no number does.
-static int stages_that_fit(const struct plan_request *r)
-{
-    struct plan_request more = *r;
-    struct plan p;
-    uint64_t smallest = r->device_bytes[0];
-    int most = least_of(r->config->n_layers, PP_MAX);
-    for (int i = 1; i < r->pp; i++) {
-        if (r->device_bytes[i] < smallest) smallest = r->device_bytes[i];
-    }
-    for (int i = 0; i < PP_MAX; i++) more.device_bytes[i] = smallest;
-    memset(more.layers, 0, sizeof more.layers);
-    struct plan_cost cost;
-    plan_cost_init(&cost, r->config, r->tp);
-    set_limits(&p, r, SHRINKS);
-    for (more.pp = r->pp + 1; more.pp <= most; more.pp++) {
-        p.pp = more.pp;
-        if (enough(&p, r, cut(&p, &more, &cost))) return more.pp;
-    }
-    return 0;
-}
+// --- making it
 
-static void refuse(struct plan *p, const struct plan_request *r)
+static enum status count_weights(struct plan_cost *cost, const struct plan_request *r,
+                                 struct layout_types *implied, struct error *e)
 {
-    say_why(p, r);
-    int stages = stages_that_fit(r);
-    size_t n = strlen(p->reason);
-    if (stages > 0) {
-        snprintf(p->reason + n, sizeof p->reason - n, "; %d stages of such devices would fit",
-                 stages);
+    struct plan_source source = {r->config, r->types, r->device, r->tp, r->mtp};
+    if (r->types == NULL) {
+        layout_types_imply(implied, r->config);
+        source.types = implied;
     }
+    return plan_cost_init(cost, &source, e);
 }
 
 enum status plan_make(struct plan *p, const struct plan_request *r, struct error *e)
 {
     struct plan_cost cost;
+    struct layout_types implied;
     int64_t blocks = 0;
     *p = (struct plan){0};
     try(check_request(r, e));
-    plan_cost_init(&cost, r->config, r->tp);
+    try(count_weights(&cost, r, &implied, e));
     bool fixed = r->slots > 0 && r->max_rows > 0;
     int shrink = 0;
     for (;; shrink++) {
@@ -254,7 +259,7 @@ enum status plan_make(struct plan *p, const struct plan_request *r, struct error
     if (r->slots == 0 && p->slots > p->kv_blocks) p->slots = p->kv_blocks;
     set_ledgers(p, r, &cost);
     if (!p->fits) {
-        refuse(p, r);
+        say_why(p, r);
     } else if (shrink > 0 || lower) {
         snprintf(p->reason, sizeof p->reason,
                  "memory is short: %d slots, steps of %d rows and sequences of %d tokens are what "
@@ -262,6 +267,19 @@ enum status plan_make(struct plan *p, const struct plan_request *r, struct error
                  p->slots, p->max_rows, p->max_context);
     }
     return OK;
+}
+
+struct ledger plan_rank_ledger(const struct plan *p, const struct plan_request *r, int stage,
+                               int rank)
+{
+    struct plan_cost cost;
+    struct layout_types implied;
+    struct plan_limits limits = limits_of(p, r);
+    struct plan_split split = {&cost, p->pp, r->config->n_layers, r->device_bytes};
+    struct plan_stage s = plan_split_stage(&split, stage, p->first[stage], p->layers[stage]);
+    check(count_weights(&cost, r, &implied, NULL) == OK, "the plan was made from it");
+    plan_cost_limits(&cost, &limits);
+    return plan_cost_rank(&cost, &s, rank, p->kv_blocks);
 }
 
 // --- the hash

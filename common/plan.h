@@ -3,6 +3,9 @@
 #ifndef PENSTOCK_COMMON_PLAN_H
 #define PENSTOCK_COMMON_PLAN_H
 
+#include "common/device_sizes.h"
+#include "common/layout_types.h"
+#include "common/ledger.h"
 #include "common/limits.h"
 #include "common/model_config.h"
 #include "common/status.h"
@@ -14,25 +17,17 @@ enum { PLAN_HASH_SIZE = 33 };
 
 struct plan_request {
     const struct model_config *config;
+    const struct layout_types *types; // NULL: those that the config implies
+    enum device_kind device;
     int pp, tp;
     int layers[PP_MAX];            // of each stage; layers[0] == 0: chosen here
     uint64_t device_bytes[PP_MAX]; // of the smallest device of each stage's group
     bool f32;                      // exact mode: activations and KV are f32, else bf16
     bool score;                    // logits of every row travel back
+    bool mtp;                      // the last stage has the layers of multi-token prediction
     // 0: chosen here
     int slots, max_context, max_rows, chunk, max_out, steps_in_flight, kv_blocks;
     uint64_t reserve;              // bytes of each device left alone
-};
-
-// One rank's bytes by kind; the largest rank of a stage.
-struct plan_ledger {
-    uint64_t weights;     // scales included
-    uint64_t kv;          // of kv_blocks
-    uint64_t activations; // buffers of a step, by token budget
-    uint64_t logits, sampler;
-    uint64_t scratch;     // of the kernels, and what their form of the weights adds
-    uint64_t reserve;
-    uint64_t total;
 };
 
 struct plan {
@@ -43,8 +38,10 @@ struct plan {
     int max_context;     // tokens of one sequence: prompt and output
     int max_blocks;      // ceil(max_context / KV_BLOCK_ROWS)
     int max_rows, chunk, max_out, steps_in_flight;
-    struct plan_ledger stages[PP_MAX];
+    struct ledger stages[PP_MAX];    // of the largest rank
+    uint64_t weight_bytes[PP_MAX];   // as the checkpoint has them: of the rank with most of them
     uint64_t kv_block_bytes[PP_MAX]; // of one block in one stage
+    int64_t kv_room[PP_MAX];         // blocks that each stage's devices have room for
     bool fits;
     char reason[ERROR_TEXT_SIZE]; // why it does not fit; else what had to be lowered, or empty
 };
@@ -57,6 +54,10 @@ struct plan {
 // p->fits; kv_blocks and the ledgers then say what was wanted. ERR_INPUT bad_plan (layers that do
 // not add up, more stages than layers, a limit out of its bounds), bad_tp.
 enum status plan_make(struct plan *p, const struct plan_request *r, struct error *e);
+
+// The ledger of one rank of a stage of a plan made from this request: what it carves, line by line.
+struct ledger plan_rank_ledger(const struct plan *p, const struct plan_request *r, int stage,
+                               int rank);
 
 // XXH3-128, hex, of everything that stages must agree on: model manifest hash, layers, limits,
 // precision.

@@ -1,300 +1,301 @@
 #include "common/plan_cost.h"
 
-#include "common/carve.h"
-#include "common/layout.h"
+#include "common/packed.h"
+#include "common/rank_layout.h"
 
-enum {
-    PANEL_ROWS = 64,          // kernels pack matrices in panels of so many rows
-    GROUP_COLS = 4,           // of FP8, counted from the scale block's edge
-    SCRATCH_THREADS_MAX = 64, // of one device
-    SCRATCH_EDGE = 256,       // values before and behind a row that is laid out by scale blocks
-    SCRATCH_TILE_ROWS = 1024, // of PANEL_ROWS values, for each thread: unpacked weights, sums
-    SCRATCH_HEAD_ROWS = 32,   // rows that are multiplied in all heads at once
-    SCRATCH_SPARE = 256 * 1024,
-    SAMPLER_BATCH = 32,       // rows sampled together where ranks share the vocabulary
-    SAMPLER_ID_BYTES = 16,    // for each id of the vocabulary beside the rows of logits
-    SAMPLER_ROW_BYTES = 8192, // for each row and rank: lists of candidates and histograms
-    SAMPLER_SLOT_BYTES = 512, // for each sequence beside its ids
-    SAMPLER_SPARE = 64 * 1024,
-    SAMPLED_BYTES = 16 + 8 * LOGPROBS_MAX, // one chosen token with its alternatives
-};
-
-static uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
-
-// As carve_take counts it.
-static uint64_t carved(uint64_t bytes) { return round_up(bytes, CARVE_ALIGN); }
+#include <string.h>
 
 // --- weights
 
-// Two bytes an element stand for every type but e4m3, as in layout_slice_bytes.
-static uint64_t matrix_carved(const struct model_config *c, bool quantized, struct range rows,
-                              struct range cols)
-{
-    uint64_t panels = ((uint64_t) rows.n + PANEL_ROWS - 1) / PANEL_ROWS;
-    if (!quantized) return carved(panels * PANEL_ROWS * round_up((uint64_t) cols.n, 2) * 2);
-    uint64_t before = (uint64_t) (cols.begin % GROUP_COLS);
-    uint64_t values = panels * PANEL_ROWS * round_up(before + (uint64_t) cols.n, GROUP_COLS);
-    uint64_t row_blocks = (uint64_t) layout_blocks(rows, c->scale_block).n;
-    uint64_t col_blocks = (uint64_t) layout_blocks(cols, c->scale_block).n;
-    uint64_t marks = carved(panels * PANEL_ROWS / 8); // a bit for each row
-    return carved(marks + values) + carved(row_blocks * col_blocks * sizeof(float));
-}
-
-// Each head's part of kv_b is two matrices: keys turned, values as they are.
-static uint64_t heads_carved(const struct model_config *c, const struct slice *s)
-{
-    int64_t key = c->qk_nope_head_dim, value = c->v_head_dim, end = s->row.begin + s->row.n;
-    struct range latent = {0, c->kv_lora_rank};
-    uint64_t bytes = 0;
-    for (int64_t row = s->row.begin; row < end; row += key + value) {
-        bytes += matrix_carved(c, s->quantized, latent, (struct range){row, key}) +
-                 matrix_carved(c, s->quantized, (struct range){row + key, value}, latent);
-    }
-    return bytes;
-}
-
-// What a slice takes in a rank's arena: panels, alignment, vectors and the router as f32.
-static uint64_t slice_carved(const struct model_config *c, const struct slice *s)
-{
-    switch (s->role) {
-    case ROLE_EMBED: return carved((uint64_t) (s->row.n * s->col.n) * 2);
-    case ROLE_FINAL_NORM:
-    case ROLE_INPUT_NORM:
-    case ROLE_POST_NORM:
-    case ROLE_Q_A_NORM:
-    case ROLE_KV_A_NORM:
-    case ROLE_ROUTER:
-    case ROLE_ROUTER_BIAS: return carved((uint64_t) (s->row.n * s->col.n) * 4);
-    case ROLE_KV_B: return heads_carved(c, s);
-    default: return matrix_carved(c, s->quantized, s->row, s->col);
-    }
-}
-
 struct counting {
-    struct plan_cost *cost;
-    enum plan_part part;
+    const struct plan_source *source;
+    struct carve carve;
 };
 
-static enum status count_slice(const struct slice *slice, void *arg)
+static enum status count_slice(const struct slice *s, void *arg)
 {
-    const struct counting *n = arg;
-    struct plan_cost *cost = n->cost;
-    struct slice s = *slice;
-    uint64_t most = 0;
-    for (int rank = 0; rank < cost->tp; rank++) {
-        layout_cut(cost->config, &s, rank, cost->tp);
-        uint64_t bytes = layout_slice_bytes(cost->config, &s);
-        uint64_t more = slice_carved(cost->config, &s);
-        more = more > bytes ? more - bytes : 0;
-        cost->weights[rank][n->part] += bytes;
-        most = more > most ? more : most;
-    }
-    cost->packing[n->part] += most;
+    struct counting *n = arg;
+    packed_carve(n->source->device, n->source->config, s, layout_type(n->source->types, s),
+                 &n->carve, NULL, NULL);
     return OK;
 }
 
-static void count_part(struct plan_cost *cost, enum plan_part part, struct placement place)
+static struct part_bytes part_of(const struct counting *n)
 {
-    struct counting n = {cost, part};
-    place.tp = cost->tp;
-    check(layout_walk(cost->config, &place, count_slice, &n) == OK);
+    const uint64_t *bytes = n->carve.ledger.bytes;
+    return (struct part_bytes){bytes[LEDGER_WEIGHTS], bytes[LEDGER_SCALES], bytes[LEDGER_PACKING]};
 }
+
+static struct part_bytes count_part(const struct plan_source *source, struct placement place)
+{
+    struct counting n = {.source = source};
+    check(layout_walk(source->config, &place, count_slice, &n) == OK);
+    return part_of(&n);
+}
+
+static struct part_bytes count_mtp(const struct plan_source *source, struct placement place)
+{
+    struct counting n = {.source = source};
+    const struct model_config *c = source->config;
+    for (int i = 0; i < c->n_mtp_layers; i++) {
+        check(layout_walk_mtp(c, &place, c->n_layers + i, false, count_slice, &n) == OK);
+    }
+    return part_of(&n);
+}
+
+static void count_ends(struct plan_cost *c)
+{
+    const struct plan_source *s = &c->source;
+    for (int rank = 0; rank < s->tp; rank++) {
+        struct placement head = {.head = true, .tp_rank = rank, .tp = s->tp};
+        struct placement tail = {.tail = true, .tp_rank = rank, .tp = s->tp};
+        c->head[rank] = count_part(s, head);
+        c->tail[rank] = count_part(s, tail);
+        if (!s->mtp || s->config->n_mtp_layers == 0) continue;
+        c->mtp[rank] = count_mtp(s, tail);
+        c->mtp_embed[rank] = c->head[rank];
+    }
+}
+
+static bool alike(const struct plan_cost *c, int a, int b)
+{
+    const struct plan_source *s = &c->source;
+    bool dense = a < s->config->n_dense_layers;
+    return dense == (b < s->config->n_dense_layers) &&
+           memcmp(s->types->layers[a], s->types->layers[b], sizeof s->types->layers[a]) == 0;
+}
+
+static enum status add_kind(struct plan_cost *c, int layer, struct error *e)
+{
+    const struct plan_source *s = &c->source;
+    if (c->n_kinds == PLAN_KINDS_MAX) {
+        return error_set(e, ERR_LIMIT, "bad_plan",
+                         "layer %d: the tensors' types make more than %d kinds of layers", layer,
+                         PLAN_KINDS_MAX);
+    }
+    c->like[c->n_kinds] = layer;
+    for (int rank = 0; rank < s->tp; rank++) {
+        struct placement place = {.first = layer, .last = layer + 1, .tp_rank = rank, .tp = s->tp};
+        c->kinds[c->n_kinds][rank] = count_part(s, place);
+    }
+    c->n_kinds++;
+    return OK;
+}
+
+static enum status count_layers(struct plan_cost *c, struct error *e)
+{
+    for (int layer = 0; layer < c->source.config->n_layers; layer++) {
+        int kind = 0;
+        while (kind < c->n_kinds && !alike(c, layer, c->like[kind])) kind++;
+        if (kind == c->n_kinds) try(add_kind(c, layer, e));
+        for (int k = 0; k < PLAN_KINDS_MAX; k++) {
+            c->n_before[k][layer + 1] = (uint16_t) (c->n_before[k][layer] + (k == kind));
+        }
+    }
+    return OK;
+}
+
+enum status plan_cost_init(struct plan_cost *c, const struct plan_source *source, struct error *e)
+{
+    memset(c, 0, sizeof *c);
+    c->source = *source;
+    count_ends(c);
+    return count_layers(c, e);
+}
+
+// --- the rest
+
+static struct ledger count_rest(const struct plan_cost *c, const struct placement *place,
+                                int64_t kv_blocks)
+{
+    const struct plan_source *s = &c->source;
+    const struct device_sizes *sizes = device_sizes(s->device);
+    struct rank_shape shape = {.config = s->config,
+                               .place = *place,
+                               .device = s->device,
+                               .f32 = c->limits.f32,
+                               .slots = c->limits.slots,
+                               .max_blocks = c->limits.max_blocks,
+                               .n_blocks = (int) kv_blocks,
+                               .max_rows = c->limits.max_rows,
+                               .max_out = c->limits.max_out};
+    struct carve carve = {0};
+    void *at[N_RANK_BUFFERS], *sampler;
+    packed_carve_frequencies(s->config, &carve);
+    rank_carve(&shape, &carve, at, &sampler);
+    carve.ledger.bytes[LEDGER_CONTEXT] = sizes->context;
+    carve.ledger.bytes[LEDGER_LIBRARIES] = sizes->libraries;
+    carve.ledger.bytes[LEDGER_RESERVE] = c->limits.reserve;
+    return carve.ledger;
+}
+
+// Layers that have a dense FFN, experts, or both: what the buffers depend on.
+static struct placement layers_with(const struct model_config *m, bool dense, bool moe)
+{
+    int n = m->n_dense_layers;
+    return (struct placement){.first = dense && n > 0 ? n - 1 : n,
+                              .last = moe && n < m->n_layers ? n + 1 : n};
+}
+
+static void count_rests(struct plan_cost *c)
+{
+    for (int i = 0; i < 8; i++) {
+        bool dense = i & 4, moe = i & 2, tail = i & 1;
+        struct placement place = layers_with(c->source.config, dense, moe);
+        place.tail = tail;
+        place.tp = c->source.tp;
+        for (place.tp_rank = 0; place.tp_rank < place.tp; place.tp_rank++) {
+            struct ledger rest = count_rest(c, &place, 0);
+            c->rest[dense][moe][tail][place.tp_rank] = ledger_total(&rest);
+        }
+    }
+}
+
+static uint64_t total(struct part_bytes p) { return p.weights + p.scales + p.packing; }
 
 // Whether rank a has at least the bytes of rank b in every part.
 static bool outweighs(const struct plan_cost *c, int a, int b)
 {
-    for (int part = 0; part < N_PARTS; part++) {
-        if (c->weights[a][part] < c->weights[b][part]) return false;
+    for (int k = 0; k < c->n_kinds; k++) {
+        if (total(c->kinds[k][a]) < total(c->kinds[k][b])) return false;
     }
-    return true;
+    for (int i = 0; i < 8; i++) {
+        const uint64_t *rest = c->rest[i / 4][i / 2 % 2][i % 2];
+        if (rest[a] < rest[b]) return false;
+    }
+    return total(c->head[a]) >= total(c->head[b]) && total(c->tail[a]) >= total(c->tail[b]) &&
+           total(c->mtp[a]) >= total(c->mtp[b]);
 }
 
 // The largest rank is among those that no other outweighs.
 static void drop_small_ranks(struct plan_cost *c)
 {
-    for (int rank = 0; rank < c->tp; rank++) {
+    c->n_ranks = 0;
+    for (int rank = 0; rank < c->source.tp; rank++) {
         bool small = false;
-        for (int i = 0; i < c->n_ranks && !small; i++) small = outweighs(c, i, rank);
-        if (small) continue;
-        for (int part = 0; part < N_PARTS; part++) {
-            c->weights[c->n_ranks][part] = c->weights[rank][part];
-        }
-        c->n_ranks++;
+        for (int i = 0; i < rank && !small; i++) small = outweighs(c, i, rank);
+        if (!small) c->ranks[c->n_ranks++] = rank;
     }
 }
 
-void plan_cost_init(struct plan_cost *c, const struct model_config *config, int tp)
+void plan_cost_limits(struct plan_cost *c, const struct plan_limits *limits)
 {
-    int n = config->n_layers, dense = config->n_dense_layers;
-    *c = (struct plan_cost){.config = config, .tp = tp};
-    count_part(c, PART_HEAD, (struct placement){.head = true});
-    if (dense > 0) count_part(c, PART_DENSE, (struct placement){.first = 0, .last = 1});
-    if (dense < n) count_part(c, PART_MOE, (struct placement){.first = n - 1, .last = n});
-    count_part(c, PART_TAIL, (struct placement){.tail = true});
+    c->limits = *limits;
+    c->block_layer = rank_kv_block_bytes(c->source.config, 1, limits->f32);
+    count_rests(c);
     drop_small_ranks(c);
-}
-
-// --- buffers: the forward pass' (workers/forward.c), line by line
-
-static uint64_t activations(const struct plan_cost *c, const struct plan_limits *l, uint64_t ffn,
-                            bool tail)
-{
-    const struct model_config *m = c->config;
-    uint64_t rows = (uint64_t) l->max_rows, out = (uint64_t) l->max_out;
-    uint64_t hidden = (uint64_t) m->hidden_size, heads = (uint64_t) (m->n_heads / c->tp);
-    uint64_t q_head = (uint64_t) (m->qk_nope_head_dim + m->qk_rope_head_dim);
-    uint64_t blocks = (uint64_t) l->slots * (uint64_t) l->max_blocks;
-    const uint64_t values[] = {
-        rows, rows, rows, rows,                              // inputs
-        blocks,                                              // block tables
-        rows * hidden, rows * hidden,                        // x, h
-        rows * (uint64_t) m->q_lora_rank,                    // q_a
-        rows * (uint64_t) m->q_lora_rank,                    // and normed
-        rows * heads * q_head,                               // q
-        rows * (uint64_t) model_kv_width(m),                 // c
-        rows * (uint64_t) m->qk_rope_head_dim,               // cos, sin
-        rows * heads * (uint64_t) m->kv_lora_rank,           // q absorbed
-        rows * heads * (uint64_t) m->kv_lora_rank,           // o latent
-        rows * heads * (uint64_t) m->v_head_dim,             // o
-        rows * hidden, rows * hidden,                        // y of routed and shared experts
-        rows * ffn, rows * ffn, rows * ffn,                  // gate, up, act
-        rows * (uint64_t) m->n_experts_per_token,            // chosen experts
-        rows * (uint64_t) m->n_experts_per_token,            // their weights
-        (uint64_t) m->qk_rope_head_dim / 2,                  // inverse frequencies
-        tail ? out * hidden : 0, tail ? out * hidden : 0,    // rows with logits
-        tail ? out : 0, tail ? out : 0,                      // their slots and positions
-        tail ? out * SAMPLED_BYTES / 4 : 0,
-    };
-    uint64_t bytes = 0;
-    for (size_t i = 0; i < sizeof values / sizeof *values; i++) bytes += carved(values[i] * 4);
-    return bytes;
-}
-
-static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
-
-// An upper bound of what the kernels want beside: rows and what they chose sorted by expert, scores
-// of the router, an input in another order, and for each thread some unpacked weight rows, its sums
-// and a KV block in f32.
-static uint64_t kernel_scratch(const struct plan_cost *c, const struct plan_limits *l, uint64_t ffn)
-{
-    const struct model_config *m = c->config;
-    uint64_t rows = (uint64_t) l->max_rows, hidden = (uint64_t) m->hidden_size;
-    uint64_t pairs = rows * (uint64_t) m->n_experts_per_token;
-    uint64_t moe = (uint64_t) (m->moe_intermediate_size / c->tp);
-    uint64_t heads = (uint64_t) (m->n_heads / c->tp);
-    uint64_t widest = larger(larger(hidden, ffn), larger((uint64_t) m->q_lora_rank,
-                                                         heads * (uint64_t) m->v_head_dim));
-    uint64_t head = larger((uint64_t) m->qk_nope_head_dim, (uint64_t) m->kv_lora_rank);
-    uint64_t inputs = larger(rows, (uint64_t) l->max_out) * (widest + SCRATCH_EDGE) +
-                      SCRATCH_HEAD_ROWS * heads * (head + SCRATCH_EDGE);
-    uint64_t by_expert = rows * (hidden + SCRATCH_EDGE) + pairs * (2 * moe + SCRATCH_EDGE);
-    uint64_t scores = rows * (uint64_t) m->n_routed_experts;
-    uint64_t thread = PANEL_ROWS * (SCRATCH_TILE_ROWS + pairs) +
-                      KV_BLOCK_ROWS * (uint64_t) model_kv_width(m);
-    return 4 * (inputs + by_expert + scores + SCRATCH_THREADS_MAX * thread) + SCRATCH_SPARE;
-}
-
-// An upper bound of sampler_bytes for a stage's largest slice of the vocabulary.
-static uint64_t sampler(const struct plan_cost *c, const struct plan_limits *l)
-{
-    uint64_t vocab = (uint64_t) layout_part(c->config->vocab_size, 0, c->tp).n;
-    uint64_t batch = (uint64_t) (l->max_out < SAMPLER_BATCH ? l->max_out : SAMPLER_BATCH);
-    uint64_t context = (uint64_t) l->max_blocks * KV_BLOCK_ROWS, ranks = (uint64_t) c->tp;
-    return (uint64_t) l->slots * (context * 4 + SAMPLER_SLOT_BYTES) +
-           (batch * 5 + SAMPLER_ID_BYTES) * vocab + batch * (ranks + 2) * SAMPLER_ROW_BYTES +
-           SAMPLER_SPARE;
-}
-
-static struct plan_ledger rest_of(const struct plan_cost *c, const struct plan_limits *l,
-                                  const bool has[N_PARTS])
-{
-    const struct model_config *m = c->config;
-    int64_t shared = (int64_t) m->n_shared_experts * m->moe_intermediate_size;
-    int64_t dense_width = has[PART_DENSE] ? layout_part(m->intermediate_size, 0, c->tp).n : 1;
-    int64_t moe_width = has[PART_MOE] ? layout_part(shared, 0, c->tp).n : 1;
-    uint64_t ffn = (uint64_t) (dense_width > moe_width ? dense_width : moe_width);
-    struct plan_ledger p = {.activations = activations(c, l, ffn, has[PART_TAIL]),
-                            .scratch = kernel_scratch(c, l, ffn),
-                            .reserve = l->reserve};
-    if (has[PART_TAIL]) {
-        uint64_t vocab = (uint64_t) layout_part(m->vocab_size, 0, c->tp).n;
-        p.logits = carved((uint64_t) l->max_out * vocab * 4);
-        p.sampler = sampler(c, l);
-    }
-    p.total = p.activations + p.logits + p.sampler + p.scratch + p.reserve;
-    return p;
-}
-
-void plan_cost_limits(struct plan_cost *c, const struct plan_limits *l)
-{
-    c->kv_layer_block = KV_BLOCK_ROWS * (uint64_t) model_kv_width(c->config) * (l->f32 ? 4 : 2);
-    for (int i = 0; i < 16; i++) {
-        const bool has[N_PARTS] = {
-            [PART_HEAD] = i & 8, [PART_DENSE] = i & 4, [PART_MOE] = i & 2, [PART_TAIL] = i & 1};
-        c->rest[has[PART_HEAD]][has[PART_DENSE]][has[PART_MOE]][has[PART_TAIL]] =
-            rest_of(c, l, has);
-    }
 }
 
 // --- stages
 
-static void count_parts(const struct plan_cost *c, const struct plan_stage *s,
-                        uint64_t n[N_PARTS])
+static int n_of(const struct plan_cost *c, const struct plan_stage *s, int kind)
 {
-    int dense = c->config->n_dense_layers;
-    int first = s->first < dense ? s->first : dense, last = s->last < dense ? s->last : dense;
-    n[PART_HEAD] = s->head;
-    n[PART_DENSE] = (uint64_t) (last - first);
-    n[PART_MOE] = (uint64_t) (s->last - s->first - (last - first));
-    n[PART_TAIL] = s->tail;
+    return c->n_before[kind][s->last] - c->n_before[kind][s->first];
 }
 
-static uint64_t weight_bytes(const struct plan_cost *c, const uint64_t n[N_PARTS])
+static bool has_mtp(const struct plan_cost *c, const struct plan_stage *s)
+{
+    return s->tail && c->source.mtp && c->source.config->n_mtp_layers > 0;
+}
+
+// Of the layers of multi-token prediction: weights, KV, and the inputs of their projection.
+static uint64_t mtp_bytes(const struct plan_cost *c, const struct plan_stage *s, int rank,
+                          int64_t kv_blocks)
+{
+    const struct model_config *m = c->source.config;
+    if (!has_mtp(c, s)) return 0;
+    uint64_t kv = c->block_layer * (uint64_t) m->n_mtp_layers * (uint64_t) kv_blocks;
+    uint64_t inputs = (uint64_t) c->limits.max_rows * 2 * (uint64_t) m->hidden_size * sizeof(float);
+    return total(c->mtp[rank]) + (s->head ? 0 : total(c->mtp_embed[rank])) + carve_aligned(kv) +
+           carve_aligned(inputs);
+}
+
+static uint64_t kv_bytes(const struct plan_cost *c, const struct plan_stage *s, int64_t kv_blocks)
+{
+    return carve_aligned(c->block_layer * (uint64_t) (s->last - s->first) * (uint64_t) kv_blocks);
+}
+
+static uint64_t rank_bytes(const struct plan_cost *c, const struct plan_stage *s, int rank,
+                           int64_t kv_blocks)
+{
+    int n_dense = c->source.config->n_dense_layers;
+    bool dense = s->first < n_dense, moe = s->last > n_dense;
+    uint64_t bytes = c->rest[dense][moe][s->tail][rank] + kv_bytes(c, s, kv_blocks) +
+                     mtp_bytes(c, s, rank, kv_blocks);
+    if (s->head) bytes += total(c->head[rank]);
+    if (s->tail) bytes += total(c->tail[rank]);
+    for (int k = 0; k < c->n_kinds; k++) {
+        bytes += (uint64_t) n_of(c, s, k) * total(c->kinds[k][rank]);
+    }
+    return bytes;
+}
+
+static int largest_rank(const struct plan_cost *c, const struct plan_stage *s, int64_t kv_blocks)
+{
+    int largest = c->ranks[0];
+    uint64_t most = 0;
+    for (int i = 0; i < c->n_ranks; i++) {
+        uint64_t bytes = rank_bytes(c, s, c->ranks[i], kv_blocks);
+        if (bytes <= most) continue;
+        most = bytes;
+        largest = c->ranks[i];
+    }
+    return largest;
+}
+
+uint64_t plan_cost_bytes(const struct plan_cost *c, const struct plan_stage *s, int64_t kv_blocks)
+{
+    return rank_bytes(c, s, largest_rank(c, s, kv_blocks), kv_blocks);
+}
+
+static void add_part(struct ledger *l, struct part_bytes p, int n)
+{
+    l->bytes[LEDGER_WEIGHTS] += (uint64_t) n * p.weights;
+    l->bytes[LEDGER_SCALES] += (uint64_t) n * p.scales;
+    l->bytes[LEDGER_PACKING] += (uint64_t) n * p.packing;
+}
+
+struct ledger plan_cost_rank(const struct plan_cost *c, const struct plan_stage *s, int rank,
+                             int64_t kv_blocks)
+{
+    struct placement place = {s->first, s->last, s->head, s->tail, rank, c->source.tp};
+    struct ledger l = count_rest(c, &place, kv_blocks);
+    if (s->head) add_part(&l, c->head[rank], 1);
+    if (s->tail) add_part(&l, c->tail[rank], 1);
+    for (int k = 0; k < c->n_kinds; k++) add_part(&l, c->kinds[k][rank], n_of(c, s, k));
+    l.bytes[LEDGER_MTP] = mtp_bytes(c, s, rank, kv_blocks);
+    return l;
+}
+
+struct ledger plan_cost_ledger(const struct plan_cost *c, const struct plan_stage *s,
+                               int64_t kv_blocks)
+{
+    struct ledger l = plan_cost_rank(c, s, largest_rank(c, s, kv_blocks), kv_blocks);
+    check(ledger_total(&l) == plan_cost_bytes(c, s, kv_blocks), "the lines add up");
+    return l;
+}
+
+static uint64_t plain(struct part_bytes p) { return p.weights + p.scales; }
+
+uint64_t plan_cost_weights(const struct plan_cost *c, const struct plan_stage *s)
 {
     uint64_t most = 0;
-    for (int rank = 0; rank < c->n_ranks; rank++) {
-        const uint64_t *w = c->weights[rank];
-        uint64_t bytes = n[PART_HEAD] * w[PART_HEAD] + n[PART_DENSE] * w[PART_DENSE] +
-                         n[PART_MOE] * w[PART_MOE] + n[PART_TAIL] * w[PART_TAIL];
+    for (int rank = 0; rank < c->source.tp; rank++) {
+        uint64_t bytes = s->head ? plain(c->head[rank]) : 0;
+        if (s->tail) bytes += plain(c->tail[rank]);
+        for (int k = 0; k < c->n_kinds; k++) {
+            bytes += (uint64_t) n_of(c, s, k) * plain(c->kinds[k][rank]);
+        }
+        if (has_mtp(c, s)) {
+            bytes += plain(c->mtp[rank]) + (s->head ? 0 : plain(c->mtp_embed[rank]));
+        }
         most = bytes > most ? bytes : most;
     }
     return most;
 }
 
-static uint64_t packing_bytes(const struct plan_cost *c, const uint64_t n[N_PARTS])
+uint64_t plan_cost_block(const struct plan_cost *c, const struct plan_stage *s)
 {
-    uint64_t bytes = 0;
-    for (int part = 0; part < N_PARTS; part++) bytes += n[part] * c->packing[part];
-    return bytes;
-}
-
-static const struct plan_ledger *rest_at(const struct plan_cost *c, const uint64_t n[N_PARTS])
-{
-    return &c->rest[n[PART_HEAD] > 0][n[PART_DENSE] > 0][n[PART_MOE] > 0][n[PART_TAIL] > 0];
-}
-
-uint64_t plan_cost_block(const struct plan_cost *c, int n_layers)
-{
-    return c->kv_layer_block * (uint64_t) n_layers;
-}
-
-uint64_t plan_cost_bytes(const struct plan_cost *c, const struct plan_stage *s, int64_t kv_blocks)
-{
-    uint64_t n[N_PARTS];
-    count_parts(c, s, n);
-    return weight_bytes(c, n) + packing_bytes(c, n) + rest_at(c, n)->total +
-           plan_cost_block(c, s->last - s->first) * (uint64_t) kv_blocks;
-}
-
-struct plan_ledger plan_cost_ledger(const struct plan_cost *c, const struct plan_stage *s,
-                                    int64_t kv_blocks)
-{
-    uint64_t n[N_PARTS];
-    count_parts(c, s, n);
-    struct plan_ledger p = *rest_at(c, n);
-    p.weights = weight_bytes(c, n);
-    p.kv = plan_cost_block(c, s->last - s->first) * (uint64_t) kv_blocks;
-    p.scratch += packing_bytes(c, n);
-    p.total = plan_cost_bytes(c, s, kv_blocks);
-    return p;
+    int mtp = has_mtp(c, s) ? c->source.config->n_mtp_layers : 0;
+    return c->block_layer * (uint64_t) (s->last - s->first + mtp);
 }

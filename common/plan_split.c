@@ -91,15 +91,23 @@ int64_t plan_split_choose(const struct plan_split *s, int64_t most, int *layers)
     return blocks;
 }
 
+int64_t plan_split_room(const struct plan_split *s, int i, int first, int n)
+{
+    struct plan_stage stage = plan_split_stage(s, i, first, n);
+    uint64_t fixed = plan_cost_bytes(s->cost, &stage, 0);
+    if (fixed >= s->device_bytes[i]) return 0;
+    int64_t room = (int64_t) ((s->device_bytes[i] - fixed) / plan_cost_block(s->cost, &stage));
+    // Padding.
+    while (room > 0 && plan_cost_bytes(s->cost, &stage, room) > s->device_bytes[i]) room--;
+    return room;
+}
+
 int64_t plan_split_blocks(const struct plan_split *s, const int *layers, int64_t most)
 {
     int64_t blocks = most;
     for (int i = 0, first = 0; i < s->pp; first += layers[i++]) {
-        struct plan_stage stage = plan_split_stage(s, i, first, layers[i]);
-        uint64_t fixed = plan_cost_bytes(s->cost, &stage, 0);
-        if (fixed >= s->device_bytes[i]) return 0;
-        uint64_t room = (s->device_bytes[i] - fixed) / plan_cost_block(s->cost, layers[i]);
-        if (room < (uint64_t) blocks) blocks = (int64_t) room;
+        int64_t room = plan_split_room(s, i, first, layers[i]);
+        if (room < blocks) blocks = room;
     }
     return blocks;
 }

@@ -21,6 +21,9 @@ struct plan_stage plan_split_stage(const struct plan_split *s, int i, int first,
 // least.
 int64_t plan_split_choose(const struct plan_split *s, int64_t most, int *layers);
 
+// KV blocks that fit in stage i with these layers.
+int64_t plan_split_room(const struct plan_split *s, int i, int first, int n);
+
 // KV blocks up to `most` that fit with these layers.
 int64_t plan_split_blocks(const struct plan_split *s, const int *layers, int64_t most);
 

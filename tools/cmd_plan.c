@@ -69,16 +69,18 @@ static void print_table(const struct asked *a, const struct plan *p)
     printf("%5s %9s %8s %8s %8s %8s %8s %8s %8s %8s %8s\n", "stage", "layers", "weights", "KV",
            "activ.", "logits", "sampler", "scratch", "reserve", "total", "free");
     for (int i = 0; i < p->pp; i++) {
-        const struct plan_ledger *l = &p->stages[i];
-        const uint64_t bytes[] = {l->weights, l->kv,      l->activations, l->logits,
-                                  l->sampler, l->scratch, l->reserve,     l->total};
+        const uint64_t *l = p->stages[i].bytes;
+        uint64_t total = ledger_total(&p->stages[i]);
+        const uint64_t bytes[] = {p->weight_bytes[i],   l[LEDGER_KV],      l[LEDGER_ACTIVATIONS],
+                                  l[LEDGER_LOGITS],     l[LEDGER_SAMPLER], l[LEDGER_SCRATCH],
+                                  l[LEDGER_RESERVE],    total};
         char layers[24];
         snprintf(layers, sizeof layers, "%d-%d", p->first[i], p->first[i] + p->layers[i] - 1);
         printf("%5d %9s", i, layers);
         for (size_t k = 0; k < sizeof bytes / sizeof *bytes; k++) {
             printf(" %8.3f", (double) bytes[k] / unit);
         }
-        printf(" %8.3f\n", vram - (double) l->total / unit);
+        printf(" %8.3f\n", vram - (double) total / unit);
     }
     printf("\nlayers      ");
     for (int i = 0; i < p->pp; i++) printf("%s%d", i > 0 ? "," : "", p->layers[i]);
@@ -90,20 +92,28 @@ static void print_table(const struct asked *a, const struct plan *p)
     puts(p->fits ? "It fits." : "It does not fit.");
 }
 
+static json_t *stage_json(const struct plan *p, int i)
+{
+    const struct ledger *l = &p->stages[i];
+    json_t *stage = json_pack("{s:i, s:i, s:I, s:I}", "first", p->first[i], "last",
+                              p->first[i] + p->layers[i], "weight_bytes_per_rank",
+                              (json_int_t) p->weight_bytes[i], "kv_block_bytes",
+                              (json_int_t) p->kv_block_bytes[i]);
+    json_t *lines = json_object();
+    for (int k = 0; k < LEDGER_LINES; k++) {
+        json_object_set_new(lines, ledger_name((enum ledger_line) k),
+                            json_integer((json_int_t) l->bytes[k]));
+    }
+    json_object_set_new(stage, "ledger", lines);
+    json_object_set_new(stage, "total_bytes", json_integer((json_int_t) ledger_total(l)));
+    return stage;
+}
+
 static json_t *stages_json(const struct plan *p)
 {
     json_t *list = json_array();
     for (int i = 0; i < p->pp; i++) {
-        const struct plan_ledger *l = &p->stages[i];
-        json_array_append_new(
-            list, json_pack("{s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "first",
-                            p->first[i], "last", p->first[i] + p->layers[i],
-                            "weight_bytes_per_rank", (json_int_t) l->weights, "kv_bytes",
-                            (json_int_t) l->kv, "kv_block_bytes", (json_int_t) p->kv_block_bytes[i],
-                            "activation_bytes", (json_int_t) l->activations, "logits_bytes",
-                            (json_int_t) l->logits, "sampler_bytes", (json_int_t) l->sampler,
-                            "scratch_bytes", (json_int_t) l->scratch, "reserve_bytes",
-                            (json_int_t) l->reserve, "total_bytes", (json_int_t) l->total));
+        json_array_append_new(list, stage_json(p, i));
     }
     return list;
 }

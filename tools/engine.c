@@ -44,6 +44,7 @@ struct group_thread {
 struct engine {
     struct engine_options options;
     struct model_config config;
+    struct layout_types types;
     struct checkpoint *checkpoint;
     struct tokenizer *tokenizer;
     char model_hash[33];
@@ -132,6 +133,7 @@ static enum status make_plan(struct engine *g, struct error *e)
                          STEP_ROWS_MAX);
     }
     struct plan_request r = {.config = &g->config,
+                             .types = &g->types,
                              .pp = o->pp,
                              .tp = o->tp,
                              .f32 = o->precision == PRECISION_F32,
@@ -326,6 +328,7 @@ static enum status open_model(struct engine *g, struct error *e)
     try(checkpoint_open(&g->checkpoint, dir, e));
     try(layout_check_checkpoint(&g->config, g->checkpoint, e));
     checkpoint_manifest_hash(g->checkpoint, g->model_hash);
+    layout_types_read(&g->types, &g->config, g->checkpoint);
     struct error no_tokenizer = {0};
     enum status status = tokenizer_load(&g->tokenizer, dir, &no_tokenizer);
     if (status != OK && strcmp(no_tokenizer.code, "no_tokenizer") != 0) {

@@ -1,116 +1,72 @@
 #include "workers/forward.h"
 
+#include "common/rank_layout.h"
+
 #include <string.h>
 
 // The norms of the latents, q_a and kv_a, keep the default of the reference implementations,
 // whatever rms_norm_eps is.
 static const float LATENT_NORM_EPS = 1e-6f;
 
-uint64_t forward_kv_block_bytes(const struct model_config *c, int n_layers, enum precision p)
+_Static_assert(sizeof(struct sampled) == RANK_SAMPLED_BYTES, "the plan counts them");
+
+static struct rank_shape rank_shape(const struct forward *f)
 {
-    uint64_t value = p == PRECISION_F32 ? 4 : 2;
-    return (uint64_t) n_layers * KV_BLOCK_ROWS * (uint64_t) model_kv_width(c) * value;
+    return (struct rank_shape){.config = f->config,
+                               .place = f->weights->place,
+                               .device = f->backend->kind,
+                               .f32 = f->precision == PRECISION_F32,
+                               .slots = f->limits.slots,
+                               .max_blocks = f->limits.max_blocks,
+                               .n_blocks = f->limits.n_blocks,
+                               .max_rows = f->limits.max_rows,
+                               .max_out = f->limits.max_out};
 }
 
-static int widest_ffn(const struct weights *w)
+static void carve_buffers(struct forward *f, const struct rank_shape *shape, struct carve *c,
+                          void **sampler)
 {
-    int widest = 1;
-    for (int i = 0; i < w->place.last - w->place.first; i++) {
-        if (w->layers[i].gate.n > widest) widest = w->layers[i].gate.n;
-    }
-    return widest;
+    void *at[N_RANK_BUFFERS];
+    rank_carve(shape, c, at, sampler);
+    f->kv_layer_bytes = rank_kv_layer_bytes(shape);
+    f->kv = at[RANK_KV];
+    f->inputs = (struct step_inputs){.ids = at[RANK_IDS],
+                                     .pos = at[RANK_POS],
+                                     .slot = at[RANK_SLOT],
+                                     .out_rows = at[RANK_OUT_ROWS],
+                                     .blocks = at[RANK_BLOCKS],
+                                     .max_blocks = f->limits.max_blocks};
+    f->x = at[RANK_X];
+    f->h = at[RANK_H];
+    f->q_a = at[RANK_Q_A];
+    f->q_a_normed = at[RANK_Q_A_NORMED];
+    f->q = at[RANK_Q];
+    f->c = at[RANK_C];
+    f->cos_sin = at[RANK_COS_SIN];
+    f->q_abs = at[RANK_Q_ABS];
+    f->o_lat = at[RANK_O_LAT];
+    f->o_v = at[RANK_O_V];
+    f->y = at[RANK_Y];
+    f->y_shared = at[RANK_Y_SHARED];
+    f->gate = at[RANK_GATE];
+    f->up = at[RANK_UP];
+    f->act = at[RANK_ACT];
+    f->chosen = at[RANK_CHOSEN];
+    f->expert_weight = at[RANK_EXPERT_WEIGHT];
+    f->out_x = at[RANK_OUT_X];
+    f->out_h = at[RANK_OUT_H];
+    f->out_slot = at[RANK_OUT_SLOT];
+    f->out_pos = at[RANK_OUT_POS];
+    f->sampled = at[RANK_SAMPLED];
+    f->logits = at[RANK_LOGITS];
+    if (at[RANK_SCRATCH] == NULL) return;
+    struct scratch_shape scratch = rank_scratch_shape(shape);
+    f->backend->set_scratch(f->device, &scratch, at[RANK_SCRATCH]);
 }
 
-static void carve_buffers(struct forward *f, struct carve *c)
-{
-    const struct model_config *m = f->config;
-    const struct weights *w = f->weights;
-    uint64_t rows = (uint64_t) f->limits.max_rows, out = (uint64_t) f->limits.max_out;
-    uint64_t hidden = (uint64_t) m->hidden_size, heads = (uint64_t) w->n_heads;
-    uint64_t q_head = (uint64_t) (m->qk_nope_head_dim + m->qk_rope_head_dim);
-    uint64_t ffn = (uint64_t) widest_ffn(w), chosen = (uint64_t) m->n_experts_per_token;
-    int n_layers = w->place.last - w->place.first;
-
-    f->kv_layer_bytes =
-        (uint64_t) f->limits.n_blocks * forward_kv_block_bytes(m, 1, f->precision);
-    carve_line(c, LEDGER_KV);
-    f->kv = carve_take(c, f->kv_layer_bytes * (uint64_t) n_layers);
-    carve_line(c, LEDGER_ACTIVATIONS);
-    f->inputs.ids = carve_take(c, rows * 4);
-    f->inputs.pos = carve_take(c, rows * 4);
-    f->inputs.slot = carve_take(c, rows * 4);
-    f->inputs.out_rows = carve_take(c, rows * 4);
-    f->inputs.blocks =
-        carve_take(c, (uint64_t) f->limits.slots * (uint64_t) f->limits.max_blocks * 4);
-    f->inputs.max_blocks = f->limits.max_blocks;
-    f->x = carve_take(c, rows * hidden * 4);
-    f->h = carve_take(c, rows * hidden * 4);
-    f->q_a = carve_take(c, rows * (uint64_t) m->q_lora_rank * 4);
-    f->q_a_normed = carve_take(c, rows * (uint64_t) m->q_lora_rank * 4);
-    f->q = carve_take(c, rows * heads * q_head * 4);
-    f->c = carve_take(c, rows * (uint64_t) model_kv_width(m) * 4);
-    f->cos_sin = carve_take(c, rows * (uint64_t) m->qk_rope_head_dim * 4);
-    f->q_abs = carve_take(c, rows * heads * (uint64_t) m->kv_lora_rank * 4);
-    f->o_lat = carve_take(c, rows * heads * (uint64_t) m->kv_lora_rank * 4);
-    f->o_v = carve_take(c, rows * heads * (uint64_t) m->v_head_dim * 4);
-    f->y = carve_take(c, rows * hidden * 4);
-    f->y_shared = carve_take(c, rows * hidden * 4);
-    f->gate = carve_take(c, rows * ffn * 4);
-    f->up = carve_take(c, rows * ffn * 4);
-    f->act = carve_take(c, rows * ffn * 4);
-    f->chosen = carve_take(c, rows * chosen * 4);
-    f->expert_weight = carve_take(c, rows * chosen * 4);
-    if (!w->place.tail) return;
-    f->out_x = carve_take(c, out * hidden * 4);
-    f->out_h = carve_take(c, out * hidden * 4);
-    f->out_slot = carve_take(c, out * 4);
-    f->out_pos = carve_take(c, out * 4);
-    f->sampled = carve_take(c, out * sizeof *f->sampled);
-    carve_line(c, LEDGER_LOGITS);
-    f->logits = carve_take(c, out * (uint64_t) w->vocab.n * 4);
-}
-
-static struct scratch_shape scratch_shape(const struct forward *f)
-{
-    const struct model_config *m = f->config;
-    const struct weights *w = f->weights;
-    return (struct scratch_shape){.max_rows = f->limits.max_rows,
-                                  .max_out = f->limits.max_out,
-                                  .f32 = f->precision == PRECISION_F32,
-                                  .hidden = m->hidden_size,
-                                  .intermediate = widest_ffn(w),
-                                  .moe_intermediate = m->moe_intermediate_size / w->place.tp,
-                                  .n_experts = m->n_routed_experts,
-                                  .n_chosen = m->n_experts_per_token,
-                                  .n_heads = w->n_heads,
-                                  .kv_lora = m->kv_lora_rank,
-                                  .rope = m->qk_rope_head_dim,
-                                  .nope = m->qk_nope_head_dim,
-                                  .v = m->v_head_dim,
-                                  .q_lora = m->q_lora_rank,
-                                  .vocab = (int) w->vocab.n,
-                                  .max_context = f->limits.max_blocks * KV_BLOCK_ROWS,
-                                  .slots = f->limits.slots,
-                                  .tp = w->place.tp};
-}
-
-struct sampler_shape forward_sampler_shape(const struct model_config *m,
-                                           const struct step_limits *limits, int rank, int tp)
-{
-    struct range vocab = layout_part(m->vocab_size, rank, tp);
-    return (struct sampler_shape){.slots = limits->slots,
-                                  .max_context = limits->max_blocks * KV_BLOCK_ROWS,
-                                  .max_out = limits->max_out,
-                                  .vocab_begin = (int) vocab.begin,
-                                  .vocab_n = (int) vocab.n,
-                                  .vocab_size = m->vocab_size,
-                                  .tp = tp};
-}
-
-enum status forward_layout(struct forward *f, const struct weights *weights,
-                           const struct backend *backend, struct device *device, struct comm *comm,
-                           enum precision precision, const struct step_limits *limits,
-                           struct carve *carve, struct error *e)
+void forward_layout(struct forward *f, const struct weights *weights, const struct backend *backend,
+                    struct device *device, struct comm *comm, enum precision precision,
+                    const struct step_limits *limits, struct carve *carve)
 {
     const struct model_config *m = weights->config;
     *f = (struct forward){.config = m,
@@ -127,20 +83,12 @@ enum status forward_layout(struct forward *f, const struct weights *weights,
                                         .kv_lora = m->kv_lora_rank,
                                         .softmax_scale = (float) model_softmax_scale(m),
                                         .norm_eps = LATENT_NORM_EPS}};
-    carve_buffers(f, carve);
-    struct scratch_shape shape = scratch_shape(f);
-    carve_line(carve, LEDGER_SCRATCH);
-    void *scratch = carve_take(carve, device_sizes(backend->kind)->scratch(&shape));
-    if (scratch != NULL) backend->set_scratch(device, &shape, scratch);
-    if (!weights->place.tail) return OK;
-    struct sampler_shape sampler = forward_sampler_shape(m, limits, weights->place.tp_rank,
-                                                         weights->place.tp);
-    struct sampler_parts parts;
-    void *memory = carve->base == NULL ? NULL : carve->base + carve->used;
-    sampler_carve(&parts, &sampler, carve);
-    if (memory != NULL) f->sampler = sampler_init(memory, &sampler, backend, device, comm);
-    (void) e;
-    return OK;
+    struct rank_shape shape = rank_shape(f);
+    void *memory;
+    carve_buffers(f, &shape, carve, &memory);
+    if (memory == NULL) return;
+    struct sampler_shape sampler = rank_sampler_shape(&shape);
+    f->sampler = sampler_init(memory, &sampler, backend, device, comm);
 }
 
 // --- layers

@@ -45,19 +45,11 @@ struct forward {
     struct sampled *sampled;     // (max_out) host; tail only
 };
 
-// Bytes of one KV block in all layers of the stage.
-uint64_t forward_kv_block_bytes(const struct model_config *c, int n_layers, enum precision p);
-
-// The sampler of rank `rank` of tp; rank 0 has the largest slice of the vocabulary.
-struct sampler_shape forward_sampler_shape(const struct model_config *m,
-                                           const struct step_limits *limits, int rank, int tp);
-
-// Lays the buffers out in `carve`; called twice like weights_layout. Everything but pointers is set
-// by the first call. The sampler is created by the real pass. scratch: the device's.
-enum status forward_layout(struct forward *f, const struct weights *weights,
-                           const struct backend *backend, struct device *device, struct comm *comm,
-                           enum precision precision, const struct step_limits *limits,
-                           struct carve *carve, struct error *e);
+// Lays the buffers out in `carve` (common/rank_layout.h); called twice like weights_layout. All but
+// pointers is set by the first call. The scratch is given and the sampler made by the real pass.
+void forward_layout(struct forward *f, const struct weights *weights, const struct backend *backend,
+                    struct device *device, struct comm *comm, enum precision precision,
+                    const struct step_limits *limits, struct carve *carve);
 
 // Runs one expanded step. `in`: (n_rows, hidden) in wire form, unused on the head. `out`: (n_rows,
 // hidden) in wire form, written if this is not the tail and `out` is not NULL (rank 0 only needs

@@ -1,6 +1,6 @@
 #include "workers/stage.h"
 
-#include "common/clock.h"
+#include "common/rank_layout.h"
 #include "common/seal.h"
 #include "kernels/comm.h"
 #include "workers/forward.h"
@@ -42,7 +42,6 @@ struct stage {
     uint64_t submitted;    // steps given to the ranks
     uint64_t released;     // steps the leader is done with
     uint64_t *done;        // (tp) steps each rank has finished
-    struct stage_figures figures;
     enum status status;    // of the first failed step
     struct error error;
 };
@@ -65,10 +64,10 @@ static enum status layout_rank(struct rank *r, struct carve *carve)
 {
     const struct stage_options *o = &r->stage->options;
     struct placement place = {o->first, o->last, o->head, o->tail, r->index, o->tp};
-    try(weights_layout(&r->weights, o->config, &place, o->checkpoint, o->backend, r->device, carve,
+    try(weights_layout(&r->weights, o->config, &place, o->checkpoint, o->backend, carve,
                        &r->error));
-    try(forward_layout(&r->forward, &r->weights, o->backend, r->device, r->stage->comms[r->index],
-                       o->precision, &o->limits, carve, &r->error));
+    forward_layout(&r->forward, &r->weights, o->backend, r->device, r->stage->comms[r->index],
+                   o->precision, &o->limits, carve);
     r->ledger = carve->ledger;
     return OK;
 }
@@ -99,25 +98,10 @@ static bool wait_for_step(struct stage *s, uint64_t next)
     return go;
 }
 
-// By the rank's own clock; rank 0 counts for all. The mutex is held.
-static void count_step(struct rank *r, const struct step *step, uint64_t us)
-{
-    struct stage_figures *f = &r->stage->figures;
-    f->busy_us[r->index] += us;
-    if (r->index != 0) return;
-    f->rows += (uint64_t) step->n_rows;
-    histogram_add(step->n_rows > step->n_runs ? &f->prefill : &f->decode, us);
-    if (r->forward.sampler == NULL) return;
-    struct sampler_counts c = sampler_counts(r->forward.sampler);
-    f->sampler_rows = c.rows;
-    f->sampler_fallbacks = c.fallbacks;
-}
-
-static void finish_step(struct rank *r, const struct step *step, uint64_t us, enum status status)
+static void finish_step(struct rank *r, enum status status)
 {
     struct stage *s = r->stage;
     pthread_mutex_lock(&s->mutex);
-    count_step(r, step, us);
     if (status != OK && s->status == OK) {
         s->status = status;
         s->error = r->error;
@@ -165,11 +149,9 @@ static void *rank_main(void *arg)
     notify(s);
     seal_set(true);
     for (uint64_t next = 0; status == OK && wait_for_step(s, next); next++) {
-        struct stage_step *step = &s->steps[next % (uint64_t) s->options.n_steps];
-        int64_t begun_ns = clock_ns();
-        status = run_step(r, step);
+        status = run_step(r, &s->steps[next % (uint64_t) s->options.n_steps]);
         if (status != OK) s->comms[0]->ops->abort(s->comms[0]);
-        finish_step(r, &step->step, (uint64_t) (clock_ns() - begun_ns) / 1000, status);
+        finish_step(r, status);
     }
     seal_set(false);
     forward_deinit(&r->forward);
@@ -226,7 +208,13 @@ static enum status start_ranks(struct stage *s, struct error *e)
 {
     const struct stage_options *o = &s->options;
     size_t elements = (size_t) o->limits.max_rows * (size_t) o->config->hidden_size;
-    struct sampler_shape widest = forward_sampler_shape(o->config, &o->limits, 0, o->tp);
+    // Rank 0 has the largest slice of the vocabulary.
+    struct rank_shape first = {.config = o->config,
+                               .place = {.tp = o->tp},
+                               .slots = o->limits.slots,
+                               .max_blocks = o->limits.max_blocks,
+                               .max_out = o->limits.max_out};
+    struct sampler_shape widest = rank_sampler_shape(&first);
     try(comm_local_create(s->comms, o->tp, elements, sampler_gather_max(&widest),
                           o->collective_deadline_ms, e));
     for (int i = 0; i < o->tp; i++) {
@@ -283,13 +271,6 @@ enum stage_state stage_state(struct stage *s, struct error *e)
     }
     pthread_mutex_unlock(&s->mutex);
     return state;
-}
-
-void stage_figures(struct stage *s, struct stage_figures *to)
-{
-    pthread_mutex_lock(&s->mutex);
-    *to = s->figures;
-    pthread_mutex_unlock(&s->mutex);
 }
 
 int stage_fd(const struct stage *s) { return s->fd; }

@@ -1,5 +1,7 @@
 #include "workers/weights.h"
 
+#include "common/packed.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +14,6 @@ struct layouter {
     struct weights *w;
     const struct checkpoint *checkpoint;
     const struct backend *backend;
-    struct device *device;
     struct carve *carve;
     struct error *e;
 };
@@ -35,53 +36,6 @@ static const struct tensor *find(const struct checkpoint *c, const struct slice 
         return NULL;
     }
     return t;
-}
-
-static struct range block_range(const struct model_config *c, struct range r)
-{
-    return layout_blocks(r, c->scale_block);
-}
-
-// The kernels know no F16.
-static enum dtype kept_dtype(enum dtype dtype) { return dtype == DTYPE_F16 ? DTYPE_F32 : dtype; }
-
-// A matrix of `n` outputs starting at row `row0` of the tensor and `k` inputs from column `col0`.
-static void take_matrix(struct layouter *l, struct matrix *m, enum dtype dtype, struct range n,
-                        struct range k)
-{
-    const struct model_config *c = l->w->config;
-    *m = (struct matrix){.dtype = kept_dtype(dtype),
-                         .n = (int) n.n,
-                         .k = (int) k.n,
-                         .row_phase = (int) (n.begin % c->scale_block),
-                         .col_phase = (int) (k.begin % c->scale_block)};
-    carve_line(l->carve, LEDGER_WEIGHTS);
-    m->data = carve_take(l->carve, matrix_bytes(l->backend, m));
-    if (dtype == DTYPE_F8_E4M3) {
-        uint64_t blocks = (uint64_t) block_range(c, n).n * (uint64_t) block_range(c, k).n;
-        carve_line(l->carve, LEDGER_SCALES);
-        m->scales = carve_take(l->carve, blocks * sizeof(float));
-    }
-}
-
-static const float *take_vector(struct layouter *l, int64_t n)
-{
-    return carve_take(l->carve, (uint64_t) n * sizeof(float));
-}
-
-// kv_b holds, for each head, `nope` rows of W_UK and then `v` rows of W_UV.
-static void take_kv_b(struct layouter *l, struct layer *layer, const struct slice *s,
-                      enum dtype dtype)
-{
-    const struct model_config *c = l->w->config;
-    int per_head = c->qk_nope_head_dim + c->v_head_dim;
-    struct range latent = {0, c->kv_lora_rank};
-    for (int h = 0; h < l->w->n_heads; h++) {
-        int64_t row = s->row.begin + (int64_t) h * per_head;
-        take_matrix(l, &layer->uk[h], dtype, latent, (struct range){row, c->qk_nope_head_dim});
-        take_matrix(l, &layer->uv[h], dtype,
-                    (struct range){row + c->qk_nope_head_dim, c->v_head_dim}, latent);
-    }
 }
 
 static struct layer *layer_of(struct weights *w, const struct slice *s)
@@ -129,19 +83,35 @@ static const float **vector_of(struct weights *w, const struct slice *s)
     }
 }
 
-// What a slice took beyond its bytes in the checkpoint is packing.
-static void account(struct layouter *l, const struct slice *s, enum dtype dtype,
-                    const struct ledger *before)
+static struct matrix matrix_at(const struct matrix_shape *shape, void *data, float *scales)
 {
-    const struct model_config *c = l->w->config;
-    struct carve *carve = l->carve;
-    uint64_t weights = (uint64_t) (s->row.n * s->col.n) * dtype_size(dtype);
-    uint64_t scales = layout_slice_bytes_as(c, s, dtype) - weights;
-    const struct ledger *now = &carve->ledger;
-    uint64_t took = now->bytes[LEDGER_WEIGHTS] - before->bytes[LEDGER_WEIGHTS];
-    uint64_t took_scales = now->bytes[LEDGER_SCALES] - before->bytes[LEDGER_SCALES];
-    carve_move(carve, LEDGER_WEIGHTS, LEDGER_PACKING, took - weights);
-    carve_move(carve, LEDGER_SCALES, LEDGER_PACKING, took_scales - scales);
+    return (struct matrix){.dtype = shape->dtype,
+                           .n = shape->n,
+                           .k = shape->k,
+                           .row_phase = shape->row_phase,
+                           .col_phase = shape->col_phase,
+                           .data = data,
+                           .scales = scales};
+}
+
+// Where a part of a slice lies: in the field that stands for it.
+static void place_part(void *arg, const struct slice *s, int i, const struct matrix_shape *shape,
+                       void *data, float *scales)
+{
+    struct layouter *l = arg;
+    const float **vector = vector_of(l->w, s);
+    struct matrix *matrix = matrix_of(l->w, s);
+    if (vector != NULL) {
+        *vector = data;
+    } else if (s->role == ROLE_EMBED) {
+        l->w->embed = data;
+    } else if (s->role == ROLE_KV_B) {
+        struct layer *layer = layer_of(l->w, s);
+        *(i % 2 == 0 ? &layer->uk[i / 2] : &layer->uv[i / 2]) = matrix_at(shape, data, scales);
+    } else {
+        check(matrix != NULL, "role %d has no place", (int) s->role);
+        *matrix = matrix_at(shape, data, scales);
+    }
 }
 
 static enum status lay_slice(const struct slice *s, void *arg)
@@ -154,23 +124,8 @@ static enum status lay_slice(const struct slice *s, void *arg)
                          "tensor %s has a type that isn't supported here (%s)", s->name,
                          dtype_name(t->dtype));
     }
-    const float **vector = vector_of(l->w, s);
-    struct matrix *matrix = matrix_of(l->w, s);
-    const struct ledger before = l->carve->ledger;
-    carve_line(l->carve, LEDGER_WEIGHTS);
-    if (vector != NULL) {
-        *vector = take_vector(l, s->rows * s->cols);
-    } else if (s->role == ROLE_EMBED) {
-        l->w->embed_dtype = kept_dtype(t->dtype);
-        l->w->embed = carve_take(l->carve, (uint64_t) (s->row.n * s->cols) *
-                                               dtype_size(l->w->embed_dtype));
-    } else if (s->role == ROLE_KV_B) {
-        take_kv_b(l, layer_of(l->w, s), s, t->dtype);
-    } else {
-        check(matrix != NULL, "role %d has no place", (int) s->role);
-        take_matrix(l, matrix, t->dtype, s->row, s->col);
-    }
-    account(l, s, t->dtype, &before);
+    if (s->role == ROLE_EMBED) l->w->embed_dtype = packed_type(t->dtype);
+    packed_carve(l->backend->kind, l->w->config, s, t->dtype, l->carve, place_part, l);
     return OK;
 }
 
@@ -207,8 +162,7 @@ static enum status create_tables(struct weights *w, struct error *e)
 
 enum status weights_layout(struct weights *w, const struct model_config *config,
                            const struct placement *place, const struct checkpoint *checkpoint,
-                           const struct backend *backend, struct device *device,
-                           struct carve *carve, struct error *e)
+                           const struct backend *backend, struct carve *carve, struct error *e)
 {
     if (w->layers == NULL) {
         *w = (struct weights){.config = config,
@@ -217,9 +171,8 @@ enum status weights_layout(struct weights *w, const struct model_config *config,
                               .vocab = layout_part(config->vocab_size, place->tp_rank, place->tp)};
         try(create_tables(w, e));
     }
-    struct layouter l = {w, checkpoint, backend, device, carve, e};
-    carve_line(carve, LEDGER_PACKING);
-    w->inv_freq = take_vector(&l, config->qk_rope_head_dim / 2);
+    struct layouter l = {w, checkpoint, backend, carve, e};
+    w->inv_freq = packed_carve_frequencies(config, carve);
     return layout_walk(config, place, lay_slice, &l);
 }
 

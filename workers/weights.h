@@ -48,8 +48,7 @@ struct weights {
 // tables. Errors: ERR_INPUT bad_checkpoint where a tensor is missing or has an unsupported type.
 enum status weights_layout(struct weights *w, const struct model_config *config,
                            const struct placement *place, const struct checkpoint *checkpoint,
-                           const struct backend *backend, struct device *device,
-                           struct carve *carve, struct error *e);
+                           const struct backend *backend, struct carve *carve, struct error *e);
 
 // Copies the slices from the checkpoint (after the real layout pass). `loaded` counts checkpoint
 // bytes as they arrive, for progress; `stop` set ends early with ERR_ABORTED. Either may be NULL.

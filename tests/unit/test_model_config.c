@@ -132,6 +132,19 @@ static void test_accepts_what_the_architecture_allows(void **state)
     assert_int_equal(c.n_shared_experts, 0);
     assert_int_equal(parse_with(&c, "{\"n_shared_experts\": 3}", NULL), OK);
     assert_int_equal(c.n_shared_experts, 3);
+    static const struct {
+        const char *change;
+        enum dtype type;
+    } TYPES[] = {
+        {"{}", DTYPE_BF16},
+        {"{\"torch_dtype\": \"float32\"}", DTYPE_F32},
+        {"{\"torch_dtype\": \"(absent)\", \"dtype\": \"float16\"}", DTYPE_F16},
+        {"{\"torch_dtype\": \"auto\"}", DTYPE_BF16},
+    };
+    for (size_t i = 0; i < sizeof TYPES / sizeof *TYPES; i++) {
+        assert_int_equal(parse_with(&c, TYPES[i].change, NULL), OK);
+        assert_int_equal(c.plain_type, TYPES[i].type);
+    }
     assert_int_equal(parse_with(&c, "{\"norm_topk_prob\": false}", NULL), OK);
     assert_false(c.norm_topk_prob);
     assert_int_equal(parse_with(&c, "{\"num_nextn_predict_layers\": \"(absent)\"}", NULL), OK);
