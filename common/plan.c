@@ -213,10 +213,10 @@ static void say_why(struct plan *p, const struct plan_request *r)
     print_bytes(has, sizeof has, r->device_bytes[worst]);
     print_bytes(takes, sizeof takes, l->bytes[line]);
     snprintf(p->reason, sizeof p->reason,
-             "%s are lacking on each device of stage %d (layers %d to %d): its ledger is %s with "
-             "%d KV blocks, a device has %s, and the line that passes it is %s, %s",
-             lacks, worst, p->first[worst], p->first[worst] + p->layers[worst] - 1, needs,
-             p->kv_blocks, has, ledger_name(line), takes);
+             "stage %d (layers %d to %d) needs %s on each of its %d devices for %d KV blocks; a "
+             "device has %s: %s are lacking, from the line %s on, which is %s",
+             worst, p->first[worst], p->first[worst] + p->layers[worst] - 1, needs, p->tp,
+             p->kv_blocks, has, lacks, ledger_name(line), takes);
 }
 
 // --- making it
