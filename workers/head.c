@@ -123,7 +123,7 @@ static void free_slot(struct head *h, struct seq *q)
     kv_release(&h->kv, n, h->blocks + (size_t) slot * (size_t) h->options.limits.max_blocks);
     sched_remove(&h->sched, slot);
     seal_set(was);
-    h->to_close[slot] = h->opened[slot] > 0;
+    if (h->opened[slot] > 0) h->to_close[slot] = true; // it may be so of a sequence before, too
     h->opened[slot] = 0;
     h->n_running--;
     h->granted_slots++;

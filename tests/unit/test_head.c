@@ -65,6 +65,7 @@ struct pipe {
     uint64_t n_in, n_out;
     int32_t owner[BLOCKS];                     // slot + 1 that the stages think has each block
     int32_t ids[SLOTS][CONTEXT];               // the last stage's view of each slot
+    int32_t open_rows[SLOTS];                  // as the stages follow the steps
 };
 
 static struct step_limits limits(bool score)
@@ -109,6 +110,8 @@ static bool pipe_plan(struct pipe *p)
     if (!head_plan(p->head, s)) return false;
     assert_int_equal(s->number, ++p->n_in);
     assert_true(s->n_rows <= ROWS && s->n_out <= p->head->options.limits.max_out);
+    struct error e;
+    assert_int_equal(step_follow(p->open_rows, s, &e), OK);
     for (int i = 0; i < s->n_opens; i++) {
         for (int b = 0; b < BLOCKS; b++) {
             if (p->owner[b] == s->opens[i].slot + 1) p->owner[b] = 0;
@@ -223,6 +226,26 @@ static void test_refused(void **state)
         assert_int_equal(head_accept(p.head, &job, 0, &e), i < 4 ? OK : ERR_LIMIT);
         if (i == 4) assert_string_equal(e.code, "no_credit");
     }
+    pipe_close(&p);
+}
+
+// Two sequences end in a slot before a step could say so of the first; the second never ran.
+static void test_slot_closes_once_taken_again(void **state)
+{
+    (void) state;
+    struct pipe p;
+    struct error e;
+    int32_t prompt[] = {11, 12, 13};
+    pipe_open(&p, false);
+    for (int i = 0; i < 3; i++) {
+        struct wire_job job = job_of(i, prompt, 3, 20);
+        assert_int_equal(head_accept(p.head, &job, 1, &e), OK);
+        if (i != 1) assert_true(pipe_plan(&p)); // opens the slot
+        if (i < 2) head_cancel(p.head, &job.key, WIRE_REASON_CANCELLED, 2);
+    }
+    const struct step *second = &p.steps[1];
+    assert_int_equal(second->n_closes, 1);
+    assert_int_equal(second->closes[0], second->opens[0].slot);
     pipe_close(&p);
 }
 
@@ -408,6 +431,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_usage),
         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_slot_closes_once_taken_again),
         cmocka_unit_test(test_resume),
         cmocka_unit_test(test_results_wait_for_commit),
         cmocka_unit_test(test_report_again),
