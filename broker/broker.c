@@ -611,10 +611,10 @@ static void close_all(struct broker *b)
 
 enum status broker_run(const struct broker_options *o, struct error *e)
 {
-    static struct broker broker;
-    struct broker *b = &broker;
-    *b = (struct broker){.options = *o, .signals = -1, .health.path = o->status};
     try(door_check(&o->door, e));
+    struct broker *b = malloc(sizeof *b);
+    if (b == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for a broker");
+    *b = (struct broker){.options = *o, .signals = -1, .health.path = o->status};
     enum status status = open_sockets(b, e);
     if (status == OK) status = models_load(&b->models, &o->models, &o->pp, &o->layers, e);
     if (status == OK) status = listen_on(b, e);
@@ -622,5 +622,6 @@ enum status broker_run(const struct broker_options *o, struct error *e)
     if (status == OK) status = run_loop(b, e);
     health_end(&b->health);
     close_all(b);
+    free(b);
     return status;
 }
