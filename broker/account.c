@@ -15,7 +15,8 @@ bool account_view(const struct account *a, int64_t now_ms, struct dispatch_pipel
 {
     bool held = a->adopting || a->closed || a->paused || now_ms < a->resume_ms;
     if (a->epoch == 0 || held) return false;
-    *to = (struct dispatch_pipeline){.slots = credit_slots(&a->credit),
+    *to = (struct dispatch_pipeline){.id = a->epoch,
+                                     .slots = credit_slots(&a->credit),
                                      .blocks = credit_blocks(&a->credit),
                                      .n_running = a->n_active + a->n_promised,
                                      .alone = a->n_poison > 0,

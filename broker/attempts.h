@@ -30,7 +30,7 @@ struct attempt {
     enum attempt_state state;
     struct account *account; // of the pipeline that has it, or will; NULL: none
     bool credited;        // credit of that account was taken for it
-    uint64_t need_blocks;
+    uint64_t need_blocks, steps; // steps: that it takes at most
     bool need_known;      // false until the first renewal of an attempt that was found at the head
     bool poison;
     bool counted;         // in an adopted head's account
@@ -64,6 +64,7 @@ struct jobs {
     int64_t now_ms, renewed_ms, saved_ms, retried_ms;
     int n_accounts; // places in use, free ones among them
     struct account accounts[MODELS_MAX * PIPELINES_MAX];
+    struct dispatch_running running[JOBS_MAX]; // what the last view lists
 };
 
 // --- the table (attempts.c)

@@ -27,8 +27,8 @@ enum state {
 };
 
 struct ready {
-    char id[JOB_ID_MAX + 1];
-    uint64_t need_blocks;
+    char id[JOB_ID_MAX + 1]; // empty: it was chosen
+    uint64_t need_blocks, steps;
     bool poison;
 };
 
@@ -215,7 +215,8 @@ static void take(struct claims *c, const struct chosen *r, const struct queue_jo
     struct job_key key = {.attempt = j->attempt};
     snprintf(key.tenant, sizeof key.tenant, "%s", j->tenant);
     snprintf(key.id, sizeof key.id, "%s", j->id);
-    enum status status = jobs_add(jobs, &key, r->ready.need_blocks, r->ready.poison, r->epoch);
+    enum status status = jobs_add(jobs, &key, r->ready.need_blocks, r->ready.steps,
+                                  r->ready.poison, r->epoch);
     if (status != OK) { // its lease ends by itself
         give_credit_back(c, r);
         log_line(LOG_ERROR, "no_room", log_str("id", key.id), log_str("why", status_name(status)));
@@ -313,38 +314,40 @@ static void make_queues(struct claims *c)
     }
 }
 
-// What was chosen leaves its window; it was at the front.
-static void pull(struct claims *c, const struct dispatch_pick *p, struct ready *to)
-{
-    struct window *w = &c->windows[p->tenant][p->class];
-    *to = w->ready[0];
-    w->n--;
-    memmove(w->ready, w->ready + 1, (size_t) w->n * sizeof *w->ready);
-    memmove(w->jobs, w->jobs + 1, (size_t) w->n * sizeof *w->jobs);
-}
-
 // A job leaves its window for a claim, with the credit that it needs.
-static void prepare(struct claims *c, const struct dispatch_pick *pick, const uint64_t *epochs)
+static void prepare(struct claims *c, const struct dispatch_pick *pick, uint64_t epoch)
 {
     struct chosen *r = &c->chosen[c->n_chosen++];
-    *r = (struct chosen){.pick = *pick};
-    pull(c, pick, &r->ready);
-    r->unfit = is_unfit(c, &r->ready);
+    struct ready *ready = &c->windows[pick->tenant][pick->class].ready[pick->nth];
+    *r = (struct chosen){.ready = *ready, .pick = *pick};
+    r->unfit = is_unfit(c, ready);
+    ready->id[0] = '\0';
     if (r->unfit) return;
-    r->epoch = epochs[pick->pipeline];
+    r->epoch = epoch;
     const char *owner = jobs_promise(c->options.jobs, r->epoch, r->ready.need_blocks);
     snprintf(r->owner, sizeof r->owner, "%s", owner);
+}
+
+// What was chosen is gone.
+static void close_up(struct window *w)
+{
+    int n = 0;
+    for (int i = 0; i < w->n; i++) {
+        if (w->ready[i].id[0] == '\0') continue;
+        w->ready[n] = w->ready[i];
+        w->jobs[n++] = w->jobs[i];
+    }
+    w->n = n;
 }
 
 static void choose(struct claims *c)
 {
     struct dispatch_pick picks[ROUND_MOST];
     struct dispatch_pipeline pipelines[PIPELINES_MAX];
-    uint64_t epochs[PIPELINES_MAX];
     int room = ITEMS_MAX - c->n_items < ROUND_MOST ? ITEMS_MAX - c->n_items : ROUND_MOST;
     c->state = IDLE;
     if (c->stopped) return;
-    int n_pipelines = jobs_view(c->options.jobs, c->options.model, pipelines, epochs);
+    int n_pipelines = jobs_view(c->options.jobs, c->options.model, pipelines);
     if (n_pipelines == 0) return;
     make_budgets(c);
     make_queues(c);
@@ -357,7 +360,8 @@ static void choose(struct claims *c)
     int n = dispatch_choose(&c->dispatch, &view, picks, room);
     if (n == 0) return;
     c->claim += MODELS_MAX;
-    for (int i = 0; i < n; i++) prepare(c, &picks[i], epochs);
+    for (int i = 0; i < n; i++) prepare(c, &picks[i], pipelines[picks[i].pipeline].id);
+    for (int i = 0; i < n; i++) close_up(&c->windows[picks[i].tenant][picks[i].class]);
     call_claim(c);
 }
 
@@ -371,6 +375,13 @@ void claims_each_chosen(const struct claims *c, claims_active_fn *fn, void *arg)
 
 // --- looking
 
+// At most: a prompt goes in by a block of rows a step, beside those of others, and then each token
+// takes one.
+static uint64_t steps_of(const struct queue_header *h)
+{
+    return (h->n_prompt + KV_BLOCK_ROWS - 1) / KV_BLOCK_ROWS + h->max_tokens;
+}
+
 static void read_window(struct window *w, const struct queue_reply *r)
 {
     int64_t now_ms = clock_ms();
@@ -378,10 +389,13 @@ static void read_window(struct window *w, const struct queue_reply *r)
     for (size_t i = 0; i < r->n && i < WINDOW_MOST; i++) {
         const struct queue_header *h = &r->headers[i];
         struct ready *to = &w->ready[w->n];
-        *to = (struct ready){.need_blocks = h->need_blocks, .poison = h->poison};
+        *to = (struct ready){.need_blocks = h->need_blocks, .poison = h->poison,
+                             .steps = steps_of(h)};
         snprintf(to->id, sizeof to->id, "%s", h->id);
         w->jobs[w->n++] = (struct ready_job){.cost = h->n_prompt + h->max_tokens,
-                                             .since_ms = now_ms - h->waited_ms};
+                                             .since_ms = now_ms - h->waited_ms,
+                                             .seq = h->seq,
+                                             .steps = to->steps};
     }
     w->more = w->n == WINDOW_MOST;
 }

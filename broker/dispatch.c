@@ -1,5 +1,6 @@
 #include "broker/dispatch.h"
 
+#include "broker/dispatch_room.h"
 #include "common/status.h"
 
 #include <stddef.h>
@@ -46,17 +47,21 @@ uint64_t credit_blocks(const struct credit *c)
 
 // --- who is next
 
-// One choice as it is made.
+// One choice as it is made. Room only shrinks meanwhile: who found none is not looked at again.
 struct round {
     const struct dispatch_view *view;
-    int at[TENANTS_MAX][JOB_CLASSES];          // jobs taken of each queue
+    int at[TENANTS_MAX][JOB_CLASSES];          // the first job of each queue to look at
     uint64_t jobs[TENANTS_MAX], blocks[TENANTS_MAX]; // left of the tenants' budgets
     bool idle[TENANTS_MAX];
+    bool owed[DISPATCH_LEVELS][TENANTS_MAX]; // jobs of it found no room
     bool both; // class 0 waits, and what age lifted there
-    struct dispatch_pipeline pipelines[PIPELINES_MAX];
+    struct rooms rooms;
+    int nth[PIPELINES_MAX]; // of the job that holds the pipeline, in its queue
+    struct dispatch_hold held[PIPELINES_MAX]; // (n_held) when the choice began
+    int n_held;
 };
 
-// For each tenant the class whose first job is meant, or -1.
+// For each tenant the class whose next job is meant, or -1.
 typedef int candidates[TENANTS_MAX];
 
 int dispatch_level(const struct dispatch *d, int class, int64_t ready_ms)
@@ -72,6 +77,12 @@ static const struct ready_job *first_of(const struct round *r, int tenant, int c
     return r->at[tenant][class] < q->n ? &q->jobs[r->at[tenant][class]] : NULL;
 }
 
+static struct room_job room_job(const struct dispatch *d, const struct round *r, int class,
+                                const struct ready_job *j)
+{
+    return (struct room_job){j, class, dispatch_level(d, class, r->view->now_ms - j->since_ms)};
+}
+
 static bool within_budget(const struct round *r, int tenant, const struct ready_job *j)
 {
     if (r->view->tenants[tenant].weight == 0) return false;
@@ -79,8 +90,35 @@ static bool within_budget(const struct round *r, int tenant, const struct ready_
     return r->jobs[tenant] >= 1 && r->blocks[tenant] >= j->need_blocks;
 }
 
-// Who waits at each level; of several classes of a tenant, the job that has waited longest.
-static void find_candidates(const struct dispatch *d, const struct round *r,
+// Jobs that hold, or did when the choice began, are not chosen once more.
+static bool held(const struct round *r, int tenant, int class, const struct ready_job *j)
+{
+    for (int i = 0; i < r->n_held; i++) {
+        const struct dispatch_hold *h = &r->held[i];
+        if (h->tenant == tenant && h->class == class && h->seq == j->seq) return true;
+    }
+    return false;
+}
+
+// The next job of a queue that can start, or hold a pipeline. What is over the tenant's budget
+// keeps its place, and the jobs behind it wait.
+static const struct ready_job *next_of(const struct dispatch *d, struct round *r, int tenant,
+                                       int class)
+{
+    for (const struct ready_job *j; (j = first_of(r, tenant, class)) != NULL;
+         r->at[tenant][class]++) {
+        if (held(r, tenant, class, j)) continue;
+        if (!within_budget(r, tenant, j)) return NULL;
+        struct room_job of = room_job(d, r, class, j);
+        if (rooms_take_or_hold(&r->rooms, &of)) return j;
+        r->owed[of.level][tenant] = true;
+    }
+    return NULL;
+}
+
+// Who can start or hold at each level; of several classes of a tenant, the job that has waited
+// longest.
+static void find_candidates(const struct dispatch *d, struct round *r,
                             candidates who[DISPATCH_LEVELS], int n[DISPATCH_LEVELS])
 {
     const struct dispatch_view *v = r->view;
@@ -90,8 +128,8 @@ static void find_candidates(const struct dispatch *d, const struct round *r,
     }
     for (int t = 0; t < v->n_tenants; t++) {
         for (int class = 0; class < JOB_CLASSES; class++) {
-            const struct ready_job *j = first_of(r, t, class);
-            if (j == NULL || !within_budget(r, t, j)) continue;
+            const struct ready_job *j = next_of(d, r, t, class);
+            if (j == NULL) continue;
             int level = dispatch_level(d, class, v->now_ms - j->since_ms), *of = &who[level][t];
             n[level] += *of < 0;
             if (*of < 0 || j->since_ms < first_of(r, t, *of)->since_ms) *of = class;
@@ -104,7 +142,7 @@ static void reset_idle(struct dispatch *d, const struct round *r, int level, con
 {
     for (int t = 0; t < r->view->n_tenants; t++) {
         bool waits = who[t] >= 0;
-        for (int class = 0; class < JOB_CLASSES; class++) waits |= first_of(r, t, class) != NULL;
+        for (int class = 0; class < JOB_CLASSES; class++) waits |= r->view->queues[t][class].n > 0;
         if (!waits) d->deficit[level][t] = 0;
     }
 }
@@ -124,6 +162,16 @@ static uint64_t idle_turns(const struct dispatch *d, const struct round *r, int 
     return least;
 }
 
+// Turns of a tenant. One whose jobs find no room saves up what it has not had, within bounds.
+static void give_turns(struct dispatch *d, const struct round *r, int level, int tenant,
+                       const candidates who, uint64_t turns)
+{
+    uint64_t weight = r->view->tenants[tenant].weight, *has = &d->deficit[level][tenant];
+    uint64_t more = turns * DISPATCH_QUANTUM * weight, most = DISPATCH_OWED_MAX * weight;
+    if (who[tenant] >= 0) *has += more;
+    else if (r->owed[level][tenant] && *has < most) *has = *has + more < most ? *has + more : most;
+}
+
 // Whose turn it is at a level where somebody waits; it may run its job.
 static int next_tenant(struct dispatch *d, const struct round *r, int level, const candidates who)
 {
@@ -131,15 +179,11 @@ static int next_tenant(struct dispatch *d, const struct round *r, int level, con
     if (t < n && who[t] >= 0 && d->deficit[level][t] >= first_of(r, t, who[t])->cost) return t;
     reset_idle(d, r, level, who);
     uint64_t turns = idle_turns(d, r, level, who);
-    for (int i = 0; i < n; i++) {
-        if (who[i] >= 0) {
-            d->deficit[level][i] += turns * DISPATCH_QUANTUM * r->view->tenants[i].weight;
-        }
-    }
+    for (int i = 0; i < n; i++) give_turns(d, r, level, i, who, turns);
     for (;;) {
         t = (t + 1) % n;
+        give_turns(d, r, level, t, who, 1);
         if (who[t] < 0) continue;
-        d->deficit[level][t] += (uint64_t) DISPATCH_QUANTUM * r->view->tenants[t].weight;
         d->turn[level] = t;
         if (d->deficit[level][t] >= first_of(r, t, who[t])->cost) return t;
     }
@@ -153,64 +197,12 @@ static bool aged_is_due(struct dispatch *d, const struct round *r, const candida
     return aged * (DISPATCH_AGED_PART - 1) <= d->strict;
 }
 
-static bool next_job(struct dispatch *d, struct round *r, struct dispatch_pick *pick)
+// The tenant pays when its job starts, or when it gets a hold.
+static void charge(struct dispatch *d, const struct round *r, const struct dispatch_pick *p)
 {
-    candidates who[DISPATCH_LEVELS];
-    int n[DISPATCH_LEVELS], level = 0;
-    find_candidates(d, r, who, n);
-    while (level < DISPATCH_LEVELS && n[level] == 0) level++;
-    if (level == DISPATCH_LEVELS) return false;
-    r->both = n[0] > 0 && n[1] > 0;
-    if (!r->both) d->strict = d->aged = 0;
-    else if (aged_is_due(d, r, who[1])) level = 1;
-    int t = next_tenant(d, r, level, who[level]);
-    *pick = (struct dispatch_pick){.tenant = t, .class = who[level][t], .level = level,
-                                   .cost = first_of(r, t, who[level][t])->cost};
-    return true;
-}
-
-// Slots or blocks that a job below class 0, which needs so many, leaves free for class 0: it goes
-// past those that run for long. A job that cannot leave so much is bound by nothing.
-static uint64_t kept(const struct dispatch *d, uint64_t all, uint64_t need)
-{
-    uint64_t n = all * (uint64_t) d->urgent_percent / 100;
-    if (d->urgent_percent == 0 || all < DISPATCH_KEEP_LEAST) return 0;
-    if (n == 0) n = 1;
-    return need + n > all ? 0 : n;
-}
-
-static bool fits(const struct dispatch *d, const struct dispatch_pipeline *p,
-                 const struct ready_job *j, int class)
-{
-    if (p->alone || (j->poison && p->n_running > 0)) return false;
-    uint64_t slots = class > 0 ? kept(d, p->all_slots, 1) : 0;
-    uint64_t blocks = class > 0 ? kept(d, p->all_blocks, j->need_blocks) : 0;
-    return p->slots >= 1 + slots && p->blocks >= j->need_blocks + blocks;
-}
-
-// The least loaded pipeline that can take the job now, or -1.
-static int place(const struct dispatch *d, const struct round *r, const struct ready_job *j,
-                 int class)
-{
-    int best = -1;
-    if (j->need_blocks == 0) return 0;
-    for (int i = 0; i < r->view->n_pipelines; i++) {
-        const struct dispatch_pipeline *p = &r->pipelines[i];
-        const struct dispatch_pipeline *b = best >= 0 ? &r->pipelines[best] : NULL;
-        if (!fits(d, p, j, class)) continue;
-        bool better = b == NULL || p->slots > b->slots ||
-                      (p->slots == b->slots && p->blocks > b->blocks);
-        if (better) best = i;
-    }
-    return best;
-}
-
-static bool any_free(const struct round *r)
-{
-    for (int i = 0; i < r->view->n_pipelines; i++) {
-        if (r->pipelines[i].slots > 0 && !r->pipelines[i].alone) return true;
-    }
-    return false;
+    d->deficit[p->level][p->tenant] -= p->cost;
+    if (r->both && p->level == 0) d->strict += p->cost;
+    if (r->both && p->level == 1) d->aged += p->cost;
 }
 
 static void spend(uint64_t *left, uint64_t n)
@@ -218,22 +210,130 @@ static void spend(uint64_t *left, uint64_t n)
     if (*left != UINT64_MAX) *left = *left > n ? *left - n : 0;
 }
 
-static void take(struct dispatch *d, struct round *r, const struct dispatch_pick *p)
+static void spend_budget(struct round *r, int tenant, const struct ready_job *j)
 {
-    const struct ready_job *j = first_of(r, p->tenant, p->class);
-    d->deficit[p->level][p->tenant] -= p->cost;
-    if (r->both && p->level == 0) d->strict += p->cost;
-    if (r->both && p->level == 1) d->aged += p->cost;
-    r->at[p->tenant][p->class]++;
     if (j->need_blocks == 0) return;
-    struct dispatch_pipeline *to = &r->pipelines[p->pipeline];
-    to->slots--;
-    to->blocks -= j->need_blocks;
-    to->n_running++;
-    to->alone = j->poison;
-    r->idle[p->tenant] = false;
-    spend(&r->jobs[p->tenant], 1);
-    spend(&r->blocks[p->tenant], j->need_blocks);
+    r->idle[tenant] = false;
+    spend(&r->jobs[tenant], 1);
+    spend(&r->blocks[tenant], j->need_blocks);
+}
+
+// --- holds
+
+static void release(struct dispatch *d, struct dispatch_hold *h)
+{
+    d->deficit[h->level][h->tenant] += h->cost;
+    *h = (struct dispatch_hold){0};
+}
+
+static void hold(struct dispatch *d, struct round *r, const struct dispatch_pick *p,
+                 const struct room_job *j)
+{
+    int i = rooms_holdable(&r->rooms, j), k = 0;
+    check(i >= 0, "a candidate can start or hold");
+    if (r->rooms.at[i].hold != NULL) release(d, r->rooms.at[i].hold);
+    while (d->holds[k].pipeline != 0) k++;
+    check(k < PIPELINES_MAX);
+    d->holds[k] = (struct dispatch_hold){.pipeline = r->rooms.at[i].now.id, .tenant = p->tenant,
+                                         .class = p->class, .level = p->level, .seq = j->job->seq,
+                                         .cost = p->cost};
+    rooms_hold(&r->rooms, i, &d->holds[k], j);
+    r->nth[i] = p->nth;
+    spend_budget(r, p->tenant, j->job);
+}
+
+static int pipeline_of(const struct round *r, const struct dispatch_hold *h)
+{
+    int i = 0;
+    while (i < r->rooms.n && r->rooms.at[i].now.id != h->pipeline) i++;
+    return i < r->rooms.n ? i : -1;
+}
+
+static int find_holder(const struct round *r, const struct dispatch_hold *h)
+{
+    if (h->tenant >= r->view->n_tenants) return -1;
+    const struct ready_queue *q = &r->view->queues[h->tenant][h->class];
+    int k = 0;
+    while (k < q->n && q->jobs[k].seq != h->seq) k++;
+    return k < q->n ? k : -1;
+}
+
+// Holds of earlier choices go on while job and pipeline are there.
+static void find_holds(struct dispatch *d, struct round *r)
+{
+    for (int k = 0; k < PIPELINES_MAX; k++) {
+        struct dispatch_hold *h = &d->holds[k];
+        if (h->pipeline == 0) continue;
+        int i = pipeline_of(r, h), nth = find_holder(r, h);
+        const struct ready_job *j = nth >= 0 ? &r->view->queues[h->tenant][h->class].jobs[nth]
+                                             : NULL;
+        if (i < 0 || j == NULL || j->need_blocks == 0 || !within_budget(r, h->tenant, j)) {
+            release(d, h);
+            continue;
+        }
+        struct room_job of = room_job(d, r, h->class, j);
+        rooms_hold(&r->rooms, i, h, &of);
+        r->nth[i] = nth;
+        r->held[r->n_held++] = *h;
+        spend_budget(r, h->tenant, j);
+    }
+}
+
+// One that holds, of this level or a better one, and can start now.
+static bool next_holder(struct round *r, int level, struct dispatch_pick *p)
+{
+    for (int i = 0; i < r->rooms.n; i++) {
+        struct room *room = &r->rooms.at[i];
+        int its = room->hold != NULL ? room->holder.level : DISPATCH_LEVELS;
+        if (its == DISPATCH_LEVELS || (its > level && its > 1)) continue;
+        int pipeline = rooms_place_holder(&r->rooms, i);
+        if (pipeline < 0) continue;
+        const struct dispatch_hold *h = room->hold;
+        *p = (struct dispatch_pick){h->tenant, h->class, h->level, r->nth[i], pipeline, h->cost};
+        *room->hold = (struct dispatch_hold){0};
+        rooms_release(&r->rooms, i);
+        rooms_take(&r->rooms, pipeline, &room->holder);
+        return true;
+    }
+    return false;
+}
+
+// --- the choice
+
+// The job whose turn it is starts, or holds a pipeline. False: it holds.
+static bool start_or_hold(struct dispatch *d, struct round *r, int level, int tenant, int class,
+                          struct dispatch_pick *p)
+{
+    const struct ready_job *job = first_of(r, tenant, class);
+    struct room_job j = room_job(d, r, class, job);
+    *p = (struct dispatch_pick){tenant, class, level, r->at[tenant][class],
+                                rooms_place(&r->rooms, &j), job->cost};
+    charge(d, r, p);
+    r->at[tenant][class]++;
+    if (p->pipeline < 0) {
+        hold(d, r, p, &j);
+        return false;
+    }
+    rooms_take(&r->rooms, p->pipeline, &j);
+    spend_budget(r, tenant, job);
+    return true;
+}
+
+static bool next_pick(struct dispatch *d, struct round *r, struct dispatch_pick *pick)
+{
+    for (;;) {
+        candidates who[DISPATCH_LEVELS];
+        int n[DISPATCH_LEVELS], level = 0;
+        find_candidates(d, r, who, n);
+        while (level < DISPATCH_LEVELS && n[level] == 0) level++;
+        if (next_holder(r, level, pick)) return true;
+        if (level == DISPATCH_LEVELS) return false;
+        r->both = n[0] > 0 && n[1] > 0;
+        if (!r->both) d->strict = d->aged = 0;
+        else if (aged_is_due(d, r, who[1])) level = 1;
+        int t = next_tenant(d, r, level, who[level]);
+        if (start_or_hold(d, r, level, t, who[level][t], pick)) return true;
+    }
 }
 
 int dispatch_choose(struct dispatch *d, const struct dispatch_view *v, struct dispatch_pick *picks,
@@ -242,19 +342,14 @@ int dispatch_choose(struct dispatch *d, const struct dispatch_view *v, struct di
     struct round r = {.view = v};
     int chosen = 0;
     check(v->n_tenants <= TENANTS_MAX && v->n_pipelines <= PIPELINES_MAX);
-    for (int i = 0; i < v->n_pipelines; i++) r.pipelines[i] = v->pipelines[i];
+    rooms_init(&r.rooms, v, d->urgent_percent);
     for (int t = 0; t < v->n_tenants; t++) {
         r.jobs[t] = v->tenants[t].jobs;
         r.blocks[t] = v->tenants[t].blocks;
         r.idle[t] = v->tenants[t].idle;
     }
-    while (chosen < most && any_free(&r) && next_job(d, &r, &picks[chosen])) {
-        struct dispatch_pick *p = &picks[chosen];
-        p->pipeline = place(d, &r, first_of(&r, p->tenant, p->class), p->class);
-        if (p->pipeline < 0) break;
-        take(d, &r, p);
-        chosen++;
-    }
+    find_holds(d, &r);
+    while (chosen < most && rooms_any_free(&r.rooms) && next_pick(d, &r, &picks[chosen])) chosen++;
     return chosen;
 }
 
@@ -265,5 +360,8 @@ void dispatch_give_back(struct dispatch *d, const struct dispatch_pick *p)
 
 void dispatch_forget(struct dispatch *d, int tenant)
 {
+    for (int k = 0; k < PIPELINES_MAX; k++) {
+        if (d->holds[k].tenant == tenant) d->holds[k] = (struct dispatch_hold){0};
+    }
     for (int level = 0; level < DISPATCH_LEVELS; level++) d->deficit[level][tenant] = 0;
 }

@@ -8,10 +8,16 @@
 //
 // Within a class tenants share by deficit round robin over tokens (prompt + max_tokens): on its
 // turn a tenant may run jobs of weight * DISPATCH_QUANTUM tokens, and keeps what it could not use.
-// Jobs of a tenant and class go in order of arrival. The next job, once chosen, waits until it
-// fits somewhere, and all behind it wait too, so that a large job is never starved by small ones.
-// Of the pipelines where it fits the least loaded one takes it: most free slots, then most free
-// blocks, since all pipelines of a model are alike. A poison job waits for one where nothing runs.
+// Jobs of a tenant and class go in order of arrival. Of the pipelines where one fits the least
+// loaded one takes it: most free slots, then most free blocks. A poison job fits where nothing
+// runs.
+//
+// A job whose turn it is and that fits nowhere holds a pipeline: the one with most room that has no
+// hold, or one of a worse class. What runs there tells when enough of it will be free at the
+// latest, counted in steps; until then others start there only where they don't delay that: they
+// end before, or leave enough beside them (EASY backfilling), and at most DISPATCH_SKIPS_MAX, as
+// what is foreseen may be wrong. Pipelines without a hold take whatever fits. So a large job is
+// not starved by small ones, and the room that it waits for is not idle.
 #ifndef PENSTOCK_BROKER_DISPATCH_H
 #define PENSTOCK_BROKER_DISPATCH_H
 
@@ -53,6 +59,9 @@ enum {
     DISPATCH_QUANTUM = 64,             // tokens of a turn, for each of the weight
     DISPATCH_AGED_PART = 16,
     DISPATCH_KEEP_LEAST = 8, // slots, or blocks: of fewer none is kept free for class 0
+    DISPATCH_SKIPS_MAX = 256, // jobs that start in a pipeline while another one holds it
+    DISPATCH_OWED_MAX = 16384, // tokens that a tenant whose jobs don't fit saves up, for each of
+                               // the weight
 };
 
 // A ready job.
@@ -61,6 +70,8 @@ struct ready_job {
     uint64_t cost;        // tokens of prompt and output
     int64_t since_ms;     // ready since
     bool poison;          // runs alone
+    uint64_t seq;         // no other job of its tenant and class has it
+    uint64_t steps;       // that it takes at most
 };
 
 // Those of a tenant and class, in order of arrival: the first of them, if there are many.
@@ -75,12 +86,20 @@ struct dispatch_tenant {
     bool idle;             // none is: then one may start, however large
 };
 
+// A job that has credit of a pipeline.
+struct dispatch_running {
+    uint64_t blocks, steps; // steps: until it ends, at most
+};
+
 // A pipeline that takes jobs now: what is free there.
 struct dispatch_pipeline {
+    uint64_t id; // lasts from one choice to the next; no other pipeline has it, and never 0
     uint64_t slots, blocks;
     int n_running; // jobs that are at the head or on the way
     bool alone;    // one of them is poison
     uint64_t all_slots, all_blocks; // free and taken
+    const struct dispatch_running *running; // (n_listed) those of them that are known
+    int n_listed;
 };
 
 struct dispatch_view {
@@ -92,6 +111,14 @@ struct dispatch_view {
     int64_t now_ms;
 };
 
+// A job that waits for room in a pipeline. Its tokens are its tenant's no more.
+struct dispatch_hold {
+    uint64_t pipeline; // its id; 0: none
+    int tenant, class, level;
+    uint64_t seq, cost;
+    int skipped; // jobs that have started there since
+};
+
 // What lasts from one choice to the next. Begins as zeros.
 struct dispatch {
     int64_t age_ms; // 0: jobs don't age
@@ -99,15 +126,17 @@ struct dispatch {
     int turn[DISPATCH_LEVELS];
     uint64_t deficit[DISPATCH_LEVELS][TENANTS_MAX]; // tokens that a tenant may still run
     uint64_t strict, aged; // tokens of class 0 and of what age lifted there, while both waited
+    struct dispatch_hold holds[PIPELINES_MAX];
 };
 
 struct dispatch_pick {
     int tenant, class, level;
+    int nth;      // in its queue of the view
     int pipeline; // of the view; any for a job that is only to be refused
     uint64_t cost;
 };
 
-// Chooses at most `most` jobs to take now; returns how many. Those of a queue are its first ones.
+// Chooses at most `most` jobs to take now; returns how many.
 int dispatch_choose(struct dispatch *d, const struct dispatch_view *v, struct dispatch_pick *picks,
                     int most);
 

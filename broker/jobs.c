@@ -114,12 +114,13 @@ static void wait_anew(struct attempt *a)
 
 // --- claimed jobs
 
-enum status jobs_add(struct jobs *j, const struct job_key *key, uint64_t need_blocks, bool poison,
-                     uint64_t epoch)
+enum status jobs_add(struct jobs *j, const struct job_key *key, uint64_t need_blocks,
+                     uint64_t steps, bool poison, uint64_t epoch)
 {
     struct attempt *a;
     try(attempts_insert(j, key, CLAIMED, poison, &a));
     a->need_blocks = need_blocks;
+    a->steps = steps;
     a->need_known = true;
     struct account *account = jobs_account(j, epoch);
     attempt_set_account(a, account);
@@ -239,6 +240,7 @@ static void on_renewed(void *arg, const struct queue_reply *r)
         if (!a->need_known) {
             a->need_known = true;
             a->need_blocks = v->need_blocks;
+            a->steps = v->need_blocks * KV_BLOCK_ROWS;
             if (a->counted) {
                 a->account->used_blocks += v->need_blocks;
                 a->account->n_unknown--;

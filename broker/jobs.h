@@ -73,11 +73,11 @@ void jobs_hello(struct jobs *j, uint64_t epoch, const struct peer *head,
 
 // --- attempts
 
-// A claimed job; its lease is kept from now on. epoch: of the pipeline that it was promised to; 0:
-// none, or one that is gone: it is to be refused or given back. ERR_LIMIT, ERR_NOMEM: the promise
-// stays.
-enum status jobs_add(struct jobs *j, const struct job_key *key, uint64_t need_blocks, bool poison,
-                     uint64_t epoch);
+// A claimed job; its lease is kept from now on. steps: that it takes at most. epoch: of the
+// pipeline that it was promised to; 0: none, or one that is gone: it is to be refused or given
+// back. ERR_LIMIT, ERR_NOMEM: the promise stays.
+enum status jobs_add(struct jobs *j, const struct job_key *key, uint64_t need_blocks,
+                     uint64_t steps, bool poison, uint64_t epoch);
 
 // Sends it to the head; `job` holds everything but pipeline and epoch. resume: checkpointed ids. An
 // attempt that is not waiting for this any more is left alone.
@@ -107,9 +107,9 @@ void jobs_tick(struct jobs *j, int64_t now_ms);  // a few times a second
 
 // --- for dispatch
 
-// The pipelines of a model that take jobs now, and their epochs; returns how many.
-int jobs_view(const struct jobs *j, int model, struct dispatch_pipeline to[PIPELINES_MAX],
-              uint64_t epochs[PIPELINES_MAX]);
+// The pipelines of a model that take jobs now, by their epochs; returns how many. What they run is
+// listed in memory of `jobs` until the next call.
+int jobs_view(struct jobs *j, int model, struct dispatch_pipeline to[PIPELINES_MAX]);
 
 bool jobs_room(const struct jobs *j, int model); // one of them has a free slot
 bool jobs_serves(const struct jobs *j, uint64_t epoch);

@@ -167,17 +167,42 @@ static uint64_t places(const struct jobs *j)
     return n < JOBS_MAX ? (uint64_t) (JOBS_MAX - n) : 0;
 }
 
-int jobs_view(const struct jobs *j, int model, struct dispatch_pipeline to[PIPELINES_MAX],
-              uint64_t epochs[PIPELINES_MAX])
+// A token a step, once the prompt is in.
+static uint64_t steps_left(const struct attempt *a)
 {
+    uint64_t n = (uint64_t) (a->first_id + a->n_ids);
+    return a->steps > n ? a->steps - n : 1;
+}
+
+static void list_running(struct attempt *a)
+{
+    struct account *account = a->account;
+    if (account == NULL || account->n_listed < 0 || !attempt_is_active(a)) return;
+    int i = account->listed_from + account->n_listed++;
+    a->jobs->running[i] = (struct dispatch_running){a->need_blocks, steps_left(a)};
+}
+
+int jobs_view(struct jobs *j, int model, struct dispatch_pipeline to[PIPELINES_MAX])
+{
+    const struct account *of[PIPELINES_MAX];
     uint64_t left = places(j);
-    int n = 0;
-    for (int i = 0; i < j->n_accounts && n < PIPELINES_MAX; i++) {
-        const struct account *a = &j->accounts[i];
-        if (a->model != model || !account_view(a, j->now_ms, &to[n])) continue;
+    int n = 0, listed = 0;
+    for (int i = 0; i < j->n_accounts; i++) {
+        struct account *a = &j->accounts[i];
+        a->n_listed = -1;
+        bool wanted = a->model == model && n < PIPELINES_MAX;
+        if (!wanted || !account_view(a, j->now_ms, &to[n])) continue;
         if (to[n].slots > left) to[n].slots = left;
         left -= to[n].slots;
-        epochs[n++] = a->epoch;
+        of[n++] = a;
+        a->listed_from = listed;
+        a->n_listed = 0;
+        listed += a->n_active;
+    }
+    attempts_each(j, list_running);
+    for (int i = 0; i < n; i++) {
+        to[i].running = j->running + of[i]->listed_from;
+        to[i].n_listed = of[i]->n_listed;
     }
     return n;
 }

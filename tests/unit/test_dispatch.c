@@ -9,13 +9,16 @@
 
 // --- a queue to choose from
 
-enum { TENANTS = 3, DEEP = 600, PIPELINES = 3 };
+enum { TENANTS = 3, DEEP = 600, PIPELINES = 3, PLENTY = 1 << 30 };
 
 static struct world {
     struct dispatch d;
     int n_pipelines;
     struct credit credits[PIPELINES];
-    int n_running[PIPELINES];
+    uint64_t all_slots[PIPELINES], all_blocks[PIPELINES];
+    const struct dispatch_running *running[PIPELINES];
+    int n_running[PIPELINES], n_listed[PIPELINES];
+    uint64_t seq;
     bool alone[PIPELINES];
     struct dispatch_tenant tenants[TENANTS];
     struct ready_job jobs[TENANTS][JOB_CLASSES][DEEP];
@@ -30,14 +33,18 @@ static void world(void)
         w.tenants[t] = (struct dispatch_tenant){1, UINT64_MAX, UINT64_MAX, false};
         for (int c = 0; c < JOB_CLASSES; c++) w.queues[t][c].jobs = w.jobs[t][c];
     }
-    for (int i = 0; i < PIPELINES; i++) credit_grant(&w.credits[i], 1 << 30, 1 << 30);
+    for (int i = 0; i < PIPELINES; i++) {
+        credit_grant(&w.credits[i], PLENTY, PLENTY);
+        w.all_slots[i] = w.all_blocks[i] = PLENTY;
+    }
 }
 
 static void put(int tenant, int class, uint64_t blocks, uint64_t cost)
 {
     struct ready_queue *q = &w.queues[tenant][class];
     assert_true(q->n < DEEP);
-    w.jobs[tenant][class][q->n++] = (struct ready_job){blocks, cost, w.now_ms, false};
+    w.jobs[tenant][class][q->n++] = (struct ready_job){blocks, cost, w.now_ms, false,
+                                                            ++w.seq, cost};
 }
 
 static int choose(struct dispatch_pick *picks, int most)
@@ -45,10 +52,15 @@ static int choose(struct dispatch_pick *picks, int most)
     struct dispatch_pipeline pipelines[PIPELINES];
     for (int i = 0; i < w.n_pipelines; i++) {
         const struct credit *c = &w.credits[i];
-        pipelines[i] = (struct dispatch_pipeline){.slots = credit_slots(c),
+        pipelines[i] = (struct dispatch_pipeline){.id = (uint64_t) i + 1,
+                                                  .slots = credit_slots(c),
                                                   .blocks = credit_blocks(c),
                                                   .n_running = w.n_running[i],
-                                                  .alone = w.alone[i]};
+                                                  .alone = w.alone[i],
+                                                  .all_slots = w.all_slots[i],
+                                                  .all_blocks = w.all_blocks[i],
+                                                  .running = w.running[i],
+                                                  .n_listed = w.n_listed[i]};
     }
     const struct dispatch_view v = {w.n_pipelines, pipelines, TENANTS, w.tenants,
                                     (const void *) w.queues, w.now_ms};
@@ -59,9 +71,10 @@ static int choose(struct dispatch_pick *picks, int most)
 static struct ready_job pull(const struct dispatch_pick *p)
 {
     struct ready_queue *q = &w.queues[p->tenant][p->class];
-    struct ready_job *jobs = w.jobs[p->tenant][p->class], first = jobs[0];
-    memmove(jobs, jobs + 1, (size_t) --q->n * sizeof *jobs);
-    return first;
+    struct ready_job *at = w.jobs[p->tenant][p->class] + p->nth, taken = *at;
+    assert_in_range(p->nth, 0, q->n - 1);
+    memmove(at, at + 1, (size_t) (--q->n - p->nth) * sizeof *at);
+    return taken;
 }
 
 static struct dispatch_pick next(void)
@@ -77,7 +90,6 @@ static uint64_t some_cost(void) { return 1 + (uint64_t) rand() % 3000; }
 static void others_leave_a_share_to_class_0(void **state)
 {
     (void) state;
-    struct dispatch d = {.urgent_percent = 5};
     static const struct {
         uint64_t slots, blocks, all_slots, all_blocks, need;
         int class;
@@ -92,10 +104,12 @@ static void others_leave_a_share_to_class_0(void **state)
         {1, 200, 7, 200, 1, 1, true}, // of few none
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct ready_job job = {cases[i].need, 1, 0, false};
+        struct dispatch d = {.urgent_percent = 5};
+        struct ready_job job = {cases[i].need, 1, 0, false, 1, 1};
         struct ready_queue queues[JOB_CLASSES] = {0};
         struct dispatch_tenant tenant = {1, UINT64_MAX, UINT64_MAX, false};
-        struct dispatch_pipeline pipeline = {.slots = cases[i].slots, .blocks = cases[i].blocks,
+        struct dispatch_pipeline pipeline = {.id = 1,
+                                             .slots = cases[i].slots, .blocks = cases[i].blocks,
                                              .all_slots = cases[i].all_slots,
                                              .all_blocks = cases[i].all_blocks};
         struct dispatch_pick pick;
@@ -118,8 +132,12 @@ static void takes_jobs_in_order_while_credit_lasts(void **state)
     put(0, 0, 9, 500);
     put(0, 0, 1, 10);
     assert_int_equal(choose(picks, 8), 0);
+    w.all_slots[0] = 8;
+    w.all_blocks[0] = 10;
     credit_grant(&w.credits[0], 8, 10);
-    assert_int_equal(choose(picks, 8), 2); // the third waits, so does the last
+    assert_int_equal(choose(picks, 8), 2); // the third waits, and nobody knows for how long
+    assert_int_equal(picks[0].nth, 0);
+    assert_int_equal(picks[1].nth, 1);
     credit_take(&w.credits[0], 3);
     credit_take(&w.credits[0], 4);
     assert_int_equal(credit_slots(&w.credits[0]), 6);
@@ -311,12 +329,148 @@ static void a_large_job_is_not_starved_by_small_ones(void **state)
     assert_int_equal(next().tenant, 0);
 }
 
+// --- holds
+
+static void a_job_holds_the_pipeline_that_it_waits_for(void **state)
+{
+    (void) state;
+    static const struct dispatch_running running[] = {{4, 100}, {3, 50}, {2, 10}};
+    static const struct {
+        uint64_t need, steps; // of the second job
+        int class;            // of both
+        int other;            // class of the second one
+        bool starts;
+    } cases[] = {
+        // The first needs 5 of 10 blocks, 1 is free: it fits when two have ended, in 50 steps, and
+        // leaves 1.
+        {1, 50, 1, 1, true}, {1, 51, 1, 1, true}, {2, 10, 1, 1, false},
+        {1, 1000, 1, 2, true}, {1, 1000, 0, 0, true},
+        {1, 1000, 1, 0, true}, // a better class minds nobody
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct dispatch_pick p;
+        world();
+        credit_grant(&w.credits[0], PLENTY, PLENTY);
+        w.credits[0].taken_slots = w.credits[0].granted_slots - 5;
+        w.credits[0].taken_blocks = w.credits[0].granted_blocks - 1;
+        w.all_slots[0] = 8;
+        w.all_blocks[0] = 10;
+        w.running[0] = running;
+        w.n_running[0] = w.n_listed[0] = 3;
+        put(0, cases[i].class, 5, 500);
+        put(1, cases[i].other, cases[i].need, cases[i].steps);
+        int n = choose(&p, 1);
+        if (n != cases[i].starts) fail_msg("case %zu: %d", i, n);
+        if (n == 1 && p.tenant != 1) fail_msg("case %zu: tenant %d", i, p.tenant);
+    }
+}
+
+static const struct dispatch_hold *hold_of(uint64_t pipeline)
+{
+    for (int k = 0; k < PIPELINES_MAX; k++) {
+        if (w.d.holds[k].pipeline == pipeline) return &w.d.holds[k];
+    }
+    return NULL;
+}
+
+static void full(int pipeline)
+{
+    static const struct dispatch_running running[] = {{9, 10}};
+    w.credits[pipeline] = (struct credit){8, 10, 1, 9};
+    w.all_slots[pipeline] = 8;
+    w.all_blocks[pipeline] = 10;
+    w.running[pipeline] = running;
+    w.n_running[pipeline] = w.n_listed[pipeline] = 1;
+}
+
+// What it paid comes back when it leaves, or cannot run, or its pipeline goes.
+static void a_hold_ends_with_job_tenant_and_pipeline(void **state)
+{
+    (void) state;
+    struct dispatch_pick p;
+    for (int i = 0; i < 5; i++) {
+        world();
+        full(0);
+        put(0, 1, 5, 500);
+        assert_int_equal(choose(&p, 1), 0);
+        assert_non_null(hold_of(1));
+        uint64_t left = w.d.deficit[2][0];
+        if (i == 0) w.queues[0][1].n = 0;
+        if (i == 1) w.tenants[0].weight = 0;
+        if (i == 2) w.n_pipelines = 0;
+        if (i == 3) w.tenants[0].blocks = 4;
+        if (i == 4) dispatch_forget(&w.d, 0);
+        if (i < 4) assert_int_equal(choose(&p, 1), 0);
+        assert_null(hold_of(1));
+        assert_int_equal(w.d.deficit[2][0], i < 4 ? left + 500 : 0);
+    }
+}
+
+static void a_better_class_takes_a_hold_over(void **state)
+{
+    (void) state;
+    struct dispatch_pick picks[2];
+    world();
+    full(0);
+    put(0, 3, 5, 500);
+    assert_int_equal(choose(picks, 2), 0);
+    assert_int_equal(hold_of(1)->class, 3);
+    put(1, 0, 6, 600);
+    assert_int_equal(choose(picks, 2), 0);
+    assert_int_equal(hold_of(1)->class, 0);
+    assert_int_equal(w.d.deficit[4][0] >= 500, true); // it has its tokens again
+    w.credits[0] = (struct credit){8, 10, 0, 0};
+    w.n_running[0] = w.n_listed[0] = 0;
+    assert_int_equal(choose(picks, 2), 1);
+    assert_int_equal(picks[0].class, 0);
+    assert_null(hold_of(1));
+    pull(&picks[0]);
+    credit_take(&w.credits[0], 6);
+    assert_int_equal(choose(picks, 2), 0);
+    assert_int_equal(hold_of(1)->class, 3);
+}
+
+// One that no pipeline could hold, whatever ends, is in nobody's way.
+static void a_job_that_is_too_large_for_all_is_passed_over(void **state)
+{
+    (void) state;
+    struct dispatch_pick picks[4];
+    world();
+    full(0);
+    put(0, 1, 11, 500);
+    put(0, 1, 1, 100);
+    assert_int_equal(choose(picks, 4), 1);
+    assert_int_equal(picks[0].nth, 1);
+    assert_null(hold_of(1));
+}
+
+// Each pipeline may be held by one: the order of the two that wait longest is kept.
+static void each_pipeline_is_held_by_one(void **state)
+{
+    (void) state;
+    struct dispatch_pick picks[4];
+    world();
+    w.n_pipelines = 2;
+    full(0);
+    full(1);
+    for (int i = 0; i < 3; i++) put(0, 1, 5, 500);
+    assert_int_equal(choose(picks, 4), 0);
+    assert_int_equal(hold_of(1)->seq + hold_of(2)->seq, w.jobs[0][1][0].seq + w.jobs[0][1][1].seq);
+    w.credits[1] = (struct credit){8, 10, 0, 0};
+    w.n_running[1] = w.n_listed[1] = 0;
+    assert_int_equal(choose(picks, 4), 2); // those two, whichever of them held the other one
+    assert_int_equal(picks[0].nth + picks[1].nth, 1);
+    assert_int_equal(picks[0].pipeline + picks[1].pipeline, 2);
+}
+
 // --- several pipelines
 
 static void credit_of(int pipeline, uint64_t slots, uint64_t blocks)
 {
     w.credits[pipeline] = (struct credit){0};
     credit_grant(&w.credits[pipeline], slots, blocks);
+    w.all_slots[pipeline] = slots;
+    w.all_blocks[pipeline] = blocks;
 }
 
 static void the_least_loaded_pipeline_takes_a_job(void **state)
@@ -369,10 +523,11 @@ static void poison_has_a_pipeline_for_itself(void **state)
     w.n_running[0] = w.n_running[1] = 1;
     for (int i = 0; i < 4; i++) put(0, 0, 1, 10);
     w.jobs[0][0][0].poison = true;
-    assert_int_equal(choose(picks, 8), 0);
+    assert_int_equal(choose(picks, 8), 3); // it holds the first one
+    for (int i = 0; i < 3; i++) assert_true(picks[i].pipeline == 1 && picks[i].nth == i + 1);
     w.n_running[1] = 0;
     assert_int_equal(choose(picks, 8), 4);
-    assert_int_equal(picks[0].pipeline, 1);
+    assert_true(picks[0].pipeline == 1 && picks[0].nth == 0);
     for (int i = 1; i < 4; i++) assert_int_equal(picks[i].pipeline, 0);
     w.alone[1] = true;
     w.jobs[0][0][0].poison = false;
@@ -499,6 +654,11 @@ int main(void)
         cmocka_unit_test(tenants_share_by_weight),
         cmocka_unit_test(an_idle_tenant_saves_nothing_up),
         cmocka_unit_test(a_large_job_is_not_starved_by_small_ones),
+        cmocka_unit_test(a_job_holds_the_pipeline_that_it_waits_for),
+        cmocka_unit_test(a_hold_ends_with_job_tenant_and_pipeline),
+        cmocka_unit_test(a_better_class_takes_a_hold_over),
+        cmocka_unit_test(a_job_that_is_too_large_for_all_is_passed_over),
+        cmocka_unit_test(each_pipeline_is_held_by_one),
         cmocka_unit_test(the_least_loaded_pipeline_takes_a_job),
         cmocka_unit_test(a_round_spreads_over_pipelines),
         cmocka_unit_test(poison_has_a_pipeline_for_itself),

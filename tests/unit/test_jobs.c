@@ -22,11 +22,11 @@ static void bring_up(struct jobs *jobs, uint64_t epoch)
     assert_true(jobs_message(jobs, &p.head, &m));
 }
 
-static uint64_t slots_in_view(const struct jobs *jobs)
+static uint64_t slots_in_view(struct jobs *jobs)
 {
     struct dispatch_pipeline pipelines[PIPELINES_MAX];
-    uint64_t epochs[PIPELINES_MAX], n = 0;
-    int n_pipelines = jobs_view(jobs, 0, pipelines, epochs);
+    uint64_t n = 0;
+    int n_pipelines = jobs_view(jobs, 0, pipelines);
     for (int i = 0; i < n_pipelines; i++) n += pipelines[i].slots;
     return n;
 }
@@ -49,7 +49,7 @@ static void no_more_is_promised_than_the_table_holds(void **state)
         assert_string_equal(jobs_promise(jobs, epoch, 1), "head");
         assert_int_equal(slots_in_view(jobs), JOBS_MAX - n - 1);
         key.attempt = (uint64_t) n + 1;
-        assert_int_equal(jobs_add(jobs, &key, 1, false, epoch), OK);
+        assert_int_equal(jobs_add(jobs, &key, 1, 1, false, epoch), OK);
         if (n % 512 != 0) continue; // a promise that is taken back
         assert_string_equal(jobs_promise(jobs, 3, 1), "head");
         jobs_withdraw(jobs, 3, 1);
@@ -71,9 +71,42 @@ static void a_key_that_no_job_has_is_refused(void **state)
     struct error e;
     assert_int_equal(jobs_create(&jobs, &o, &e), OK);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        assert_int_equal(jobs_add(jobs, &bad[i], 1, false, 0), ERR_INPUT);
+        assert_int_equal(jobs_add(jobs, &bad[i], 1, 1, false, 0), ERR_INPUT);
     }
-    assert_int_equal(jobs_add(jobs, &good, 1, false, 0), OK);
+    assert_int_equal(jobs_add(jobs, &good, 1, 1, false, 0), OK);
+    jobs_destroy(&jobs);
+}
+
+// Each pipeline's own attempts, with what they need; those of others are not among them.
+static void a_view_lists_what_runs(void **state)
+{
+    (void) state;
+    const struct jobs_options o = {.freed = on_freed};
+    struct dispatch_pipeline seen[PIPELINES_MAX];
+    struct jobs *jobs;
+    struct error e;
+    assert_int_equal(jobs_create(&jobs, &o, &e), OK);
+    for (uint64_t epoch = 1; epoch <= 3; epoch++) bring_up(jobs, epoch);
+    for (uint64_t i = 1; i <= 5; i++) {
+        struct job_key key = {.tenant = "t", .id = "a", .attempt = i};
+        uint64_t epoch = 1 + i % 2;
+        jobs_promise(jobs, epoch, i);
+        assert_int_equal(jobs_add(jobs, &key, i, 100 * i, false, epoch), OK);
+    }
+    jobs_promise(jobs, 3, 1); // not claimed yet
+    jobs_close(jobs, 1);
+    assert_int_equal(jobs_view(jobs, 0, seen), 2);
+    assert_int_equal(seen[0].id, 2);
+    assert_int_equal(seen[0].n_listed, 3);
+    uint64_t blocks = 0, steps = 0;
+    for (int i = 0; i < 3; i++) {
+        blocks += seen[0].running[i].blocks;
+        steps += seen[0].running[i].steps;
+    }
+    assert_int_equal(blocks, 1 + 3 + 5);
+    assert_int_equal(steps, 100 * blocks);
+    assert_int_equal(seen[1].n_running, 1);
+    assert_int_equal(seen[1].n_listed, 0);
     jobs_destroy(&jobs);
 }
 
@@ -81,6 +114,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_more_is_promised_than_the_table_holds),
+        cmocka_unit_test(a_view_lists_what_runs),
         cmocka_unit_test(a_key_that_no_job_has_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
