@@ -5,10 +5,11 @@
 #include "common/clock.h"
 
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-enum { LOOK_MS = 500, AGAIN_MS = 10000 };
+enum { LOOK_MS = 500, FIGURES_MS = 1000, AGAIN_MS = 10000 };
 _Static_assert(2 * AGAIN_MS < FLEET_RECORD_MS, "a record does not end while it is renewed");
 
 void fleet_record_deinit(struct fleet_record *r)
@@ -59,6 +60,7 @@ static void on_hello(struct fleet_record *r, const struct peer *from, const stru
     if (!known) *p = (struct fleet_report){0};
     p->used = true;
     p->peer = *from;
+    figures_hello(&p->figures, h->boot);
     p->n_ranks = h->tp;
     p->device_bytes = h->n_devices > 0 ? UINT64_MAX : 0;
     for (int i = 0; i < h->n_devices; i++) {
@@ -90,17 +92,74 @@ void fleet_record_hear(struct fleet_record *r, const struct peer *from,
     }
 }
 
+const struct fleet_report *fleet_record_of(const struct fleet_record *r, const struct peer *peer)
+{
+    return report_of((struct fleet_record *) r, peer);
+}
+
+void fleet_record_count(struct fleet_record *r, const struct peer *from, int model, int stage,
+                        const struct wire_pong *pong, int64_t now_ms)
+{
+    struct fleet_report *p = report_of(r, from);
+    if (p == NULL || !pong->counted) return;
+    bool changed = figures_hear(&p->figures, &r->models[model], stage, &pong->figures, now_ms);
+    r->news = r->news || changed || figures_rates(&p->figures, now_ms).steps > 0;
+}
+
 // --- as JSON
 
 static json_t *number(uint64_t n) { return json_integer((json_int_t) n); }
 
+// What is not there is 0.
 static json_t *ledger_json(const struct ledger *l)
 {
     json_t *lines = json_object();
     for (int i = 0; i < LEDGER_LINES; i++) {
+        if (l->bytes[i] == 0) continue;
         json_object_set_new(lines, ledger_name((enum ledger_line) i), number(l->bytes[i]));
     }
     return lines;
+}
+
+// A figure of a rate, for people.
+static json_t *rate(double x) { return json_real(round(x * 10) / 10); }
+
+static json_t *times_json(const struct histogram *h)
+{
+    return json_pack("{s:o,s:o,s:o}", "n", number(histogram_count(h, HISTOGRAM_BUCKETS - 1)),
+                     "median_us", number(histogram_quantile_us(h, 0.5)), "p99_us",
+                     number(histogram_quantile_us(h, 0.99)));
+}
+
+static json_t *figures_json(const struct group_figures *g, int64_t now_ms)
+{
+    struct wire_figures f = figures_total(g);
+    struct figures_rates r = figures_rates(g, now_ms);
+    json_t *ranks = json_array();
+    for (int i = 0; i < f.n_ranks; i++) {
+        json_array_append_new(ranks, json_pack("{s:o}", "memory", ledger_json(&f.ranks[i].memory)));
+    }
+    json_t *j = json_pack("{s:o,s:o,s:o,s:o,s:o}", "rows", number(f.rows), "steps_per_s",
+                          rate(r.steps), "busy", json_real(round(r.busy * 100) / 100),
+                          "decode_steps", times_json(&f.decode_steps), "prefill_steps",
+                          times_json(&f.prefill_steps));
+    json_object_set_new(j, "stale_frames", number(f.stale_frames));
+    json_object_set_new(j, "heap_calls", number(f.heap_calls));
+    json_object_set_new(j, "sampler", json_pack("{s:o,s:o}", "rows", number(f.sampler_rows),
+                                                "fallbacks", number(f.sampler_fallbacks)));
+    json_object_set_new(j, "memory", ledger_json(&f.memory));
+    json_object_set_new(j, "ranks", ranks);
+    if (f.slots == 0) return j; // not a head
+    json_t *tokens = json_pack("{s:o,s:o,s:o,s:o}", "prefill", number(f.prefill_tokens), "decode",
+                               number(f.decode_tokens), "prefill_per_s", rate(r.prefill),
+                               "decode_per_s", rate(r.decode));
+    json_object_set_new(j, "tokens", tokens);
+    json_object_set_new(j, "slots", number(f.slots));
+    json_object_set_new(j, "running", number(f.running));
+    json_object_set_new(j, "kv", json_pack("{s:o,s:o,s:o}", "blocks", number(f.kv_blocks),
+                                           "reserved", number(f.kv_reserved), "used",
+                                           number(f.kv_used)));
+    return j;
 }
 
 static json_t *plan_json(const struct site *s)
@@ -154,7 +213,7 @@ static json_t *report_json(const char *name, const char *node, const struct peer
 }
 
 static json_t *group_json(const struct fleet_record *r, const struct site *s,
-                          const struct group *g)
+                          const struct group *g, bool figures)
 {
     static const char *const states[] = {"idle", "loading", "ready", "linking", "linked"};
     const struct fleet_report *told = report_of((struct fleet_record *) r, &g->peer);
@@ -164,6 +223,9 @@ static json_t *group_json(const struct fleet_record *r, const struct site *s,
     json_object_set_new(j, "pipeline", p != NULL ? number(p->id) : json_null());
     json_object_set_new(j, "stage", g->stage >= 0 ? json_integer(g->stage) : json_null());
     json_object_set_new(j, "draining", json_boolean(g->draining));
+    if (figures && told != NULL && told->figures.told) {
+        json_object_set_new(j, "figures", figures_json(&told->figures, r->looked_ms));
+    }
     // What it reserved, as READY had it for the stage that it has now.
     if (told == NULL || !told->ready || p == NULL || told->ledger.epoch != p->epoch) return j;
     const struct wire_ready *l = &told->ledger;
@@ -189,7 +251,7 @@ static void add_candidates(const struct fleet_record *r, const struct site *s, j
 }
 
 static json_t *site_json(const struct fleet_record *r, const struct site *s,
-                         const struct fleet_loads *loads)
+                         const struct fleet_loads *loads, bool figures)
 {
     json_t *pipelines = json_array(), *groups = json_array();
     for (int i = 0; s->planned && i < PIPELINES_MAX; i++) {
@@ -199,7 +261,7 @@ static json_t *site_json(const struct fleet_record *r, const struct site *s,
     }
     for (int i = 0; s->planned && i < s->fleet.n_groups; i++) {
         const struct group *g = &s->fleet.groups[i];
-        if (g->used) json_array_append_new(groups, group_json(r, s, g));
+        if (g->used) json_array_append_new(groups, group_json(r, s, g, figures));
     }
     if (!s->planned) add_candidates(r, s, groups);
     json_t *j = json_pack("{s:s,s:s,s:i,s:o,s:o,s:o}", "name", s->model->name, "hash",
@@ -212,31 +274,49 @@ static json_t *site_json(const struct fleet_record *r, const struct site *s,
     return j;
 }
 
-char *fleet_record_due(struct fleet_record *r, const struct fleet_leader *leader,
-                       const struct groups *g, int n_models, const struct fleet_loads *loads,
-                       int64_t now_ms)
+// What is said of it. figures: with what the groups count, which changes all the time.
+static json_t *record_json(const struct fleet_record *r, const struct fleet_leader *leader,
+                           const struct groups *g, int n_models, const struct fleet_loads *loads,
+                           bool figures)
 {
-    if (now_ms - r->looked_ms < LOOK_MS) return NULL;
-    r->looked_ms = now_ms;
     json_t *models = json_array();
     for (int i = 0; i < n_models; i++) {
-        json_array_append_new(models, site_json(r, groups_site(g, i), loads));
+        json_array_append_new(models, site_json(r, groups_site(g, i), loads, figures));
     }
     json_t *all = json_pack("{s:i,s:{s:s,s:o,s:s,s:o},s:o}", "v", 1, "leader", "name",
                             leader->name, "term", number(leader->term), "endpoint",
                             leader->endpoint, "since", number((uint64_t) leader->since_ms),
                             "models", models);
     check(all != NULL, "the record cannot be packed");
-    if (json_equal(all, r->said) && now_ms - r->said_ms < AGAIN_MS) {
+    return all;
+}
+
+static bool is_figures_due(const struct fleet_record *r, int64_t now_ms)
+{
+    int64_t every_ms = (int64_t) r->n_said * 1000 / FIGURES_RATE;
+    if (every_ms < FIGURES_MS) every_ms = FIGURES_MS;
+    return r->news && now_ms - r->said_ms >= every_ms;
+}
+
+char *fleet_record_due(struct fleet_record *r, const struct fleet_leader *leader,
+                       const struct groups *g, int n_models, const struct fleet_loads *loads,
+                       int64_t now_ms)
+{
+    if (now_ms - r->looked_ms < LOOK_MS) return NULL;
+    r->looked_ms = now_ms;
+    json_t *all = record_json(r, leader, g, n_models, loads, false);
+    if (json_equal(all, r->said) && !is_figures_due(r, now_ms) && now_ms - r->said_ms < AGAIN_MS) {
         json_decref(all);
         return NULL;
     }
-    json_t *dated = json_copy(all);
+    json_t *dated = record_json(r, leader, g, n_models, loads, true);
     json_object_set_new(dated, "at", json_integer((json_int_t) clock_wall_ms()));
     char *text = json_dumps(dated, JSON_COMPACT);
     json_decref(dated);
     json_decref(r->said);
     r->said = all;
     r->said_ms = now_ms;
+    r->n_said = text != NULL ? strlen(text) : 0;
+    r->news = false;
     return text;
 }

@@ -1,9 +1,10 @@
 // What the leader says of itself and its fleet in Redis (ps:{queue}:fleet, README.md has the form):
-// for `penstock fleet` and `penstock doctor`. It listens to what groups report, and walks the sites
+// for `penstock fleet`, `top` and `doctor`. It listens to what groups report, and walks the sites
 // when it is time to say something. The loop's thread; knows no jobs.
 #ifndef PENSTOCK_BROKER_FLEET_RECORD_H
 #define PENSTOCK_BROKER_FLEET_RECORD_H
 
+#include "broker/figures.h"
 #include "broker/fleet.h"
 #include "common/wire.h"
 
@@ -21,6 +22,7 @@ struct fleet_report {
     bool ready;
     struct wire_ready ledger; // of READY
     char code[ERROR_CODE_SIZE], text[ERROR_TEXT_SIZE]; // of the last FAILED since
+    struct group_figures figures;
 };
 
 struct fleet_record {
@@ -28,6 +30,9 @@ struct fleet_record {
     int next;             // the place that is used again once all are
     struct json_t *said;  // last, without its time; NULL: nothing
     int64_t looked_ms, said_ms;
+    size_t n_said;        // bytes
+    bool news;            // figures have changed since
+    struct model_figures models[MODELS_MAX];
 };
 
 struct fleet_leader {
@@ -42,6 +47,13 @@ void fleet_record_deinit(struct fleet_record *r);
 void fleet_record_hear(struct fleet_record *r, const struct peer *from,
                        const struct wire_message *m);
 
+// A group's PONG: it has this stage (-1: none) of the model with this index.
+void fleet_record_count(struct fleet_record *r, const struct peer *from, int model, int stage,
+                        const struct wire_pong *pong, int64_t now_ms);
+
+// What a connected group has reported; NULL: nothing.
+const struct fleet_report *fleet_record_of(const struct fleet_record *r, const struct peer *peer);
+
 // paused_load: how many jobs a pipeline that is paused holds, by its epoch; -1: it is not paused.
 struct fleet_loads {
     void *arg;
@@ -49,7 +61,8 @@ struct fleet_loads {
 };
 
 // JSON that the caller frees, where there is something new to be said or nothing was said for long;
-// else NULL.
+// else NULL. Figures alone are said once a second, or, where they are many, so that they take
+// FIGURES_RATE bytes a second at most.
 char *fleet_record_due(struct fleet_record *r, const struct fleet_leader *leader,
                        const struct groups *g, int n_models, const struct fleet_loads *loads,
                        int64_t now_ms);

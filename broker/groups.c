@@ -67,6 +67,15 @@ static struct site *site_of(struct groups *g, const struct peer *from)
     return NULL;
 }
 
+static void count(struct groups *g, const struct site *s, const struct peer *from,
+                  const struct wire_pong *pong)
+{
+    const struct group *group = fleet_find(&s->fleet, from);
+    int stage = group != NULL ? group->stage : -1;
+    if (g->options.record == NULL) return;
+    fleet_record_count(g->options.record, from, s->index, stage, pong, g->now_ms);
+}
+
 static void on_message(void *arg, const struct peer *from, const struct wire_message *m)
 {
     struct groups *g = arg;
@@ -90,6 +99,7 @@ static void on_message(void *arg, const struct peer *from, const struct wire_mes
         groups_send(g, from, &pong);
         return;
     }
+    if (m->command == WIRE_PONG) count(g, s, from, &m->pong);
     if (m->command == WIRE_PONG || site_message(s, from, m)) return;
     g->options.message(g->options.arg, from, m);
 }

@@ -106,6 +106,7 @@
 #define BROKERS_MAX 4 // that a group connects to: one leads, the others stand by
 #define BROKER_NAME_MAX 128
 #define LEAD_MS 5000ll // lease of the leader, from a renewal on
+#define FIGURES_RATE 65536ll // bytes a second that groups' figures take in Redis
 #define FLEET_RECORD_MS 30000ll // what the leader says of its fleet is good for so long
 
 // --- health (what a daemon says of itself in a file)

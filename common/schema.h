@@ -25,6 +25,7 @@ enum schema_type {
     SCHEMA_IDS,      // the same, 4 bytes an id, at most `most` ids
     SCHEMA_PIECES,   // struct schema_bytes[most], an array of bin; an int at count_at
     SCHEMA_INTS,     // int32_t[most], each >= 0; an int at count_at
+    SCHEMA_U64S,     // uint64_t[most]; an int at count_at
     SCHEMA_INT_LIST, // pointer to int32_t, each >= 0, at most `most`; an int at count_at
     SCHEMA_LIST,     // pointer to structs of `sub`, `size` bytes each, at most `most`; as above
     SCHEMA_SUB,      // struct of `sub`; if optional, the byte at count_at is not 0 when it is there

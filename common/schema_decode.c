@@ -130,6 +130,11 @@ static enum status take_element(struct decoder *d, const struct schema_field *f,
     check(mp_take(cursor, &v), "walked");
     if (f->type == SCHEMA_PIECES)
         return take_bytes(d, f, &v, (struct schema_bytes *) (void *) elements + i);
+    if (f->type == SCHEMA_U64S) {
+        if (v.type != MP_UINT) return refuse(d, f->name, "must hold unsigned integers");
+        ((uint64_t *) (void *) elements)[i] = v.uint;
+        return OK;
+    }
     if (v.type != MP_UINT || v.uint > INT32_MAX) return refuse(d, f->name, "must hold ids");
     ((int32_t *) (void *) elements)[i] = (int32_t) v.uint;
     return OK;
@@ -189,7 +194,8 @@ static enum status take_value(struct decoder *d, const struct schema_field *f,
         return OK;
     case SCHEMA_ENUM: return take_enum(d, f, &v, at);
     case SCHEMA_STR: case SCHEMA_BIN: case SCHEMA_IDS: return take_borrowed(d, f, &v, to);
-    case SCHEMA_PIECES: case SCHEMA_INTS: case SCHEMA_INT_LIST: case SCHEMA_LIST:
+    case SCHEMA_PIECES: case SCHEMA_INTS: case SCHEMA_U64S: case SCHEMA_INT_LIST:
+    case SCHEMA_LIST:
         return take_several(d, f, &v, cursor, to);
     case SCHEMA_SUB: return take_sub(d, f, start, to);
     }

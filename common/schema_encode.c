@@ -50,7 +50,8 @@ static bool is_there(const struct schema_field *f, const char *from)
     case SCHEMA_TEXT: case SCHEMA_ID: return *(const char *) at != '\0';
     case SCHEMA_SUB: return from[f->count_at] != '\0';
     case SCHEMA_STR: case SCHEMA_BIN: case SCHEMA_IDS: return pointer_at(from, f->at) != NULL;
-    case SCHEMA_PIECES: case SCHEMA_INTS: case SCHEMA_INT_LIST: case SCHEMA_LIST:
+    case SCHEMA_PIECES: case SCHEMA_INTS: case SCHEMA_U64S: case SCHEMA_INT_LIST:
+    case SCHEMA_LIST:
         return int_at(from, f->count_at) != 0;
     case SCHEMA_CONST: case SCHEMA_FLOAT: case SCHEMA_FIXED: return true;
     }
@@ -112,6 +113,9 @@ static enum status put_element(struct encoder *c, const struct schema_field *f,
     case SCHEMA_LIST: return put_struct(c, f->sub, elements + (size_t) i * f->size);
     case SCHEMA_PIECES:
         return put_bytes(c, f, ((const struct schema_bytes *) (const void *) elements)[i]);
+    case SCHEMA_U64S:
+        msgpack_pack_uint64(&c->packer, ((const uint64_t *) (const void *) elements)[i]);
+        return OK;
     default: {
         int id = int_at(elements, (size_t) i * sizeof(int32_t));
         if (id < 0) return refuse(c, f, "holds a negative id");
@@ -145,7 +149,8 @@ static enum status put_value(struct encoder *c, const struct schema_field *f, co
     case SCHEMA_FIXED: mppack_bin(&c->packer, at, f->size); return OK;
     case SCHEMA_ENUM: return put_enum(c, f, int_at(from, f->at));
     case SCHEMA_STR: case SCHEMA_BIN: case SCHEMA_IDS: return put_bytes(c, f, bytes_at(f, from));
-    case SCHEMA_PIECES: case SCHEMA_INTS: case SCHEMA_INT_LIST: case SCHEMA_LIST:
+    case SCHEMA_PIECES: case SCHEMA_INTS: case SCHEMA_U64S: case SCHEMA_INT_LIST:
+    case SCHEMA_LIST:
         return put_several(c, f, from);
     case SCHEMA_SUB: return put_struct(c, f->sub, at);
     }

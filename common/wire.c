@@ -64,6 +64,11 @@ static enum status check_message(const struct wire_message *m, struct error *e)
     return sampling_check(&m->job.sampling, e);
 }
 
+static bool has_body(const struct wire_grammar *g, const struct wire_message *m)
+{
+    return g->body.n > 0 && (!g->optional || ((const char *) m)[g->there_at] != '\0');
+}
+
 enum status wire_encode(const struct wire_message *m, struct buffer *space,
                         struct wire_frame frames[WIRE_FRAMES], struct error *e)
 {
@@ -72,7 +77,7 @@ enum status wire_encode(const struct wire_message *m, struct buffer *space,
     buffer_clear(space);
     try(schema_encode(&g->header, m, space, "bad_frame", e));
     size_t n_header = space->n;
-    if (g->body.n > 0) try(schema_encode(&g->body, m, space, "bad_frame", e));
+    if (has_body(g, m)) try(schema_encode(&g->body, m, space, "bad_frame", e));
     try(buffer_check(space, g->name, e));
     try(check_message(m, e));
 
@@ -129,7 +134,8 @@ enum status wire_decode(struct wire_message *m, const struct wire_frame *frames,
         error_prefix(e, "%s header", g->name);
         return status;
     }
-    if (g->body.n > 0)
+    if (g->optional) ((char *) m)[g->there_at] = frames[3].n > 0;
+    if (has_body(g, m))
         status =
             schema_decode(&g->body, m, frames[3].data, frames[3].n, &m->storage, "bad_frame", e);
     if (g->raw) {

@@ -5,6 +5,7 @@
 #define PENSTOCK_COMMON_WIRE_H
 
 #include "common/buffer.h"
+#include "common/histogram.h"
 #include "common/job_key.h"
 #include "common/ledger.h"
 #include "common/limits.h"
@@ -200,11 +201,38 @@ struct wire_ping {
     uint64_t seq;
 };
 
+struct wire_rank {
+    uint64_t busy_us;     // computing steps
+    struct ledger memory; // of its device; zeros until it has loaded
+};
+
+// What a group has counted since its process began, and what it holds now.
+struct wire_figures {
+    uint64_t rows;                    // of all steps
+    uint64_t sampler_rows, sampler_fallbacks; // last stage
+    uint64_t stale_frames;            // of another epoch, dropped
+    uint64_t heap_calls;              // of threads that may make none
+    struct histogram decode_steps;    // steps with one row of each sequence, by rank 0's clock
+    struct histogram prefill_steps;   // those with more of any
+    // --- head
+    uint64_t prefill_tokens;          // rows of ids that were known before
+    uint64_t again_tokens;            // of these, of jobs that an earlier attempt had begun
+    uint64_t decode_tokens;           // chosen
+    uint64_t slots, running;          // sequences that may run, that do
+    uint64_t kv_blocks, kv_reserved, kv_used; // all, of sequences, of these with rows in them
+    // --- ranks
+    struct ledger memory;             // of the group's host
+    struct wire_rank *ranks;          // (n_ranks)
+    int n_ranks;
+};
+
 struct wire_pong {
     uint64_t seq;
     uint64_t steps; // decode step counter: stands still when a device hangs
     enum wire_state state;
     uint64_t loaded_bytes, load_bytes; // while loading
+    bool counted;                // figures is there
+    struct wire_figures figures; // body
 };
 
 struct wire_message {

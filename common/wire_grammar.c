@@ -262,6 +262,41 @@ static const struct schema_field pong[] = {
     U64("load_bytes", M, pong.load_bytes, SCHEMA_OPTIONAL),
 };
 
+static const struct schema_field times_fields[] = {
+    U64("sum_us", histogram, sum_us),
+    {"counts", SCHEMA_U64S, SCHEMA_AT(histogram, counts), SCHEMA_COUNT(histogram, n),
+     SCHEMA_OPTIONAL, .most = HISTOGRAM_BUCKETS},
+};
+static const struct schema times = SCHEMA_FIELDS(times_fields);
+
+static const struct schema_field rank_fields[] = {
+    U64("busy_us", wire_rank, busy_us),
+    {"memory", SCHEMA_SUB, SCHEMA_AT(wire_rank, memory), .sub = &ledger},
+};
+static const struct schema rank = SCHEMA_FIELDS(rank_fields);
+
+#define F pong.figures
+static const struct schema_field pong_body[] = {
+    U64("rows", M, F.rows, SCHEMA_OPTIONAL),
+    U64("sampler_rows", M, F.sampler_rows, SCHEMA_OPTIONAL),
+    U64("sampler_fallbacks", M, F.sampler_fallbacks, SCHEMA_OPTIONAL),
+    U64("stale_frames", M, F.stale_frames, SCHEMA_OPTIONAL),
+    U64("heap_calls", M, F.heap_calls, SCHEMA_OPTIONAL),
+    {"decode_steps", SCHEMA_SUB, SCHEMA_AT(M, F.decode_steps), .sub = &times},
+    {"prefill_steps", SCHEMA_SUB, SCHEMA_AT(M, F.prefill_steps), .sub = &times},
+    U64("prefill_tokens", M, F.prefill_tokens, SCHEMA_OPTIONAL),
+    U64("again_tokens", M, F.again_tokens, SCHEMA_OPTIONAL),
+    U64("decode_tokens", M, F.decode_tokens, SCHEMA_OPTIONAL),
+    U64("slots", M, F.slots, SCHEMA_OPTIONAL),
+    U64("running", M, F.running, SCHEMA_OPTIONAL),
+    U64("kv_blocks", M, F.kv_blocks, SCHEMA_OPTIONAL),
+    U64("kv_reserved", M, F.kv_reserved, SCHEMA_OPTIONAL),
+    U64("kv_used", M, F.kv_used, SCHEMA_OPTIONAL),
+    {"memory", SCHEMA_SUB, SCHEMA_AT(M, F.memory), .sub = &ledger},
+    LIST("ranks", M, F.ranks, F.n_ranks, TP_MAX, wire_rank, &rank, SCHEMA_OPTIONAL),
+};
+#undef F
+
 #define RAW(member) .raw = true, .raw_at = offsetof(struct M, member)
 
 const struct wire_grammar wire_grammars[WIRE_N_COMMANDS] = {
@@ -290,5 +325,9 @@ const struct wire_grammar wire_grammars[WIRE_N_COMMANDS] = {
     [WIRE_BYE] = {.name = "BYE", .header = SCHEMA_FIELDS(only_term)},
     [WIRE_ERROR] = {.name = "ERROR", .header = SCHEMA_FIELDS(error)},
     [WIRE_PING] = {.name = "PING", .header = SCHEMA_FIELDS(ping)},
-    [WIRE_PONG] = {.name = "PONG", .header = SCHEMA_FIELDS(pong)},
+    [WIRE_PONG] = {.name = "PONG",
+                   .header = SCHEMA_FIELDS(pong),
+                   .body = SCHEMA_FIELDS(pong_body),
+                   .optional = true,
+                   .there_at = offsetof(struct M, pong.counted)},
 };

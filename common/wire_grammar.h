@@ -9,6 +9,8 @@ struct wire_grammar {
     const char *name;
     struct schema header; // of struct wire_message, as is the body
     struct schema body;   // no fields: the body is empty or raw
+    bool optional;        // the body may be empty: the byte at there_at is not 0 when it is not
+    size_t there_at;
     bool raw;             // the body is the struct wire_bytes at raw_at
     size_t raw_at;
 };

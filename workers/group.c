@@ -4,6 +4,7 @@
 #include "common/health.h"
 #include "common/log.h"
 #include "common/seal.h"
+#include "workers/figures.h"
 #include "workers/host.h"
 
 #include <errno.h>
@@ -53,6 +54,7 @@ struct group {
     uint64_t credit_slots, credit_blocks; // told last
     uint64_t steps;           // through this group, ever
     uint64_t heap_calls;      // under the seal (common/seal.h), as far as noticed
+    struct figures figures;
     struct health_writer health;
     struct error trouble;     // why it has no stage
     bool leave;
@@ -204,12 +206,25 @@ static void say_logits(void *arg, const struct wire_logits *l)
 
 // --- the life of an epoch
 
+static void drop_epoch(struct group *g)
+{
+    figures_end_epoch(&g->figures, &g->epoch);
+    epoch_close(&g->epoch);
+}
+
+static void drop_stage(struct group *g)
+{
+    figures_end_stage(&g->figures, g->stage);
+    stage_destroy(&g->stage);
+}
+
 static void end_epoch(struct group *g)
 {
     g->ending = g->open;
     g->linking = false;
     g->assigned = false;
     g->state = WIRE_IDLE;
+    figures_end_head(&g->figures, g->head);
     head_destroy(&g->head);
 }
 
@@ -217,7 +232,7 @@ static void end_epoch(struct group *g)
 static void settle(struct group *g)
 {
     if (!g->ending || !stage_idle(g->stage)) return;
-    epoch_close(&g->epoch);
+    drop_epoch(g);
     stage_reset(g->stage);
     g->open = g->ending = false;
 }
@@ -315,8 +330,8 @@ static enum status build_stage(struct group *g, const struct stage_shape *shape,
                                     .n_steps = a->steps_in_flight,
                                     .collective_deadline_ms = o->step_deadline_ms};
     if (g->stage != NULL && memcmp(shape, &g->shape, sizeof *shape) == 0) return OK;
-    stage_destroy(&g->stage);
-    if (g->open) epoch_close(&g->epoch); // now that the ranks don't read its frames any more
+    drop_stage(g);
+    if (g->open) drop_epoch(g); // now that the ranks don't read its frames any more
     g->open = g->ending = false;
     host_release(&g->host);
     g->shape = *shape;
@@ -384,7 +399,7 @@ static void try_ready(struct group *g, int64_t now_ms)
     enum stage_state state = stage_state(g->stage, &e);
     if (state == STAGE_LOADING) return;
     if (state == STAGE_FAILED) {
-        stage_destroy(&g->stage);
+        drop_stage(g);
         fail_epoch(g, &e);
     } else if (open_epoch(g, &e) != OK) {
         fail_epoch(g, &e);
@@ -458,6 +473,11 @@ static void on_ping(struct group *g, const struct wire_ping *ping)
     if (g->stage != NULL) {
         stage_progress(g->stage, &m.pong.loaded_bytes, &m.pong.load_bytes);
     }
+    struct wire_rank ranks[TP_MAX];
+    m.pong.counted = true;
+    figures_now(&g->figures, g->stage, g->head, g->open ? &g->epoch : NULL, g->options.tp, ranks,
+                &m.pong.figures);
+    m.pong.figures.memory = g->host.ledger;
     control_send(&g->control, &m);
 }
 

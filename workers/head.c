@@ -283,6 +283,16 @@ static void add_open(struct head *h, int slot, struct step *s)
     h->opened[slot] = s->number;
 }
 
+static void count_run(struct head *h, const struct step_run *run)
+{
+    const struct seq *q = &h->seqs[run->slot];
+    int left = q->n_prompt + q->n_resumed - run->pos; // rows of ids that it came with
+    if (left <= 0) return;
+    uint64_t n = (uint64_t) (run->n < left ? run->n : left);
+    h->counts.prefill += n;
+    if (q->attempts > 1) h->counts.again += n;
+}
+
 bool head_plan(struct head *h, struct step *s)
 {
     step_reset(s, h->n_steps + 1);
@@ -299,6 +309,7 @@ bool head_plan(struct head *h, struct step *s)
         memcpy(s->ids + s->n_rows, h->seqs[run->slot].ids + run->pos,
                (size_t) run->n * sizeof *s->ids);
         s->n_rows += run->n;
+        count_run(h, run);
     }
     step_expand(s);
     return true;
@@ -316,6 +327,7 @@ static void take_token(struct head *h, struct seq *q, const struct step_token *t
     enum status status = seq_append(q, h->options.config, t, now_ms, &end, &e);
     seal_set(was);
     sched_append(&h->sched, slot);
+    h->counts.decode++;
     if (status != OK) {
         finish(h, q, RESULT_ERROR, RESULT_NO_FINISH, &e, now_ms);
     } else if (end != RESULT_NO_FINISH) {
@@ -435,6 +447,15 @@ void head_committed(struct head *h, const struct job_key *key)
     *at = r->next;
     h->n_kept--;
     free_kept(r);
+}
+
+int head_kv_used(const struct head *h)
+{
+    int n = 0;
+    for (int i = 0; i < h->options.limits.slots; i++) {
+        if (h->seqs[i].used) n += (h->sched.seqs[i].n_sent + KV_BLOCK_ROWS - 1) / KV_BLOCK_ROWS;
+    }
+    return n;
 }
 
 int head_list_running(const struct head *h, struct wire_running *to, int most)

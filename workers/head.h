@@ -45,6 +45,12 @@ struct head_events {
     void (*logits)(void *arg, const struct wire_logits *l);
 };
 
+struct head_counts { // since head_create
+    uint64_t prefill; // rows of ids that were known at ACCEPT
+    uint64_t again;   // of these, of jobs that an earlier attempt had begun
+    uint64_t decode;  // tokens chosen
+};
+
 struct head {
     struct head_options options;
     struct head_events events;
@@ -63,6 +69,7 @@ struct head {
     struct kept_result *kept;  // newest first
     int n_kept;
     uint64_t n_late;           // tokens of sequences that had ended
+    struct head_counts counts;
 };
 
 // Bytes of all tables, for sequences as long as max_blocks allow.
@@ -106,6 +113,9 @@ void head_report_again(struct head *h);
 
 // The broker has the result (or nobody wants it).
 void head_committed(struct head *h, const struct job_key *key);
+
+// KV blocks that have rows in them, or will have once the steps on their way are done.
+int head_kv_used(const struct head *h);
 
 // For HELLO: what runs, and what waits for COMMITTED; at most `most` each. Returns how many.
 int head_list_running(const struct head *h, struct wire_running *to, int most);

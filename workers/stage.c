@@ -1,5 +1,6 @@
 #include "workers/stage.h"
 
+#include "common/clock.h"
 #include "common/rank_layout.h"
 #include "common/seal.h"
 #include "kernels/comm.h"
@@ -42,6 +43,7 @@ struct stage {
     uint64_t submitted;    // steps given to the ranks
     uint64_t released;     // steps the leader is done with
     uint64_t *done;        // (tp) steps each rank has finished
+    struct stage_figures figures;
     enum status status;    // of the first failed step
     struct error error;
 };
@@ -98,10 +100,25 @@ static bool wait_for_step(struct stage *s, uint64_t next)
     return go;
 }
 
-static void finish_step(struct rank *r, enum status status)
+// By the rank's own clock; rank 0 counts for all. The mutex is held.
+static void count_step(struct rank *r, const struct step *step, uint64_t us)
+{
+    struct stage_figures *f = &r->stage->figures;
+    f->busy_us[r->index] += us;
+    if (r->index != 0) return;
+    f->rows += (uint64_t) step->n_rows;
+    histogram_add(step->n_rows > step->n_runs ? &f->prefill : &f->decode, us);
+    if (r->forward.sampler == NULL) return;
+    struct sampler_counts c = sampler_counts(r->forward.sampler);
+    f->sampler_rows = c.rows;
+    f->sampler_fallbacks = c.fallbacks;
+}
+
+static void finish_step(struct rank *r, const struct step *step, uint64_t us, enum status status)
 {
     struct stage *s = r->stage;
     pthread_mutex_lock(&s->mutex);
+    count_step(r, step, us);
     if (status != OK && s->status == OK) {
         s->status = status;
         s->error = r->error;
@@ -149,9 +166,11 @@ static void *rank_main(void *arg)
     notify(s);
     seal_set(true);
     for (uint64_t next = 0; status == OK && wait_for_step(s, next); next++) {
-        status = run_step(r, &s->steps[next % (uint64_t) s->options.n_steps]);
+        struct stage_step *step = &s->steps[next % (uint64_t) s->options.n_steps];
+        int64_t begun_ns = clock_ns();
+        status = run_step(r, step);
         if (status != OK) s->comms[0]->ops->abort(s->comms[0]);
-        finish_step(r, status);
+        finish_step(r, &step->step, (uint64_t) (clock_ns() - begun_ns) / 1000, status);
     }
     seal_set(false);
     forward_deinit(&r->forward);
@@ -271,6 +290,13 @@ enum stage_state stage_state(struct stage *s, struct error *e)
     }
     pthread_mutex_unlock(&s->mutex);
     return state;
+}
+
+void stage_figures(struct stage *s, struct stage_figures *to)
+{
+    pthread_mutex_lock(&s->mutex);
+    *to = s->figures;
+    pthread_mutex_unlock(&s->mutex);
 }
 
 int stage_fd(const struct stage *s) { return s->fd; }

@@ -5,6 +5,7 @@
 #define PENSTOCK_WORKERS_STAGE_H
 
 #include "common/checkpoint.h"
+#include "common/histogram.h"
 #include "common/layout.h"
 #include "common/ledger.h"
 #include "kernels/backend.h"
@@ -67,6 +68,16 @@ struct ledger stage_ledger(const struct stage *s);
 
 // Place i of the ring, 0 <= i < n_steps, whose buffers stay where they are.
 struct stage_step *stage_place(struct stage *s, int i);
+
+// What the ranks have done since stage_create.
+struct stage_figures {
+    uint64_t rows;
+    struct histogram decode, prefill; // steps with one row of each sequence, and with more of any
+    uint64_t busy_us[TP_MAX];         // of each rank
+    uint64_t sampler_rows, sampler_fallbacks; // tail
+};
+
+void stage_figures(struct stage *s, struct stage_figures *to);
 
 // The next free place of the ring, NULL if all are in use.
 struct stage_step *stage_next(struct stage *s);

@@ -102,6 +102,22 @@ static void failure(char code[ERROR_CODE_SIZE], char message[ERROR_TEXT_SIZE], b
     if (full) memcpy(message, "the next stage is gone", sizeof "the next stage is gone");
 }
 
+static void figures(struct wire_figures *f)
+{
+    static struct wire_rank ranks[] = {{.busy_us = 7000000}, {.busy_us = 6900000}};
+    *f = (struct wire_figures){.rows = 5000, .sampler_rows = 1000, .sampler_fallbacks = 2,
+                               .stale_frames = 3, .heap_calls = 1, .prefill_tokens = 4000,
+                               .again_tokens = 300, .decode_tokens = 990, .slots = 64,
+                               .running = 12, .kv_blocks = 512, .kv_reserved = 300,
+                               .kv_used = 120, .ranks = ranks, .n_ranks = 2};
+    for (int i = 0; i < LEDGER_LINES; i++) {
+        f->memory.bytes[i] = 2 * (uint64_t) i + 3;
+        ranks[1].memory.bytes[i] = (uint64_t) i + 1;
+    }
+    f->decode_steps = (struct histogram){.sum_us = 5000, .counts = {0, 1, 4, 6}, .n = 4};
+    f->prefill_steps = (struct histogram){.sum_us = 900, .counts = {[4] = 1}, .n = 5};
+}
+
 static void fill(struct wire_message *m, bool full)
 {
     switch (m->command) {
@@ -155,7 +171,10 @@ static void fill(struct wire_message *m, bool full)
     case WIRE_PING: m->ping.seq = 99; break;
     case WIRE_PONG:
         m->pong = (struct wire_pong){.seq = 99, .steps = 123456, .state = WIRE_LOADING};
-        if (full) m->pong.loaded_bytes = 1ull << 30, m->pong.load_bytes = 19ull << 30;
+        if (!full) break;
+        m->pong.loaded_bytes = 1ull << 30, m->pong.load_bytes = 19ull << 30;
+        m->pong.counted = true;
+        figures(&m->pong.figures);
         break;
     case WIRE_STANDBY: case WIRE_DRAIN: case WIRE_BYE: case WIRE_N_COMMANDS: break;
     }

@@ -98,6 +98,29 @@ static void a_group_on_a_new_connection_is_the_same(void **state)
     assert_int_equal(of("a")->load_bytes, 9);
 }
 
+static void what_groups_count_is_added_up(void **state)
+{
+    (void) state;
+    struct wire_rank rank = {.busy_us = 4000000};
+    struct wire_pong pong = {.counted = true,
+                             .figures = {.rows = 10, .prefill_tokens = 6, .decode_tokens = 2,
+                                         .ranks = &rank, .n_ranks = 1}};
+    struct peer from = peer_of(1);
+    histogram_add(&pong.figures.decode_steps, 1000);
+    fleet_record_count(&record, &from, 1, 2, &pong, 1000); // nobody's
+    hello(1, "a", 1000);
+    fleet_record_count(&record, &from, 1, 2, &pong, 1000);
+    fleet_record_count(&record, &from, 1, 2, &pong, 2000); // nothing new
+    assert_true(record.models[1].prefill_tokens == 6 && record.models[1].decode_tokens == 2);
+    assert_int_equal(record.models[1].steps[2][FIGURES_DECODE].sum_us, 1000);
+    assert_int_equal(record.models[1].busy_us, 4000000);
+    pong.counted = false; // an older group
+    pong.figures = (struct wire_figures){0};
+    fleet_record_count(&record, &from, 1, 2, &pong, 3000);
+    struct wire_figures f = figures_total(&fleet_record_of(&record, &from)->figures);
+    assert_true(f.rows == 10 && f.ranks[0].busy_us == 4000000);
+}
+
 static void more_groups_than_places(void **state)
 {
     (void) state;
@@ -176,6 +199,19 @@ static void it_is_said_when_it_changes_and_every_ten_seconds(void **state)
     j = said(g, 13500); // before it ends in Redis
     assert_non_null(j);
     json_decref(j);
+    // Figures alone: once a second, or, where they are many, less often.
+    record.news = true;
+    assert_null(said(g, 14200));
+    j = said(g, 14800);
+    assert_non_null(j);
+    json_decref(j);
+    assert_null(said(g, 17000));
+    record.news = true;
+    record.n_said = 5 * FIGURES_RATE;
+    assert_null(said(g, 19700));
+    j = said(g, 20300);
+    assert_non_null(j);
+    json_decref(j);
     fleet_record_deinit(&record);
     groups_destroy(&g);
     zmq_close(router);
@@ -187,6 +223,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(what_groups_report_is_kept, setup),
         cmocka_unit_test_setup(a_group_on_a_new_connection_is_the_same, setup),
+        cmocka_unit_test_setup(what_groups_count_is_added_up, setup),
         cmocka_unit_test_setup(more_groups_than_places, setup),
         cmocka_unit_test_setup(it_is_said_when_it_changes_and_every_ten_seconds, setup),
     };

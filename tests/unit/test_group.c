@@ -187,12 +187,73 @@ static int close_model(void **state)
     return 0;
 }
 
+static struct wire_message pong(void)
+{
+    struct wire_message ping = {.command = WIRE_PING, .ping.seq = 5};
+    say(&ping);
+    return next_of(WIRE_PONG);
+}
+
+// What PONG counts outlives the epoch, and the stage.
+static void a_pong_tells_what_was_done(void **state)
+{
+    (void) state;
+    int32_t ids[] = {1, 2, 3, 4, 5};
+    start_group(60000);
+    struct wire_message m = {.command = WIRE_ASSIGN};
+    m.assign = (struct wire_assign){.pipeline = 1, .epoch = 7, .n_stages = 1,
+                                    .last = config.n_layers, .tp = 1, .kv_blocks = 4, .slots = 2,
+                                    .max_blocks = 2, .max_rows = 16, .max_out = 2,
+                                    .steps_in_flight = 1, .max_context = 128, .chunk = 16,
+                                    .plan = "plan", .precision = "f32"};
+    say(&m);
+    m = next_of(WIRE_READY);
+    uint64_t total = m.ready.total_bytes;
+    wire_message_deinit(&m);
+    m = (struct wire_message){.command = WIRE_LINK, .link = {.pipeline = 1, .epoch = 7}};
+    say(&m);
+    m = next_of(WIRE_LINKED);
+    wire_message_deinit(&m);
+    m = (struct wire_message){.command = WIRE_JOB};
+    m.job = (struct wire_job){.key = {"default", "job", 1}, .pipeline = 1, .epoch = 7,
+                              .max_tokens = 4, .sampling = sampling_default(), .ignore_eos = true,
+                              .attempts = 2, .ids = {ids, sizeof ids}};
+    say(&m);
+    m = next_of(WIRE_RESULT);
+    wire_message_deinit(&m);
+    m = pong();
+    const struct wire_figures *f = &m.pong.figures;
+    assert_true(m.pong.counted);
+    assert_true(f->prefill_tokens == 5 && f->again_tokens == 5 && f->decode_tokens == 4);
+    assert_true(f->rows == 8 && f->sampler_rows == 4); // the last token is no row
+    assert_int_equal(histogram_count(&f->prefill_steps, HISTOGRAM_BUCKETS - 1), 1);
+    assert_int_equal(histogram_count(&f->decode_steps, HISTOGRAM_BUCKETS - 1), 3);
+    assert_int_equal(m.pong.steps, 4);
+    assert_true(f->slots == 2 && f->running == 0 && f->kv_blocks == 4 && f->kv_reserved == 0);
+    assert_true(f->n_ranks == 1 && f->ranks[0].busy_us > 0);
+    assert_true(ledger_total(&f->ranks[0].memory) == total);
+    assert_true(f->memory.bytes[LEDGER_SEQUENCES] > 0);
+    wire_message_deinit(&m);
+    m = (struct wire_message){.command = WIRE_UNASSIGN, .stage = {1, 7, 0}};
+    say(&m);
+    say_assign(8); // another stage
+    m = next_of(WIRE_READY);
+    wire_message_deinit(&m);
+    m = pong();
+    assert_true(f->prefill_tokens == 5 && f->decode_tokens == 4 && f->rows == 8);
+    assert_int_equal(histogram_count(&f->decode_steps, HISTOGRAM_BUCKETS - 1), 3);
+    assert_true(f->slots == 0 && f->kv_blocks == 0);
+    wire_message_deinit(&m);
+    stop_group();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_assignment_becomes_ready),
         cmocka_unit_test(an_assignment_said_again_changes_nothing),
         cmocka_unit_test(a_link_that_never_connects_ends_the_epoch),
+        cmocka_unit_test(a_pong_tells_what_was_done),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

@@ -180,9 +180,15 @@ static void test_usage(void **state)
     pipe_open(&p, false);
     struct wire_job job = job_of(1, prompt, 20, 40);
     assert_int_equal(head_accept(p.head, &job, 1000, &e), OK);
+    assert_int_equal(head_kv_used(p.head), 0);
+    assert_true(pipe_plan(&p));
+    assert_int_equal(head_kv_used(p.head), 1); // of one block that it has reserved
     pipe_run(&p, 1010);
     assert_int_equal(p.said.n_results, 1);
     int n = expected(prompt, 20, 40, want);
+    assert_true(p.head->counts.prefill == 20 && p.head->counts.again == 0);
+    assert_int_equal(p.head->counts.decode, n);
+    assert_int_equal(head_kv_used(p.head), 0);
     assert_int_equal(p.said.last.n_tokens, n);
     assert_memory_equal(p.said.last.tokens, want, (size_t) n * 4);
     assert_int_equal(p.said.last.finish_reason, n < 40 ? RESULT_STOP : RESULT_LENGTH);
@@ -261,8 +267,14 @@ static void test_resume(void **state)
     for (int resumed = 0; resumed <= n; resumed++) {
         struct wire_job job = job_of(resumed, prompt, 3, 30);
         job.resume = (struct wire_bytes){want, (size_t) resumed * 4};
+        job.attempts = resumed > 0 ? 2 : 1;
+        struct head_counts before = p.head->counts;
         assert_int_equal(head_accept(p.head, &job, 0, &e), OK);
         pipe_run(&p, 5);
+        uint64_t again = p.head->counts.prefill - before.prefill; // what it had is computed anew
+        assert_int_equal(again, resumed < n ? 3 + resumed : 0);
+        assert_int_equal(p.head->counts.again - before.again, resumed > 0 ? again : 0);
+        assert_int_equal(p.head->counts.decode - before.decode, n - resumed);
         assert_int_equal(p.said.n_results, resumed + 1);
         assert_int_equal(p.said.last.n_tokens, n);
         assert_memory_equal(p.said.last.tokens, want, (size_t) n * 4);

@@ -55,6 +55,7 @@ static void print_type(char *to, size_t n, const struct schema_field *f)
     case SCHEMA_BIN: snprintf(to, n, "bin"); break;
     case SCHEMA_IDS: snprintf(to, n, "ids, at most %lld", most); break;
     case SCHEMA_PIECES: snprintf(to, n, "array of bin, at most %lld", most); break;
+    case SCHEMA_U64S: snprintf(to, n, "array of uint64, at most %lld", most); break;
     case SCHEMA_INTS: case SCHEMA_INT_LIST:
         snprintf(to, n, "array of int, at most %lld", most);
         break;

@@ -82,6 +82,14 @@ static void compare_and_take_pointers(struct wire_message *got, const struct wir
         a->devices = b->devices, a->running = b->running, a->finished = b->finished;
         break;
     }
+    case WIRE_PONG: {
+        struct wire_figures *a = &got->pong.figures;
+        const struct wire_figures *b = &m->pong.figures;
+        if (b->n_ranks > 0)
+            assert_memory_equal(a->ranks, b->ranks, (size_t) b->n_ranks * sizeof *b->ranks);
+        a->ranks = b->ranks;
+        break;
+    }
     case WIRE_JOB:
         assert_same_bytes(got->job.ids, m->job.ids);
         assert_same_bytes(got->job.resume, m->job.resume);
@@ -352,7 +360,8 @@ static void check_types(const struct place *p, const struct schema_field *f)
         {"cb3fe0000000000000", 1u << SCHEMA_FLOAT},
         {"a178", 1u << SCHEMA_TEXT | 1u << SCHEMA_ID | 1u << SCHEMA_STR},
         {"c40178", 1u << SCHEMA_BIN},
-        {"90", 1u << SCHEMA_PIECES | 1u << SCHEMA_INTS | 1u << SCHEMA_INT_LIST | 1u << SCHEMA_LIST},
+        {"90", 1u << SCHEMA_PIECES | 1u << SCHEMA_INTS | 1u << SCHEMA_U64S | 1u << SCHEMA_INT_LIST |
+                   1u << SCHEMA_LIST},
         {"91c0", 0},
         {"d40100", 0},
     };
@@ -400,6 +409,11 @@ static void check_bounds(const struct place *p, const struct schema_field *f)
         expect(p, f, "91ff", false);
         break;
     }
+    case SCHEMA_U64S:
+        expect(p, f, list_hex(f->most, "cfffffffffffffffff"), true);
+        expect(p, f, list_hex(f->most + 1, "07"), false);
+        expect(p, f, "91ff", false);
+        break;
     case SCHEMA_LIST:
         expect(p, f, list_hex(f->most + 1, "80"), false);
         expect(p, f, "9180", true); // another field is missing in it
@@ -433,6 +447,25 @@ static void every_field_keeps_its_bounds(void **state)
         p.body = true;
         if (wire_grammars[c].body.n > 0) check_fields(&p, &wire_grammars[c].body);
     }
+}
+
+// Groups that count nothing, and those of version 0, answer PING without a body.
+static void a_pong_may_have_no_body(void **state)
+{
+    (void) state;
+    struct wire_message m = wire_example(WIRE_PONG, false), got;
+    struct wire_frame frames[WIRE_FRAMES];
+    assert_int_equal(wire_encode(&m, &space, frames, &e), OK);
+    assert_int_equal(frames[3].n, 0);
+    assert_int_equal(wire_decode(&got, frames, WIRE_FRAMES, &e), OK);
+    assert_false(got.pong.counted);
+    wire_message_deinit(&got);
+    m = wire_example(WIRE_PONG, true);
+    assert_int_equal(wire_encode(&m, &space, frames, &e), OK);
+    assert_int_equal(wire_decode(&got, frames, WIRE_FRAMES, &e), OK);
+    assert_true(got.pong.counted);
+    assert_int_equal(got.pong.figures.decode_steps.counts[2], 4);
+    wire_message_deinit(&got);
 }
 
 // --- malformed messages
@@ -620,6 +653,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(the_largest_values_fit_their_frames, setup, teardown),
         cmocka_unit_test_setup_teardown(bytes_are_those_of_the_fixture, setup, teardown),
         cmocka_unit_test_setup_teardown(every_field_keeps_its_bounds, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_pong_may_have_no_body, setup, teardown),
         cmocka_unit_test_setup_teardown(malformed_messages_have_codes, setup, teardown),
         cmocka_unit_test_setup_teardown(frames_are_counted_and_measured, setup, teardown),
         cmocka_unit_test_setup_teardown(what_a_peer_would_refuse_is_not_sent, setup, teardown),
