@@ -38,6 +38,7 @@ struct attempt {
     bool foreign;         // nothing is known of it but its RESULT
     bool over;            // its RESULT has come: the head has its slot back
     bool open;            // a call about its outcome is
+    int64_t queued_ms;    // since when it is in the queue; 0: not known
     bool saving;          // a checkpoint call is
     bool stuck;           // tokens are missing between checkpoint and `ids`
     int32_t *ids;         // (n_ids) generated tokens from `first_id` on
@@ -61,6 +62,7 @@ struct jobs {
     struct attempt *buckets[ATTEMPT_BUCKETS];
     int n, n_active;
     size_t text_bytes;     // pending, of all
+    struct histogram done_times;
     int64_t now_ms, renewed_ms, saved_ms, retried_ms;
     int n_accounts; // places in use, free ones among them
     struct account accounts[MODELS_MAX * PIPELINES_MAX];

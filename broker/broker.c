@@ -9,6 +9,7 @@
 #include "broker/loop.h"
 #include "broker/pauses.h"
 #include "broker/queue.h"
+#include "broker/scrape.h"
 #include "broker/standby.h"
 #include "common/clock.h"
 #include "common/health.h"
@@ -46,6 +47,7 @@ struct broker {
     struct groups *groups;
     struct standby standby; // until it leads
     struct fleet_record record;
+    struct scrape scrape;
     int64_t since_ms; // it leads; wall clock
     struct tenants tenants;
     struct pauses pauses;
@@ -250,6 +252,7 @@ static void on_reaped(void *arg, const struct queue_reply *r)
 {
     struct broker *b = arg;
     b->reaping = false;
+    b->scrape.metrics.leases_expired += r->n;
     on_verdicts(b, r, "lease_ended");
     for (size_t i = 0; i < r->n; i++) jobs_forget(b->jobs, r->verdicts[i].attempt);
     if (r->n >= LIMIT && b->stop_ms == 0) reap(b);
@@ -427,6 +430,24 @@ static void say_health(struct broker *b, int64_t now_ms)
     health_write(&b->health, &h, now_ms);
 }
 
+static void tend_scrape(struct broker *b, int64_t now_ms)
+{
+    struct scrape *s = &b->scrape;
+    struct metrics *m = &s->metrics;
+    m->leads = b->led;
+    m->redis = queue_ready(b->queue) || queue_stands_by(b->queue);
+    m->term = queue_term(b->queue);
+    m->jobs = b->led ? b->jobs : NULL;
+    m->groups = b->led ? b->groups : NULL;
+    m->record = b->led ? &b->record : NULL;
+    s->well = m->redis && (b->led || b->stood_by);
+    s->state = !m->redis      ? "Redis is away\n"
+               : b->led       ? "leads\n"
+               : b->stood_by  ? "stands by\n"
+                              : "starts\n";
+    scrape_tick(s, now_ms);
+}
+
 static bool all_idle(const struct broker *b)
 {
     bool idle = true;
@@ -452,6 +473,7 @@ static int on_tick(zloop_t *loop, int timer, void *arg)
     int64_t now_ms = clock_ms();
     (void) loop, (void) timer;
     say_health(b, now_ms);
+    tend_scrape(b, now_ms);
     if (b->why.status != OK) return -1;
     if (b->stop_ms != 0) return is_stopped(b, now_ms) ? -1 : 0;
     bool keys_due = b->door.zap != NULL && is_due(&b->allow_ms, ALLOW_MS, now_ms);
@@ -553,6 +575,16 @@ static enum status create_groups(struct broker *b, struct error *e)
     return groups_create(&b->groups, &groups, e);
 }
 
+static enum status create_scrape(struct broker *b, struct error *e)
+{
+    b->scrape = (struct scrape){.queue = b->queue,
+                                .metrics = {.queue = b->options.queue,
+                                            .name = b->name,
+                                            .models = &b->models}};
+    if (b->options.metrics == NULL) return OK;
+    return scrape_open(&b->scrape, b->loop, b->options.metrics, e);
+}
+
 static enum status create_parts(struct broker *b, struct error *e)
 {
     const struct broker_options *o = &b->options;
@@ -576,7 +608,8 @@ static enum status create_parts(struct broker *b, struct error *e)
     struct joins_options joins = {b->loop, b->queue, &b->models, o->default_max_tokens, b,
                                   on_returned};
     try(joins_create(&b->joins, &joins, e));
-    return create_groups(b, e);
+    try(create_groups(b, e));
+    return create_scrape(b, e);
 }
 
 static enum status run_loop(struct broker *b, struct error *e)
@@ -603,6 +636,7 @@ static void close_all(struct broker *b)
     groups_destroy(&b->groups);
     standby_deinit(&b->standby);
     fleet_record_deinit(&b->record);
+    scrape_close(&b->scrape);
     if (b->loop != NULL) zloop_destroy(&b->loop);
     door_deinit(&b->door);
     if (b->signals >= 0) close(b->signals);

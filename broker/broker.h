@@ -26,6 +26,7 @@ struct broker_options {
     int64_t age_ms;     // a ready job counts as a class higher for each; 0: never
     int64_t max_queued_bytes; // of messages that wait or run; 0: no limit
     bool accept_loss;
+    const char *metrics; // where HTTP is listened to (http_check); NULL: nowhere
     const char *status; // file that the broker's health is written to; NULL: none
 };
 

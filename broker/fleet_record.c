@@ -311,7 +311,7 @@ char *fleet_record_due(struct fleet_record *r, const struct fleet_leader *leader
     }
     json_t *dated = record_json(r, leader, g, n_models, loads, true);
     json_object_set_new(dated, "at", json_integer((json_int_t) clock_wall_ms()));
-    char *text = json_dumps(dated, JSON_COMPACT);
+    char *text = json_dumps(dated, JSON_COMPACT | JSON_REAL_PRECISION(9));
     json_decref(dated);
     json_decref(r->said);
     r->said = all;

@@ -175,6 +175,7 @@ void jobs_start(struct jobs *j, const struct wire_job *job, uint64_t need_blocks
         return;
     }
     a->plain = !job->stream;
+    a->queued_ms = j->now_ms - (int64_t) job->queued_ms;
     attempt_set_state(a, AT_HEAD);
 }
 
@@ -301,6 +302,21 @@ static void release(struct attempt *a)
 }
 
 void jobs_release(struct jobs *j) { attempts_each(j, release); }
+
+// --- for metrics
+
+const struct histogram *jobs_done_times(const struct jobs *j) { return &j->done_times; }
+
+void jobs_each_credit(const struct jobs *j,
+                      void (*fn)(void *arg, int model, uint64_t pipeline, uint64_t slots,
+                                 uint64_t blocks), void *arg)
+{
+    for (int i = 0; i < j->n_accounts; i++) {
+        const struct account *a = &j->accounts[i];
+        if (a->epoch == 0 || a->adopting) continue;
+        fn(arg, a->model, a->pipeline, credit_slots(&a->credit), credit_blocks(&a->credit));
+    }
+}
 
 // --- for dispatch
 

@@ -12,6 +12,7 @@
 #include "broker/dispatch.h"
 #include "broker/fleet.h"
 #include "broker/queue.h"
+#include "common/histogram.h"
 #include "common/job_key.h"
 #include "common/wire.h"
 
@@ -118,6 +119,17 @@ bool jobs_serves(const struct jobs *j, uint64_t epoch);
 // jobs_withdraw. Returns the name of its head's group.
 const char *jobs_promise(struct jobs *j, uint64_t epoch, uint64_t need_blocks);
 void jobs_withdraw(struct jobs *j, uint64_t epoch, uint64_t need_blocks);
+
+// --- for metrics
+
+// From admission to the result in Redis, of jobs that a head ended since this process began.
+const struct histogram *jobs_done_times(const struct jobs *j);
+
+// Calls fn with model, number, and the credit that is left of each pipeline that serves. An adopted
+// one is left out until it is known.
+void jobs_each_credit(const struct jobs *j,
+                      void (*fn)(void *arg, int model, uint64_t pipeline, uint64_t slots,
+                                 uint64_t blocks), void *arg);
 
 int jobs_n_active(const struct jobs *j);   // claimed, or at the head
 // Calls fn with tenant and blocks of each of them.

@@ -142,6 +142,10 @@ static void on_stored(void *arg, const struct queue_reply *r)
                                 : r->word == QUEUE_UNKNOWN ? WIRE_OUTCOME_UNKNOWN
                                                            : WIRE_OUTCOME_OK;
     attempt_log(LOG_INFO, "result", a, queue_word_name(r->word), a->why.code);
+    if (r->word == QUEUE_OK && a->why.code[0] == '\0' && a->queued_ms != 0) {
+        int64_t ms = j->now_ms - a->queued_ms;
+        histogram_add(&j->done_times, ms > 0 ? (uint64_t) ms * 1000 : 0);
+    }
     say_committed(j, &a->from, &a->key, outcome);
     attempt_drop(a);
     j->options.freed(j->options.arg);

@@ -1,6 +1,7 @@
 // penstock-broker: flags and PENSTOCK_* environment; runs until SIGTERM and exits 0, or 1 when it
 // cannot go on, or 2 for usage.
 #include "broker/broker.h"
+#include "broker/http.h"
 #include "broker/queue_lead.h"
 #include "common/log.h"
 #include "common/options.h"
@@ -87,6 +88,9 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
          .help = "Of all messages that wait or run; beyond, nothing is taken in; 0: no limit."},
         {.name = "accept-loss", .kind = OPTION_FLAG, .value = &b->accept_loss,
          .help = "Go on with settings of Redis that can lose acknowledged jobs."},
+        {.name = "metrics", .kind = OPTION_STRING, .value = &b->metrics, .argument = "[IP:]PORT",
+         .help = "Where Prometheus may read figures over HTTP, and /healthz is; without IP of this "
+         "machine only."},
         {.name = "status", .kind = OPTION_STRING, .value = &b->status, .argument = "FILE",
          .help = "Where the broker writes how it is, for penstock health."},
         {.name = "log-json", .kind = OPTION_FLAG, .value = &s->log_json,
@@ -138,6 +142,7 @@ static enum status settle(struct settings *s, enum log_level *level, struct erro
     try(read_precision(s->precision, &b->precision, e));
     try(log_level_parse(s->log_level, level, e));
     try(door_check(&b->door, e));
+    if (b->metrics != NULL) try(http_check(b->metrics, e));
     if (b->name != NULL) try(queue_lead_check_name(b->name, e));
     b->pipelines = (int) s->pipelines;
     b->spares = (int) s->spares;

@@ -109,6 +109,11 @@
 #define FIGURES_RATE 65536ll // bytes a second that groups' figures take in Redis
 #define FLEET_RECORD_MS 30000ll // what the leader says of its fleet is good for so long
 
+// --- http (figures of a broker)
+#define HTTP_CONNECTIONS_MAX 64
+#define HTTP_TIMEOUT_S 10   // without a byte, then a connection ends
+#define HTTP_REQUEST_MAX (32 * KIB) // memory of a connection, for request and headers
+
 // --- health (what a daemon says of itself in a file)
 #define HEALTH_MS 1000ll
 #define HEALTH_STALE_MS 10000ll // a file older than this is of a daemon that hangs

@@ -1,5 +1,6 @@
 // penstock up: everything on one machine. Redis with settings that lose nothing, the broker and the
 // groups run as child processes; what dies is started again; Ctrl-C stops all in order.
+#include "broker/http.h"
 #include "broker/model.h"
 #include "broker/redis.h"
 #include "common/clock.h"
@@ -37,7 +38,7 @@ struct served {
 
 struct up {
     struct option_list models, pp, layers;
-    const char *redis, *data_dir, *queue, *precision;
+    const char *redis, *data_dir, *queue, *precision, *metrics;
     int64_t brokers, broker_ports[BROKERS_MAX];
     int64_t pipelines, tp, spares, threads, redis_port, broker_port, device_memory, drain_s,
         max_context, slots, max_rows;
@@ -150,6 +151,18 @@ static void add_list(struct child *c, const char *flag, const struct option_list
     for (int i = 0; i < values->n; i++) add_text(c, flag, values->at[i]);
 }
 
+// The first broker's is where people look; of the others the log says.
+static void add_metrics(struct up *u, struct child *c, int i)
+{
+    const char *colon = u->metrics != NULL ? strrchr(u->metrics, ':') : NULL;
+    if (i == 0 || u->metrics == NULL) {
+        add_text(c, "metrics", u->metrics);
+    } else {
+        child_arg(c, "--metrics");
+        child_arg(c, "%.*s0", colon != NULL ? (int) (colon + 1 - u->metrics) : 0, u->metrics);
+    }
+}
+
 // One leads, the others stand by.
 static void add_broker(struct up *u, int i)
 {
@@ -170,6 +183,7 @@ static void add_broker(struct up *u, int i)
     add_number(c, "max-context", u->max_context);
     add_number(c, "slots", u->slots);
     add_number(c, "max-rows", u->max_rows);
+    add_metrics(u, c, i);
     if (u->accept_loss) child_arg(c, "--accept-loss");
     if (u->log_json) child_arg(c, "--log-json");
 }
@@ -329,6 +343,7 @@ static enum status prepare(struct up *u, struct error *e)
         return error_set(e, ERR_INPUT, "bad_usage", "at most %d groups, spares among them",
                          (int) most);
     }
+    if (u->metrics != NULL) try(http_free(u->metrics, e));
     try(find_redis(u, e));
     u->broker_ports[0] = u->broker_port;
     for (int i = 0; i < u->brokers; i++) try(take_port(&u->broker_ports[i], "broker-port", e));
@@ -410,6 +425,8 @@ int cmd_up(int argc, char **argv)
         {.name = "max-rows", .kind = OPTION_INT, .value = &u.max_rows, .argument = "N",
          .help = "Token budget of a step; 0: chosen by the plan.", .least = 0,
          .most = STEP_ROWS_MAX},
+        {.name = "metrics", .kind = OPTION_STRING, .value = &u.metrics, .argument = "[IP:]PORT",
+         .help = "Where the broker's figures are, for Prometheus; default: nowhere."},
         {.name = "drain", .kind = OPTION_INT, .value = &u.drain_s, .argument = "S",
          .help = "Most seconds that running sequences get after Ctrl-C (default 20).", .least = 0,
          .most = 86400},
@@ -431,5 +448,6 @@ int cmd_up(int argc, char **argv)
     struct error e = {0};
     if (options_parse(&o, argc, argv, &e) != OK) return outcome_usage(o.program, &e);
     if (o.help) return EXIT_DONE;
+    unsetenv("PENSTOCK_METRICS"); // each broker is told its own
     return run(&u, &e) == OK ? EXIT_DONE : outcome_failed(o.program, &e, false);
 }
