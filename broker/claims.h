@@ -1,7 +1,8 @@
 // From ready jobs of one model to the heads of its pipelines: keeps a bounded window of headers of
 // each tenant and class, lets dispatch choose against the credit, claims what it chose by name, has
-// the bytes read again in the pool and hands the ids over to `jobs`. One round at a time; the
-// backlog stays in Redis. The loop's thread.
+// the bytes read again and the ids handed over to `jobs`. One round at a time, but jobs of class 0
+// don't wait for a round of others that was begun before. The backlog stays in Redis. The loop's
+// thread.
 #ifndef PENSTOCK_BROKER_CLAIMS_H
 #define PENSTOCK_BROKER_CLAIMS_H
 

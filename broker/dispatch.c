@@ -286,6 +286,7 @@ static bool next_holder(struct round *r, int level, struct dispatch_pick *p)
         struct room *room = &r->rooms.at[i];
         int its = room->hold != NULL ? room->holder.level : DISPATCH_LEVELS;
         if (its == DISPATCH_LEVELS || (its > level && its > 1)) continue;
+        if (r->view->urgent && room->hold->class > 0) continue;
         int pipeline = rooms_place_holder(&r->rooms, i);
         if (pipeline < 0) continue;
         const struct dispatch_hold *h = room->hold;
@@ -331,6 +332,7 @@ static bool next_pick(struct dispatch *d, struct round *r, struct dispatch_pick 
         r->both = n[0] > 0 && n[1] > 0;
         if (!r->both) d->strict = d->aged = 0;
         else if (aged_is_due(d, r, who[1])) level = 1;
+        if (r->view->urgent && level > 0) return false; // another choice is for those
         int t = next_tenant(d, r, level, who[level]);
         if (start_or_hold(d, r, level, t, who[level][t], pick)) return true;
     }

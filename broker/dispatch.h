@@ -108,6 +108,7 @@ struct dispatch_view {
     int n_tenants;
     const struct dispatch_tenant *tenants;             // (n_tenants)
     const struct ready_queue (*queues)[JOB_CLASSES];   // (n_tenants)
+    bool urgent; // only jobs of class 0 are chosen
     int64_t now_ms;
 };
 

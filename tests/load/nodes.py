@@ -93,6 +93,13 @@ class Nodes:
         with open(os.path.join(self.folder, "broker.log")) as f:
             return f.read()
 
+    def group_logs(self):
+        texts = []
+        for i in range(self.n):
+            with open(os.path.join(self.folder, "group-%d.log" % i)) as f:
+                texts.append(f.read())
+        return "\n".join(texts)
+
     def penstock(self, command, *args, **kwargs):
         return run(command, "--redis", self.url, *args, **kwargs)
 

@@ -207,7 +207,7 @@ static void dispatch(void)
     for (int t = 0; t < w.n_tenants; t++) look(t, &queues[t][backlogs[t].class]);
     for (int i = 0; i < w.n_pipelines; i++) seen[i] = see(i);
     const struct dispatch_view view = {w.n_pipelines, seen, w.n_tenants, tenants,
-                                       (const void *) queues, w.now_ms};
+                                       (const void *) queues, false, w.now_ms};
     int n = dispatch_choose(&w.d, &view, picks, SLOTS);
     for (int i = 0; i < n; i++) {
         struct backlog *b = &backlogs[picks[i].tenant];

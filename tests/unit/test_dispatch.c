@@ -19,6 +19,7 @@ static struct world {
     const struct dispatch_running *running[PIPELINES];
     int n_running[PIPELINES], n_listed[PIPELINES];
     uint64_t seq;
+    bool urgent;
     bool alone[PIPELINES];
     struct dispatch_tenant tenants[TENANTS];
     struct ready_job jobs[TENANTS][JOB_CLASSES][DEEP];
@@ -63,7 +64,7 @@ static int choose(struct dispatch_pick *picks, int most)
                                                   .n_listed = w.n_listed[i]};
     }
     const struct dispatch_view v = {w.n_pipelines, pipelines, TENANTS, w.tenants,
-                                    (const void *) w.queues, w.now_ms};
+                                    (const void *) w.queues, w.urgent, w.now_ms};
     return dispatch_choose(&w.d, &v, picks, most);
 }
 
@@ -430,6 +431,36 @@ static void a_better_class_takes_a_hold_over(void **state)
     assert_int_equal(hold_of(1)->class, 3);
 }
 
+// A choice beside another one takes jobs of class 0 only, and leaves the holds of others alone.
+static void an_urgent_choice_is_of_class_0(void **state)
+{
+    (void) state;
+    struct dispatch_pick picks[4];
+    world();
+    w.n_pipelines = 2;
+    w.d.age_ms = 1000;
+    full(0);
+    put(0, 3, 5, 500);
+    full(1);
+    assert_int_equal(choose(picks, 4), 0);
+    int held = hold_of(1) != NULL ? 0 : 1;
+    w.credits[held] = (struct credit){8, 10, 0, 0};
+    w.n_running[held] = w.n_listed[held] = 0;
+    put(0, 2, 1, 100);
+    w.urgent = true;
+    assert_int_equal(choose(picks, 4), 0); // whoever holds, or would fit
+    assert_non_null(hold_of((uint64_t) held + 1));
+    put(1, 0, 1, 100);
+    assert_int_equal(choose(picks, 4), 1);
+    assert_int_equal(picks[0].class, 0);
+    w.now_ms += 3000; // both have come up to class 0, and are due
+    w.d.strict = 1000000;
+    assert_int_equal(choose(picks, 4), 0);
+    w.urgent = false;
+    assert_int_equal(choose(picks, 4), 3);
+    assert_int_equal(picks[0].class, 3);
+}
+
 // One that no pipeline could hold, whatever ends, is in nobody's way.
 static void a_job_that_is_too_large_for_all_is_passed_over(void **state)
 {
@@ -657,6 +688,7 @@ int main(void)
         cmocka_unit_test(a_job_holds_the_pipeline_that_it_waits_for),
         cmocka_unit_test(a_hold_ends_with_job_tenant_and_pipeline),
         cmocka_unit_test(a_better_class_takes_a_hold_over),
+        cmocka_unit_test(an_urgent_choice_is_of_class_0),
         cmocka_unit_test(a_job_that_is_too_large_for_all_is_passed_over),
         cmocka_unit_test(each_pipeline_is_held_by_one),
         cmocka_unit_test(the_least_loaded_pipeline_takes_a_job),
