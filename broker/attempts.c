@@ -105,14 +105,17 @@ void attempt_drop(struct attempt *a)
     if (!a->open && !a->saving) drop(a);
 }
 
+void attempts_in(struct jobs *j, int bucket, attempt_fn *fn)
+{
+    for (struct attempt *a = j->buckets[bucket], *next; a != NULL; a = next) {
+        next = a->next;
+        fn(a);
+    }
+}
+
 void attempts_each(struct jobs *j, attempt_fn *fn)
 {
-    for (int b = 0; b < ATTEMPT_BUCKETS; b++) {
-        for (struct attempt *a = j->buckets[b], *next; a != NULL; a = next) {
-            next = a->next;
-            fn(a);
-        }
-    }
+    for (int b = 0; b < ATTEMPT_BUCKETS; b++) attempts_in(j, b, fn);
 }
 
 void attempts_of(struct jobs *j, const struct account *account, attempt_fn *fn)

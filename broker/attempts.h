@@ -64,6 +64,7 @@ struct jobs {
     size_t text_bytes;     // pending, of all
     struct histogram done_times;
     int64_t now_ms, renewed_ms, saved_ms, retried_ms;
+    int saved_bucket; // whose attempts are the next to be saved
     int n_accounts; // places in use, free ones among them
     struct account accounts[MODELS_MAX * PIPELINES_MAX];
     struct dispatch_running running[JOBS_MAX]; // what the last view lists
@@ -89,6 +90,7 @@ void attempt_drop(struct attempt *a);
 // fn may drop the attempt it is given, and no other.
 typedef void attempt_fn(struct attempt *a);
 void attempts_each(struct jobs *j, attempt_fn *fn);
+void attempts_in(struct jobs *j, int bucket, attempt_fn *fn);
 void attempts_of(struct jobs *j, const struct account *account, attempt_fn *fn);
 void attempts_free(struct jobs *j);
 

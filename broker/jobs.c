@@ -281,15 +281,26 @@ void jobs_ready(struct jobs *j, int64_t now_ms)
     attempts_each(j, try_again);
 }
 
+// Each attempt once in CHECKPOINT_MS, a part of them a tick: all at once would keep an urgent job's
+// calls waiting in Redis.
+static void save_some(struct jobs *j)
+{
+    int64_t n = (j->now_ms - j->saved_ms) * ATTEMPT_BUCKETS / CHECKPOINT_MS;
+    if (n < 1) return;
+    if (n > ATTEMPT_BUCKETS) n = ATTEMPT_BUCKETS;
+    j->saved_ms = j->now_ms;
+    for (int i = 0; i < (int) n; i++) {
+        attempts_in(j, j->saved_bucket, attempt_save);
+        j->saved_bucket = (j->saved_bucket + 1) % ATTEMPT_BUCKETS;
+    }
+}
+
 void jobs_tick(struct jobs *j, int64_t now_ms)
 {
     j->now_ms = now_ms;
     if (!queue_ready(j->options.queue)) return;
     if (now_ms - j->renewed_ms >= LEASE_MS / 3) jobs_renew(j);
-    if (now_ms - j->saved_ms >= CHECKPOINT_MS) {
-        j->saved_ms = now_ms;
-        attempts_each(j, attempt_save);
-    }
+    save_some(j);
     if (now_ms - j->retried_ms >= RETRY_MS) {
         j->retried_ms = now_ms;
         attempts_each(j, try_again);
