@@ -17,7 +17,6 @@
 #define TOKENIZER_SPLITS_MAX 16 // regular expressions of a pre-tokenizer
 #define SAFETENSORS_HEADER_MAX (100 * MIB) // as the format's own library has it
 #define SAFETENSORS_INDEX_MAX (64 * MIB)
-#define MANIFEST_MAX (256 * MIB) // a line for each of CHECKPOINT_TENSORS_MAX tensors
 #define CHECKPOINT_FILES_MAX 4096
 #define CHECKPOINT_TENSORS_MAX 1000000
 #define TENSOR_NAME_MAX 256
@@ -40,6 +39,7 @@
 // --- partition
 #define TP_MAX 64       // ranks of a group
 #define PP_MAX 64       // stages of a pipeline
+#define NODES_MAX 4096 // that are planned for
 #define PIPELINES_MAX 64 // replicas of one model
 #define MODELS_MAX 16   // of a broker
 #define PAUSED_PIPELINES_MAX 256 // that a queue remembers

@@ -297,7 +297,11 @@ enum status model_config_parse(struct model_config *c, const char *json, size_t 
                          bad.line, root != NULL ? "it is something else" : bad.text);
     }
     struct reader r = {root, "config.json", e, OK};
-    require_string(&r, "model_type", "deepseek_v3", false);
+    // Kimi-K2 is this architecture under a name of its own.
+    const char *type = json_string_value(json_object_get(root, "model_type"));
+    if (type == NULL || strcmp(type, "kimi_k2") != 0) {
+        require_string(&r, "model_type", "deepseek_v3", false);
+    }
     require_string(&r, "hidden_act", "silu", true);
     if (r.status == OK) read_shape(&r, c);
     if (r.status == OK) read_ffn(&r, c);

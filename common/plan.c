@@ -65,6 +65,9 @@ static enum status check_request(const struct plan_request *r, struct error *e)
     }
     try(layout_check_tp(m, r->tp, e));
     try(check_layers(r, e));
+    if (r->for_time && r->rates[0] == NULL) {
+        return error_set(e, ERR_INPUT, "bad_plan", "a plan for time needs the devices' rates");
+    }
     if (r->mtp && m->n_mtp_layers == 0) {
         return error_set(e, ERR_INPUT, "bad_plan",
                          "the model has no layers of multi-token prediction "
@@ -115,9 +118,9 @@ static void set_limits(struct plan *p, const struct plan_request *r, int shrink)
     }
 }
 
-static int64_t useful_blocks(const struct plan *p)
+static int64_t useful_blocks(const struct plan *p, int slots)
 {
-    return (int64_t) p->slots * p->max_blocks;
+    return (int64_t) slots * p->max_blocks;
 }
 
 static struct plan_limits limits_of(const struct plan *p, const struct plan_request *r)
@@ -130,41 +133,91 @@ static struct plan_limits limits_of(const struct plan *p, const struct plan_requ
                                 .reserve = r->reserve};
 }
 
-// Cuts the model under the plan's limits; how many KV blocks there is room for.
-static int64_t cut(struct plan *p, const struct plan_request *r, struct plan_cost *cost)
+static struct plan_split split_of(const struct plan_request *r, const struct plan_cost *cost)
+{
+    return (struct plan_split){.cost = cost,
+                               .pp = r->pp,
+                               .n_layers = r->config->n_layers,
+                               .device_bytes = r->device_bytes};
+}
+
+// Every slot decodes a token, halfway through the longest sequence.
+static struct plan_times times_of(const struct plan *p, const struct plan_request *r)
+{
+    struct plan_times t = {.rates = r->rates};
+    struct cost_form form = {.tp = r->tp, .kv_ranks = 1, .f32 = r->f32,
+                             .fp8_gemm = r->device == DEVICE_CUDA && !r->f32};
+    cost_model_init(&t.model, r->config, &form);
+    for (int i = 0; i < p->slots; i++) cost_step_add(&t.step, p->max_context / 2, 1, 1);
+    return t;
+}
+
+// Blocks without which it does not fit.
+static int64_t need_of(const struct plan *p, const struct plan_request *r)
+{
+    return r->kv_blocks > p->max_blocks ? r->kv_blocks : p->max_blocks;
+}
+
+// Cuts the model under the plan's limits; how many KV blocks there is room for, up to what `slots`
+// sequences can use.
+static int64_t cut_for(struct plan *p, const struct plan_request *r, struct plan_cost *cost,
+                       int slots)
 {
     struct plan_limits limits = limits_of(p, r);
-    struct plan_split split = {cost, r->pp, r->config->n_layers, r->device_bytes};
-    int64_t most = r->kv_blocks > 0 ? r->kv_blocks : useful_blocks(p), blocks;
+    struct plan_split split = split_of(r, cost);
+    struct plan_times times;
+    int64_t most = r->kv_blocks > 0 ? r->kv_blocks : useful_blocks(p, slots);
+    int64_t need = need_of(p, r), blocks;
+    if (r->for_time) {
+        times = times_of(p, r);
+        split.times = &times;
+    }
     plan_cost_limits(cost, &limits);
     if (r->layers[0] > 0) {
         memcpy(p->layers, r->layers, sizeof p->layers);
         blocks = plan_split_blocks(&split, p->layers, most);
     } else {
-        blocks = plan_split_choose(&split, most, p->layers);
+        blocks = plan_split_choose(&split, need < most ? need : most, most, p->layers);
     }
     for (int i = 1; i < p->pp; i++) p->first[i] = p->first[i - 1] + p->layers[i - 1];
     return blocks;
 }
 
-static bool enough(const struct plan *p, const struct plan_request *r, int64_t blocks)
+static int64_t cut(struct plan *p, const struct plan_request *r, struct plan_cost *cost)
 {
-    if (r->kv_blocks > 0 && blocks < r->kv_blocks) return false;
-    return blocks >= p->max_blocks;
+    return cut_for(p, r, cost, p->slots);
+}
+
+// A GPU's memory is for nothing else: more slots, until the pool has all of it or a step is full.
+static int64_t grow(struct plan *p, const struct plan_request *r, struct plan_cost *cost)
+{
+    int64_t blocks = cut_for(p, r, cost, p->max_rows);
+    int64_t slots = (blocks + p->max_blocks - 1) / p->max_blocks;
+    if (slots > p->slots) p->slots = (int) slots;
+    if (r->max_out == 0 && !r->score) p->max_out = p->slots;
+    return cut(p, r, cost);
 }
 
 // --- the outcome
 
-static void set_ledgers(struct plan *p, const struct plan_request *r,
-                        const struct plan_cost *cost)
+static void set_ledgers(struct plan *p, const struct plan_request *r, struct plan_cost *cost)
 {
-    struct plan_split split = {cost, r->pp, r->config->n_layers, r->device_bytes};
+    struct plan_limits limits = limits_of(p, r);
+    struct plan_split split = split_of(r, cost);
+    struct plan_times times;
+    plan_cost_limits(cost, &limits);
+    if (r->rates[0] != NULL) {
+        times = times_of(p, r);
+        split.times = &times;
+    }
     for (int i = 0; i < p->pp; i++) {
         struct plan_stage stage = plan_split_stage(&split, i, p->first[i], p->layers[i]);
         p->stages[i] = plan_cost_ledger(cost, &stage, p->kv_blocks);
         p->weight_bytes[i] = plan_cost_weights(cost, &stage);
         p->kv_block_bytes[i] = plan_cost_block(cost, &stage);
         p->kv_room[i] = plan_split_room(&split, i, p->first[i], p->layers[i]);
+        if (split.times == NULL) continue;
+        p->step_s[i] = 1e-12 * (double) plan_split_time(&split, i, p->first[i], p->layers[i]);
     }
 }
 
@@ -245,18 +298,26 @@ enum status plan_make(struct plan *p, const struct plan_request *r, struct error
     for (;; shrink++) {
         set_limits(p, r, shrink);
         blocks = cut(p, r, &cost);
-        p->fits = enough(p, r, blocks);
+        p->fits = blocks >= need_of(p, r);
         if (p->fits || fixed || shrink == SHRINKS) break;
+    }
+    bool open = shrink == 0 && r->slots == 0 && r->kv_blocks == 0;
+    if (p->fits && open && r->device == DEVICE_CUDA) {
+        blocks = grow(p, r, &cost);
+        p->fits = blocks >= need_of(p, r);
     }
     bool lower = !p->fits && r->max_context == 0 && r->kv_blocks == 0 && blocks > 0;
     if (lower) {
         set_context(p, (int) blocks * KV_BLOCK_ROWS);
         blocks = cut(p, r, &cost);
-        p->fits = enough(p, r, blocks);
+        p->fits = blocks >= need_of(p, r);
     }
     p->kv_blocks = p->fits ? (int) blocks : r->kv_blocks > 0 ? r->kv_blocks : p->max_blocks;
     // A sequence needs a block: further slots would never be taken.
-    if (r->slots == 0 && p->slots > p->kv_blocks) p->slots = p->kv_blocks;
+    if (r->slots == 0 && p->slots > p->kv_blocks) {
+        p->slots = p->kv_blocks;
+        if (r->max_out == 0 && !r->score) p->max_out = p->slots;
+    }
     set_ledgers(p, r, &cost);
     if (!p->fits) {
         say_why(p, r);
@@ -269,13 +330,27 @@ enum status plan_make(struct plan *p, const struct plan_request *r, struct error
     return OK;
 }
 
+bool plan_would_fit(const struct plan_request *r, struct plan_cost *cost)
+{
+    struct plan p;
+    set_limits(&p, r, SHRINKS);
+    struct plan_limits limits = limits_of(&p, r);
+    struct plan_split split = split_of(r, cost);
+    // A sequence may be cut to a block if nobody said how long it must be.
+    bool open = r->max_context == 0 && r->kv_blocks == 0;
+    int64_t need = open ? 1 : need_of(&p, r);
+    plan_cost_limits(cost, &limits);
+    if (r->layers[0] > 0) return plan_split_blocks(&split, r->layers, need) >= need;
+    return plan_split_fits(&split, need);
+}
+
 struct ledger plan_rank_ledger(const struct plan *p, const struct plan_request *r, int stage,
                                int rank)
 {
     struct plan_cost cost;
     struct layout_types implied;
     struct plan_limits limits = limits_of(p, r);
-    struct plan_split split = {&cost, p->pp, r->config->n_layers, r->device_bytes};
+    struct plan_split split = split_of(r, &cost);
     struct plan_stage s = plan_split_stage(&split, stage, p->first[stage], p->layers[stage]);
     check(count_weights(&cost, r, &implied, NULL) == OK, "the plan was made from it");
     plan_cost_limits(&cost, &limits);

@@ -2,12 +2,16 @@
 
 #include <string.h>
 
-// What a split must keep to: this many KV blocks, and no stage beyond its device by more than
-// `lack`, nor beyond `most` bytes.
+enum { PICOSECONDS = 1000 * 1000 * 1000 }; // of a millisecond
+
+// What a split must keep to: this many KV blocks, no stage beyond its device by more than `lack`,
+// nor beyond `most` bytes, nor slower than `time` picoseconds.
 struct bounds {
     int64_t kv_blocks;
-    uint64_t lack, most;
+    uint64_t lack, most, time;
 };
+
+#define NO_BOUND (UINT64_MAX / 4)
 
 struct plan_stage plan_split_stage(const struct plan_split *s, int i, int first, int n)
 {
@@ -18,12 +22,22 @@ static bool fits(const struct plan_split *s, const struct bounds *b, int i, int 
 {
     struct plan_stage stage = plan_split_stage(s, i, first, n);
     uint64_t bytes = plan_cost_bytes(s->cost, &stage, b->kv_blocks);
-    return bytes <= b->most && bytes <= s->device_bytes[i] + b->lack;
+    if (bytes > b->most || bytes > s->device_bytes[i] + b->lack) return false;
+    return b->time == NO_BOUND || plan_split_time(s, i, first, n) <= b->time;
+}
+
+uint64_t plan_split_time(const struct plan_split *s, int i, int first, int n)
+{
+    struct plan_stage stage = plan_split_stage(s, i, first, n);
+    const struct plan_times *t = s->times;
+    double ms = 1e3 * cost_stage(&t->model, &stage, t->rates[i], &t->step).seconds;
+    double ps = ms * PICOSECONDS, most = (double) (NO_BOUND / 2);
+    return (uint64_t) (ps < most ? ps : most);
 }
 
 // can[i][l]: the stages i .. pp-1 can take the layers l .. n_layers-1, each one or more. Since
-// fewer layers cost less, a stage need only try the nearest layer from which the later stages can
-// go on.
+// fewer layers cost less of everything, a stage need only try the nearest layer from which the
+// later stages can go on.
 struct table {
     bool can[PP_MAX + 1][MODEL_LAYERS_MAX + 1];
 };
@@ -69,15 +83,26 @@ static int64_t most_blocks(struct table *t, const struct plan_split *s, struct b
     return low;
 }
 
-int64_t plan_split_choose(const struct plan_split *s, int64_t most, int *layers)
+bool plan_split_fits(const struct plan_split *s, int64_t kv_blocks)
 {
     struct table t;
-    struct bounds b = {.most = UINT64_MAX / 4};
+    struct bounds b = {.kv_blocks = kv_blocks, .most = NO_BOUND, .time = NO_BOUND};
+    return fill_table(&t, s, &b);
+}
+
+int64_t plan_split_choose(const struct plan_split *s, int64_t need, int64_t most, int *layers)
+{
+    struct table t;
+    struct bounds b = {.kv_blocks = need, .most = NO_BOUND, .time = NO_BOUND};
+    if (s->times != NULL && fill_table(&t, s, &b)) {
+        b.time = NO_BOUND - 1;
+        lower(&t, s, &b, &b.time, 0);
+    }
     int64_t blocks = most_blocks(&t, s, b, most);
     b.kv_blocks = blocks;
     if (blocks == 0) {
         b.kv_blocks = 1;
-        b.lack = UINT64_MAX / 4;
+        b.lack = NO_BOUND;
         lower(&t, s, &b, &b.lack, 0);
     }
     lower(&t, s, &b, &b.most, 0);

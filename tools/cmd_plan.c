@@ -1,36 +1,123 @@
 // penstock plan: whether a model fits on given devices, how it is cut into stages, and what each
-// rank then holds. Reads config.json only, and with --files the checkpoint's index.
+// rank then holds. Reads config.json, the checkpoint's headers where they are, and with --files its
+// index.
 #include "common/options.h"
 #include "common/plan.h"
 #include "tools/commands.h"
 #include "tools/outcome.h"
 #include "tools/plan_files.h"
+#include "tools/plan_view.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
+
+// Where nobody says what the devices are: no GPU that holds a model has less.
+#define CUDA_LEAST (4 * GIB)
 
 struct asked {
-    const char *model, *layers, *precision;
-    int64_t nodes, gpus, vram, reserve;
-    int64_t pp, tp, slots, max_context, max_rows;
-    bool files, json;
+    const char *model, *vram, *layers, *compare, *precision, *device, *objective, *rates;
+    int64_t nodes, gpus, reserve;
+    int64_t pp, tp, kv_blocks, slots, max_context, max_rows;
+    bool mtp, explain, files, json;
 };
 
-// A stage lies on one node, and a node with more devices than tp holds several. r's pp is set where
-// the user gave layers.
-static enum status cut_nodes(const struct asked *a, const struct model_config *c,
-                             struct plan_request *r, struct error *e)
+// What was made of it.
+struct answer {
+    struct model_config config;
+    struct layout_types types;
+    struct plan_request request;
+    struct device_rates rates[PP_MAX];
+    struct plan plan, other; // other: of --compare
+    struct plan_view view;
+    struct plan_files files;
+};
+
+// --- devices
+
+static enum status bad(struct error *e, const char *what)
 {
-    int64_t tp = a->tp > 0 ? a->tp : a->gpus;
+    return error_set(e, ERR_INPUT, "bad_usage", "%s", what);
+}
+
+// The next part of "a,b,c" into `part`; NULL behind the last.
+static const char *next_part(const char *list, char *part, size_t n)
+{
+    size_t length = strcspn(list, ",");
+    snprintf(part, n, "%.*s", (int) length, list);
+    return list[length] == ',' ? list + length + 1 : NULL;
+}
+
+// One value for all nodes, or one for each: `bytes` (nodes).
+static enum status read_vram(const char *text, int64_t nodes, int64_t *bytes, struct error *e)
+{
+    int64_t n = 0;
+    char part[64];
+    for (const char *at = text; at != NULL && n <= nodes; n++) {
+        int64_t value;
+        at = next_part(at, part, sizeof part);
+        try(options_bytes(part, &value, e));
+        if (value <= 0) return bad(e, "--vram wants the memory of a GPU, e.g. 24564MiB");
+        if (n < nodes) bytes[n] = value;
+    }
+    if (n == 1) {
+        for (int64_t i = 1; i < nodes; i++) bytes[i] = bytes[0];
+    } else if (n != nodes) {
+        return error_set(e, ERR_INPUT, "bad_usage",
+                         "--vram has %s%" PRId64 " values: one for all nodes, or one for each of "
+                         "the %" PRId64, n > nodes ? "over " : "", n > nodes ? nodes : n, nodes);
+    }
+    return OK;
+}
+
+static enum status read_device(const struct asked *a, int64_t least, enum device_kind *kind,
+                               struct error *e)
+{
+    if (strcmp(a->device, "auto") == 0) {
+        *kind = least >= CUDA_LEAST ? DEVICE_CUDA : DEVICE_CPU;
+        return OK;
+    }
+    *kind = device_kind_named(a->device);
+    if (*kind == N_DEVICE_KINDS) return bad(e, "--device wants auto, cpu or cuda");
+    return OK;
+}
+
+// Rates of each node's devices; where none are named, those of the kind of device.
+static enum status read_rates(const struct asked *a, struct answer *to, int per_node,
+                              struct error *e)
+{
+    struct plan_request *r = &to->request;
+    const char *list = a->rates;
+    char part[64];
+    if (list == NULL && !r->for_time) return OK;
+    if (list == NULL) list = r->device == DEVICE_CUDA ? "rtx4090" : "cpu";
+    for (int i = 0; i < r->pp; i++) {
+        const char *more = i % per_node == 0 ? next_part(list, part, sizeof part) : NULL;
+        if (device_rates_named(&to->rates[i], part, e) != OK) {
+            snprintf(e->code, sizeof e->code, "bad_usage");
+            return e->status;
+        }
+        r->rates[i] = &to->rates[i];
+        if (more != NULL) list = more;
+    }
+    return OK;
+}
+
+// A stage lies on one node, and a node with more devices than tp can hold several. The request's pp
+// is set where the user gave layers.
+static enum status cut_nodes(const struct asked *a, struct answer *to, struct error *e)
+{
+    struct plan_request *r = &to->request;
+    int64_t tp = a->tp > 0 ? a->tp : a->gpus, bytes[NODES_MAX], least = INT64_MAX;
     if (tp > a->gpus) {
         return error_set(e, ERR_INPUT, "bad_tp", "tp %" PRId64 " is more than the %" PRId64
                          " GPUs of a node", tp, a->gpus);
     }
     int64_t stages = a->nodes * (a->gpus / tp), pp = r->pp > 0 ? r->pp : a->pp;
     if (pp == 0) {
-        pp = a->tp > 0 ? stages : a->nodes;
-        if (pp > c->n_layers) pp = c->n_layers;
+        pp = a->nodes;
+        if (pp > r->config->n_layers) pp = r->config->n_layers;
         if (pp > PP_MAX) pp = PP_MAX;
     }
     if (pp > stages) {
@@ -38,85 +125,84 @@ static enum status cut_nodes(const struct asked *a, const struct model_config *c
                          " GPUs need more than %" PRId64 " nodes of %" PRId64, pp, tp, a->nodes,
                          a->gpus);
     }
+    try(read_vram(a->vram, a->nodes, bytes, e));
+    int per_node = (int) ((pp + a->nodes - 1) / a->nodes);
     r->pp = (int) pp;
     r->tp = (int) tp;
-    for (int i = 0; i < r->pp; i++) r->device_bytes[i] = (uint64_t) a->vram;
-    return OK;
+    for (int i = 0; i < r->pp; i++) {
+        r->device_bytes[i] = (uint64_t) bytes[i / per_node];
+        if (bytes[i / per_node] < least) least = bytes[i / per_node];
+    }
+    to->view.idle_gpus = (int) (a->gpus - tp * per_node);
+    try(read_device(a, least, &r->device, e));
+    return read_rates(a, to, per_node, e);
 }
 
-static enum status make(const struct asked *a, const struct model_config *c, struct plan *p,
-                        struct error *e)
+// --- the plan
+
+// The headers know the types better than the config, where there are files.
+static enum status read_types(const struct asked *a, struct answer *to, struct error *e)
 {
-    struct plan_request r = {.config = c,
-                             .f32 = strcmp(a->precision, "f32") == 0,
-                             .slots = (int) a->slots,
-                             .max_context = (int) a->max_context,
-                             .max_rows = (int) a->max_rows,
-                             .reserve = (uint64_t) a->reserve};
-    if (a->layers != NULL) try(options_layers(a->layers, a->pp, r.layers, &r.pp, e));
-    try(cut_nodes(a, c, &r, e));
-    return plan_make(p, &r, e);
+    char path[4096];
+    layout_types_imply(&to->types, &to->config);
+    to->view.model = layout_model_size(&to->config, &to->types);
+    const char *const names[] = {"model.safetensors.index.json", CHECKPOINT_SINGLE};
+    bool there = false;
+    for (int i = 0; i < 2 && !there; i++) {
+        snprintf(path, sizeof path, "%s/%s", a->model, names[i]);
+        there = access(path, F_OK) == 0;
+    }
+    struct checkpoint *checkpoint;
+    struct error missing = {0};
+    if (!there) return OK;
+    if (checkpoint_open(&checkpoint, a->model, &missing) != OK) {
+        // An index whose files are not downloaded yet.
+        if (missing.status == ERR_IO) return OK;
+        return error_set(e, missing.status, missing.code, "%s", missing.text);
+    }
+    enum status status = layout_check_checkpoint(&to->config, checkpoint, e);
+    if (status == OK) {
+        layout_types_read(&to->types, &to->config, checkpoint);
+        to->view.model = (struct model_size){.tensors = checkpoint_n_tensors(checkpoint),
+                                             .bytes = checkpoint_bytes(checkpoint)};
+        for (int i = 0; i < checkpoint_n_tensors(checkpoint); i++) {
+            const struct tensor *t = checkpoint_tensor(checkpoint, i);
+            int64_t n = 1;
+            for (int k = 0; k < t->n_dims; k++) n *= t->shape[k];
+            to->view.model.elements += n;
+        }
+    }
+    checkpoint_close(&checkpoint);
+    return status;
+}
+
+static enum status make(const struct asked *a, struct answer *to, struct error *e)
+{
+    struct plan_request *r = &to->request;
+    *r = (struct plan_request){.config = &to->config,
+                               .types = &to->types,
+                               .f32 = strcmp(a->precision, "f32") == 0,
+                               .mtp = a->mtp,
+                               .for_time = strcmp(a->objective, "time") == 0,
+                               .kv_blocks = (int) a->kv_blocks,
+                               .slots = (int) a->slots,
+                               .max_context = (int) a->max_context,
+                               .max_rows = (int) a->max_rows,
+                               .reserve = (uint64_t) a->reserve};
+    if (a->layers != NULL) try(options_layers(a->layers, a->pp, r->layers, &r->pp, e));
+    try(cut_nodes(a, to, e));
+    try(plan_make(&to->plan, r, e));
+    to->view.request = r;
+    to->view.plan = &to->plan;
+    struct advice_site site = {(int) a->gpus, (int) (a->gpus / r->tp)};
+    if (!to->plan.fits) plan_remedies(r, &site, &to->view.remedies);
+    if (a->compare == NULL) return OK;
+    struct plan_request other = *r;
+    try(options_layers(a->compare, r->pp, other.layers, &other.pp, e));
+    return plan_make(&to->other, &other, e);
 }
 
 // --- the answer
-
-static void print_table(const struct asked *a, const struct plan *p)
-{
-    double unit = a->vram < 4 * GIB ? MIB : GIB, vram = (double) a->vram / unit;
-    const char *name = a->vram < 4 * GIB ? "MiB" : "GiB";
-    printf("%d stages of %d ranks, %.2f %s a rank; %s of the largest rank by kind:\n\n", p->pp,
-           p->tp, vram, name, name);
-    printf("%5s %9s %8s %8s %8s %8s %8s %8s %8s %8s %8s\n", "stage", "layers", "weights", "KV",
-           "activ.", "logits", "sampler", "scratch", "reserve", "total", "free");
-    for (int i = 0; i < p->pp; i++) {
-        const uint64_t *l = p->stages[i].bytes;
-        uint64_t total = ledger_total(&p->stages[i]);
-        const uint64_t bytes[] = {p->weight_bytes[i],   l[LEDGER_KV],      l[LEDGER_ACTIVATIONS],
-                                  l[LEDGER_LOGITS],     l[LEDGER_SAMPLER], l[LEDGER_SCRATCH],
-                                  l[LEDGER_RESERVE],    total};
-        char layers[24];
-        snprintf(layers, sizeof layers, "%d-%d", p->first[i], p->first[i] + p->layers[i] - 1);
-        printf("%5d %9s", i, layers);
-        for (size_t k = 0; k < sizeof bytes / sizeof *bytes; k++) {
-            printf(" %8.3f", (double) bytes[k] / unit);
-        }
-        printf(" %8.3f\n", vram - (double) total / unit);
-    }
-    printf("\nlayers      ");
-    for (int i = 0; i < p->pp; i++) printf("%s%d", i > 0 ? "," : "", p->layers[i]);
-    printf("\nKV blocks   %d of %d tokens: %lld tokens\n", p->kv_blocks, KV_BLOCK_ROWS,
-           (long long) p->kv_blocks * KV_BLOCK_ROWS);
-    printf("slots       %d sequences at once, each up to %d tokens\n", p->slots, p->max_context);
-    printf("step        %d rows; %d steps in flight\n\n", p->max_rows, p->steps_in_flight);
-    if (p->reason[0] != '\0') printf("%s%s\n", p->fits ? "note: " : "", p->reason);
-    puts(p->fits ? "It fits." : "It does not fit.");
-}
-
-static json_t *stage_json(const struct plan *p, int i)
-{
-    const struct ledger *l = &p->stages[i];
-    json_t *stage = json_pack("{s:i, s:i, s:I, s:I}", "first", p->first[i], "last",
-                              p->first[i] + p->layers[i], "weight_bytes_per_rank",
-                              (json_int_t) p->weight_bytes[i], "kv_block_bytes",
-                              (json_int_t) p->kv_block_bytes[i]);
-    json_t *lines = json_object();
-    for (int k = 0; k < LEDGER_LINES; k++) {
-        json_object_set_new(lines, ledger_name((enum ledger_line) k),
-                            json_integer((json_int_t) l->bytes[k]));
-    }
-    json_object_set_new(stage, "ledger", lines);
-    json_object_set_new(stage, "total_bytes", json_integer((json_int_t) ledger_total(l)));
-    return stage;
-}
-
-static json_t *stages_json(const struct plan *p)
-{
-    json_t *list = json_array();
-    for (int i = 0; i < p->pp; i++) {
-        json_array_append_new(list, stage_json(p, i));
-    }
-    return list;
-}
 
 // For scripts: a line a file, with the stage that reads it; neighbours may share one.
 static void print_files(const struct plan_files *f)
@@ -142,54 +228,97 @@ static void add_files(json_t *plan, const struct plan_files *f)
     }
 }
 
-// Layers are [first, last).
-static json_t *plan_json(const struct plan *p)
+static int tell(const struct asked *a, const struct answer *n)
 {
-    json_t *layers = json_array();
-    for (int i = 0; i < p->pp; i++) json_array_append_new(layers, json_integer(p->layers[i]));
-    return json_pack(
-        "{s:b, s:o, s:i, s:i, s:o, s:i, s:I, s:i, s:i, s:i, s:i, s:s?}", "fits", p->fits, "layers",
-        layers, "tp", p->tp, "pp", p->pp, "stages", stages_json(p), "kv_blocks", p->kv_blocks,
-        "kv_tokens", (json_int_t) p->kv_blocks * KV_BLOCK_ROWS, "slots", p->slots, "max_context",
-        p->max_context, "max_rows", p->max_rows, "steps_in_flight", p->steps_in_flight, "reason",
-        p->reason[0] != '\0' ? p->reason : NULL);
-}
-
-static int answer(const struct asked *a, const struct plan *p, const struct plan_files *files)
-{
-    int status = p->fits ? EXIT_DONE : EXIT_FAILED;
+    int status = n->plan.fits ? EXIT_DONE : EXIT_FAILED;
     if (a->json) {
-        json_t *plan = plan_json(p);
-        if (a->files) add_files(plan, files);
+        json_t *plan = plan_view_json(&n->view);
+        if (a->files) add_files(plan, &n->files);
+        if (a->compare != NULL) {
+            struct plan_view other = n->view;
+            other.plan = &n->other;
+            other.remedies.n = 0;
+            json_object_set_new(plan, "compare", plan_view_json(&other));
+        }
         return outcome_json(plan, status);
     }
-    if (a->files) print_files(files);
-    else print_table(a, p);
-    if (a->files && !p->fits) fprintf(stderr, "penstock plan: %s\n", p->reason);
+    if (a->files) {
+        print_files(&n->files);
+        if (!n->plan.fits) fprintf(stderr, "penstock plan: %s\n", n->plan.reason);
+        return status;
+    }
+    if (a->compare != NULL) plan_view_compare(&n->view, &n->other);
+    else plan_view_table(&n->view);
+    if (a->explain) plan_view_explain(&n->view);
     return status;
+}
+
+static enum status check_words(const struct asked *a, struct error *e)
+{
+    const struct {
+        const char *value, *one, *other, *says;
+    } words[] = {
+        {a->precision, "bf16", "f32", "--precision wants bf16 or f32"},
+        {a->objective, "kv", "time", "--objective wants kv or time"},
+    };
+    if (a->model == NULL) return bad(e, "--model is missing");
+    if (a->vram == NULL) return bad(e, "--vram is missing: the memory of a GPU, e.g. 24564MiB");
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        if (strcmp(words[i].value, words[i].one) == 0) continue;
+        if (strcmp(words[i].value, words[i].other) != 0) return bad(e, words[i].says);
+    }
+    return OK;
+}
+
+static int answer(const struct asked *a)
+{
+    static struct answer n; // too large for the stack
+    struct error e = {0};
+    n = (struct answer){0};
+    enum status status = check_words(a, &e);
+    if (status == OK) status = model_config_load(&n.config, a->model, &e);
+    if (status == OK) status = read_types(a, &n, &e);
+    if (status == OK) status = make(a, &n, &e);
+    if (status == OK && a->files) {
+        status = plan_files_find(&n.files, a->model, &n.config, &n.plan, &e);
+    }
+    if (status != OK) return outcome_failed("penstock plan", &e, a->json);
+    int outcome = tell(a, &n);
+    plan_files_deinit(&n.files);
+    return outcome;
 }
 
 int cmd_plan(int argc, char **argv)
 {
-    struct asked a = {.precision = "bf16", .nodes = 1, .gpus = 1};
+    struct asked a = {.precision = "bf16", .device = "auto", .objective = "kv", .nodes = 1,
+                      .gpus = 1};
     struct option_spec specs[] = {
         {.name = "model", .kind = OPTION_STRING, .value = &a.model, .argument = "DIR|FILE",
          .help = "Checkpoint directory, or a config.json."},
         {.name = "nodes", .kind = OPTION_INT, .value = &a.nodes, .argument = "N",
-         .help = "Nodes (default 1).", .least = 1, .most = 4096},
+         .help = "Nodes (default 1).", .least = 1, .most = NODES_MAX},
         {.name = "gpus", .kind = OPTION_INT, .value = &a.gpus, .argument = "N",
          .help = "GPUs of a node (default 1).", .least = 1, .most = 1024},
-        {.name = "vram", .kind = OPTION_BYTES, .value = &a.vram, .argument = "BYTES",
-         .help = "Memory of a GPU, e.g. 24564MiB or 80G."},
+        {.name = "vram", .kind = OPTION_STRING, .value = &a.vram, .argument = "BYTES[,...]",
+         .help = "Memory of a GPU, e.g. 24564MiB or 80G; one value, or one a node."},
+        {.name = "device", .kind = OPTION_STRING, .value = &a.device, .argument = "auto|cpu|cuda",
+         .help = "Kind of device (default auto: cuda from 4 GiB on)."},
         {.name = "layers", .kind = OPTION_STRING, .value = &a.layers, .argument = "A,B,...",
          .help = "Layers of each stage (default: chosen)."},
+        {.name = "objective", .kind = OPTION_STRING, .value = &a.objective, .argument = "kv|time",
+         .help = "Choose layers for the most KV blocks (default), or the fastest slowest stage."},
+        {.name = "rates", .kind = OPTION_STRING, .value = &a.rates, .argument = "NAME[,...]",
+         .help = "What the devices do in a second, one or one a node: rtx4090, h100, cpu."},
         {.name = "pp", .kind = OPTION_INT, .value = &a.pp, .argument = "N",
-         .help = "Stages (default: one a node; with --tp, all that the GPUs allow).", .least = 1,
-         .most = PP_MAX},
+         .help = "Stages (default: one a node).", .least = 1, .most = PP_MAX},
         {.name = "tp", .kind = OPTION_INT, .value = &a.tp, .argument = "N",
          .help = "Ranks of a stage (default: the GPUs of a node).", .least = 1, .most = TP_MAX},
+        {.name = "kv-blocks", .kind = OPTION_INT, .value = &a.kv_blocks, .argument = "N",
+         .help = "KV blocks of 64 tokens (default: what fits and can be used).", .least = 1,
+         .most = SLOTS_MAX * (CONTEXT_MAX / KV_BLOCK_ROWS)},
         {.name = "slots", .kind = OPTION_INT, .value = &a.slots, .argument = "N",
-         .help = "Sequences at once (default 32, fewer where memory is short).", .least = 1,
+         .help = "Sequences at once (default 32; on GPUs what the pool holds; fewer where memory "
+                 "is short).", .least = 1,
          .most = SLOTS_MAX},
         {.name = "max-context", .kind = OPTION_INT, .value = &a.max_context, .argument = "N",
          .help = "Tokens of a sequence (default 4096, fewer where memory is short).", .least = 1,
@@ -198,8 +327,15 @@ int cmd_plan(int argc, char **argv)
          .help = "Token budget of a step (default 512).", .least = 1, .most = STEP_ROWS_MAX},
         {.name = "precision", .kind = OPTION_STRING, .value = &a.precision, .argument = "bf16|f32",
          .help = "Of activations and KV (default bf16)."},
+        {.name = "mtp", .kind = OPTION_FLAG, .value = &a.mtp,
+         .help = "With the layers of multi-token prediction, on the last stage."},
         {.name = "reserve", .kind = OPTION_BYTES, .value = &a.reserve, .argument = "BYTES",
          .help = "Of each GPU, left to others (default 0)."},
+        {.name = "explain", .kind = OPTION_FLAG, .value = &a.explain,
+         .help = "Also every line in bytes, what bounds the pool, and what each pinned limit "
+                 "costs."},
+        {.name = "compare", .kind = OPTION_STRING, .value = &a.compare, .argument = "A,B,...",
+         .help = "The plan and one with these layers, side by side."},
         {.name = "files", .kind = OPTION_FLAG, .value = &a.files,
          .help = "Instead of the table: STAGE and the name of each checkpoint file it reads."},
         {.name = "json", .kind = OPTION_FLAG, .value = &a.json,
@@ -214,24 +350,5 @@ int cmd_plan(int argc, char **argv)
                         .n_specs = sizeof specs / sizeof *specs};
     struct error e = {0};
     if (options_parse(&o, argc, argv, &e) != OK) return outcome_usage(o.program, &e);
-    if (o.help) return EXIT_DONE;
-    bool f32 = strcmp(a.precision, "f32") == 0;
-    if (a.model == NULL || a.vram <= 0 || (!f32 && strcmp(a.precision, "bf16") != 0)) {
-        error_set(&e, ERR_INPUT, "bad_usage", "%s",
-                  a.model == NULL ? "--model is missing"
-                  : a.vram <= 0   ? "--vram is missing: the memory of a GPU, e.g. 24564MiB"
-                                  : "--precision wants bf16 or f32");
-        return outcome_failed(o.program, &e, a.json);
-    }
-    struct model_config c;
-    struct plan p;
-    if (model_config_load(&c, a.model, &e) != OK) return outcome_failed(o.program, &e, a.json);
-    if (make(&a, &c, &p, &e) != OK) return outcome_failed(o.program, &e, a.json);
-    struct plan_files files = {0};
-    if (a.files && plan_files_find(&files, a.model, &c, &p, &e) != OK) {
-        return outcome_failed(o.program, &e, a.json);
-    }
-    int status = answer(&a, &p, &files);
-    plan_files_deinit(&files);
-    return status;
+    return o.help ? EXIT_DONE : answer(&a);
 }

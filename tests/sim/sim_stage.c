@@ -79,14 +79,9 @@ static uint64_t *row_at(const struct stage *s, int layer, const struct slot *slo
     return s->kv + ((size_t) layer * blocks + block) * KV_BLOCK_ROWS + pos % KV_BLOCK_ROWS;
 }
 
-static int words(const struct stage_options *o)
-{
-    return room.devices.light ? 1 : o->last - o->first;
-}
-
 static uint64_t pass(const struct stage *s, const struct slot *slot, int pos, uint64_t x)
 {
-    for (int l = 0; l < words(&s->options); l++) {
+    for (int l = 0; l < s->options.last - s->options.first; l++) {
         uint64_t before = pos > 0 ? *row_at(s, l, slot, pos - 1) : 0;
         x = *row_at(s, l, slot, pos) = mix(before, x);
     }
@@ -214,8 +209,7 @@ void sim_stage_fail(const struct sim_proc *p)
 
 size_t stage_row_bytes(const struct model_config *c, enum precision p)
 {
-    return room.devices.light ? SIM_WORD_BYTES
-                              : (size_t) c->hidden_size * (p == PRECISION_F32 ? 4 : 2);
+    return (size_t) c->hidden_size * (p == PRECISION_F32 ? 4 : 2);
 }
 
 static void create_steps(struct stage *s)
@@ -242,19 +236,6 @@ uint64_t stage_memory_bytes(const struct stage_options *o)
     return 0;
 }
 
-// It reads no checkpoint.
-uint64_t stage_staging_bytes(const struct stage_options *o)
-{
-    (void) o;
-    return 0;
-}
-
-int64_t stage_load_ns(const struct stage *s)
-{
-    (void) s;
-    return 0;
-}
-
 struct stage_step *stage_place(struct stage *s, int i) { return &s->steps[i]; }
 
 enum status stage_create(struct stage **stage, const struct stage_options *options, struct error *e)
@@ -270,8 +251,8 @@ enum status stage_create(struct stage **stage, const struct stage_options *optio
         s->slots[i].blocks = sim_alloc((size_t) l->max_blocks * sizeof *s->slots[i].blocks);
     }
     s->owners = sim_alloc((size_t) l->n_blocks * sizeof *s->owners);
-    s->kv = sim_alloc((size_t) words(options) * (size_t) l->n_blocks * KV_BLOCK_ROWS *
-                      sizeof *s->kv);
+    s->kv = sim_alloc((size_t) (options->last - options->first) * (size_t) l->n_blocks *
+                      KV_BLOCK_ROWS * sizeof *s->kv);
     create_steps(s);
     sim_at(sim_now() + room.devices.load_ns(options), on_loaded, s);
     return OK;

@@ -2,8 +2,6 @@
 
 #include "common/layout.h"
 #include "common/plan_split.h"
-#include "kernels/sampler.h"
-#include "workers/forward.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,35 +12,7 @@
 
 #include <cmocka.h>
 
-static struct model_config load(const char *name)
-{
-    struct model_config c;
-    char path[256];
-    snprintf(path, sizeof path, FIXTURES "/%s", name);
-    assert_int_equal(model_config_load(&c, path, NULL), OK);
-    return c;
-}
-
-static struct plan_request request(const struct model_config *c, int pp, int tp, uint64_t bytes)
-{
-    struct plan_request r = {.config = c, .pp = pp, .tp = tp};
-    for (int i = 0; i < pp; i++) r.device_bytes[i] = bytes;
-    return r;
-}
-
-static struct plan make(const struct plan_request *r)
-{
-    struct plan p;
-    struct error e = {0};
-    if (plan_make(&p, r, &e) != OK) fail_msg("%s", e.text);
-    return p;
-}
-
-static void expect_layers(const struct plan *p, int n, const int *layers)
-{
-    assert_int_equal(p->pp, n);
-    for (int i = 0; i < n; i++) assert_int_equal(p->layers[i], layers[i]);
-}
+#include "plan_case.h"
 
 // DeepSeek-V3 on four nodes of eight 24 GB cards.
 static void test_deepseek_v3_on_32_cards(void **state)
@@ -72,188 +42,29 @@ static void test_deepseek_v3_on_32_cards(void **state)
     assert_in_range(p.kv_blocks, 3000, 3500);
 }
 
-static void test_weights_of_deepseek_v3(void **state)
-{
-    (void) state;
-    static const struct {
-        int layers[4];
-        double gib[4];
-    } CASES[] = {
-        {{15, 15, 15, 16}, {16.72, 20.33, 20.33, 21.90}},
-        {{17, 15, 15, 14}, {19.43, 20.33, 20.33, 19.19}},
-    };
-    struct model_config c = load("deepseek-v3");
-    for (size_t k = 0; k < sizeof CASES / sizeof *CASES; k++) {
-        struct plan_request r = request(&c, 4, 8, 24564ull * MIB);
-        memcpy(r.layers, CASES[k].layers, sizeof CASES[k].layers);
-        struct plan p = make(&r);
-        expect_layers(&p, 4, CASES[k].layers);
-        for (int i = 0; i < 4; i++) {
-            double gib = (double) p.weight_bytes[i] / (double) GIB;
-            assert_float_equal(gib, CASES[k].gib[i], 0.00501);
-        }
-    }
-}
-
-// --- the counts against what is built from them
-
-struct sum {
-    const struct model_config *config;
-    uint64_t bytes;
-};
-
-static enum status add(const struct slice *s, void *arg)
-{
-    struct sum *sum = arg;
-    sum->bytes += layout_slice_bytes(sum->config, s);
-    return OK;
-}
-
-static uint64_t largest_rank(const struct model_config *c, const struct plan *p, int stage)
-{
-    uint64_t most = 0;
-    for (int rank = 0; rank < p->tp; rank++) {
-        struct sum sum = {c, 0};
-        struct placement place = {p->first[stage], p->first[stage] + p->layers[stage], stage == 0,
-                                  stage == p->pp - 1, rank, p->tp};
-        assert_int_equal(layout_walk(c, &place, add, &sum), OK);
-        most = sum.bytes > most ? sum.bytes : most;
-    }
-    return most;
-}
-
-// Widths that cut through scale blocks, so that ranks differ and not the first is the largest.
-static void test_weights_are_those_of_the_largest_rank(void **state)
-{
-    (void) state;
-    static const char *const NAMES[] = {"tiny-fp8", "tiny-bf16"};
-    for (int k = 0; k < 2; k++) {
-        struct model_config c = load(NAMES[k]);
-        c.vocab_size = 1021;
-        c.intermediate_size = 509;
-        c.moe_intermediate_size = 96 * 4;
-        for (int tp = 1; tp <= 4; tp *= 2) {
-            for (int pp = 1; pp <= 3; pp++) {
-                struct plan_request r = request(&c, pp, tp, 1 * GIB);
-                struct plan p = make(&r);
-                for (int i = 0; i < pp; i++) {
-                    assert_int_equal(p.weight_bytes[i], largest_rank(&c, &p, i));
-                }
-            }
-        }
-    }
-}
-
-// --- the ledger against what the ranks carve
-
-static struct device *open_device(bool f32, int n_threads)
-{
-    struct device_options options = {.precision = f32 ? PRECISION_F32 : PRECISION_BF16,
-                                     .n_threads = n_threads, .memory_bytes = 1 * GIB};
-    struct device *device;
-    struct error e = {0};
-    if (backend_cpu()->open(&device, &options, &e) != OK) fail_msg("%s", e.text);
-    return device;
-}
-
-static struct placement placement_of(const struct plan *p, int stage, int rank)
-{
-    return (struct placement){p->first[stage], p->first[stage] + p->layers[stage], stage == 0,
-                              stage == p->pp - 1, rank, p->tp};
-}
-
-static struct ledger carve_rank(const struct plan_request *r, const struct checkpoint *checkpoint,
-                                const struct plan *p, int stage, int rank, struct device *device)
-{
-    struct carve carve = {0};
-    struct weights weights = {0};
-    struct forward forward;
-    struct error e = {0};
-    struct placement place = placement_of(p, stage, rank);
-    struct step_limits limits = {.max_rows = p->max_rows, .slots = p->slots,
-                                 .max_blocks = p->max_blocks, .n_blocks = p->kv_blocks,
-                                 .max_out = p->max_out, .vocab_size = r->config->vocab_size};
-    if (weights_layout(&weights, r->config, &place, checkpoint, backend_cpu(), &carve, &e) != OK) {
-        fail_msg("%s", e.text);
-    }
-    forward_layout(&forward, &weights, backend_cpu(), device, NULL,
-                   r->f32 ? PRECISION_F32 : PRECISION_BF16, &limits, &carve);
-    weights_deinit(&weights);
-    assert_int_equal(ledger_total(&carve.ledger), carve.used);
-    return carve.ledger;
-}
-
-static void expect_what_is_carved(const struct plan_request *r, const struct checkpoint *checkpoint,
-                                  struct device *device)
-{
-    struct plan p = make(r);
-    assert_true(p.fits);
-    for (int stage = 0; stage < p.pp; stage++) {
-        uint64_t most = 0;
-        for (int rank = 0; rank < p.tp; rank++) {
-            struct ledger planned = plan_rank_ledger(&p, r, stage, rank);
-            struct ledger carved = carve_rank(r, checkpoint, &p, stage, rank, device);
-            char text[2048];
-            if (!ledger_equal(&planned, "the plan", &carved, "the arena", text, sizeof text)) {
-                fail_msg("tp %d pp %d stage %d rank %d: %s", p.tp, p.pp, stage, rank, text);
-            }
-            if (ledger_total(&carved) > most) most = ledger_total(&carved);
-        }
-        assert_int_equal(ledger_total(&p.stages[stage]), most);
-    }
-}
-
-// Every rank of every cut of the checkpoints here, whatever the number of threads: not a byte more
-// nor less than the plan has, in any line.
-static void test_ranks_carve_what_is_planned(void **state)
-{
-    (void) state;
-    static const char *const DIRS[] = {FIXTURES "/tiny-fp8", FIXTURES "/tiny-bf16",
-                                       SOURCE_DIR "/tools/model"};
-    for (int k = 0; k < 24; k++) {
-        const char *dir = DIRS[k % 3];
-        struct model_config c;
-        struct checkpoint *checkpoint;
-        struct layout_types types;
-        assert_int_equal(model_config_load(&c, dir, NULL), OK);
-        assert_int_equal(checkpoint_open(&checkpoint, dir, NULL), OK);
-        layout_types_read(&types, &c, checkpoint);
-        bool f32 = k / 3 % 2 == 0;
-        struct device *device = open_device(f32, k / 6 % 2 == 0 ? 1 : 16);
-        for (int n = 0; n < 9; n++) {
-            struct plan_request r = request(&c, n % 3 + 1, 1 << n / 3, 4 * GIB);
-            if (layout_check_tp(&c, r.tp, NULL) != OK || r.pp > c.n_layers) continue;
-            r.types = &types;
-            r.f32 = f32;
-            if (k >= 12) {
-                r.max_rows = 17;
-                r.slots = 3;
-                r.max_context = 100;
-            }
-            expect_what_is_carved(&r, checkpoint, device);
-        }
-        backend_cpu()->close(&device);
-        checkpoint_close(&checkpoint);
-    }
-}
-
 // --- the search against trying everything
 
 struct best {
-    int64_t blocks;
-    uint64_t largest;
+    int64_t need, blocks; // fewer blocks than `need` are of no use where times matter
+    uint64_t time, largest;
     int layers[PP_MAX];
 };
 
 static void weigh(const struct plan_split *s, const int *layers, int64_t most, struct best *best)
 {
     int64_t blocks = plan_split_blocks(s, layers, most);
-    uint64_t largest = 0;
+    uint64_t largest = 0, time = 0;
     for (int i = 0, first = 0; i < s->pp; first += layers[i++]) {
         struct plan_stage stage = plan_split_stage(s, i, first, layers[i]);
         uint64_t bytes = plan_cost_bytes(s->cost, &stage, blocks);
         largest = bytes > largest ? bytes : largest;
+        uint64_t ps = s->times == NULL ? 0 : plan_split_time(s, i, first, layers[i]);
+        time = ps > time ? ps : time;
     }
+    if (s->times != NULL && blocks < best->need) return;
+    if (time > best->time) return;
+    if (time < best->time) best->blocks = 0, best->largest = UINT64_MAX;
+    best->time = time;
     // Tried in descending order of the earlier stages' layers: only what is better replaces.
     if (blocks < best->blocks || (blocks == best->blocks && largest >= best->largest)) return;
     best->blocks = blocks;
@@ -283,40 +94,94 @@ static uint64_t any(uint64_t least, uint64_t most)
     return least + (random_state >> 33) % (most - least + 1);
 }
 
+struct small_case {
+    struct model_config config;
+    struct layout_types types;
+    struct plan_cost cost;
+    uint64_t device_bytes[PP_MAX];
+    const struct device_rates *rates[PP_MAX];
+    struct plan_times times;
+    struct plan_split split;
+    int64_t most;
+};
+
+static void draw_case(struct small_case *k, int number)
+{
+    struct model_config *c = &k->config;
+    *c = load("tiny-fp8");
+    c->n_layers = (int) any(1, 9);
+    c->n_dense_layers = (int) any(0, (uint64_t) c->n_layers);
+    c->vocab_size = (int) any(100, 4000);
+    c->intermediate_size = (int) any(64, 8192);
+    c->n_routed_experts = (int) any(8, 32);
+    int pp = (int) any(1, (uint64_t) (c->n_layers < 5 ? c->n_layers : 5));
+    struct plan_source source = {c, &k->types, DEVICE_CPU, 2, false};
+    struct plan_limits limits = {.slots = 4, .max_blocks = 8, .max_rows = 16, .max_out = 4};
+    layout_types_imply(&k->types, c);
+    assert_int_equal(plan_cost_init(&k->cost, &source, NULL), OK);
+    plan_cost_limits(&k->cost, &limits);
+    uint64_t base = any(4, 32) * MIB;
+    for (int i = 0; i < pp; i++) {
+        k->device_bytes[i] = number % 3 == 0 ? base : base + any(0, 8) * MIB;
+        k->rates[i] = device_rates_preset((int) any(0, 4));
+    }
+    struct cost_form form = {.tp = 2, .kv_ranks = 1};
+    k->times = (struct plan_times){.rates = k->rates};
+    cost_model_init(&k->times.model, c, &form);
+    for (int i = 0; i < 4; i++) cost_step_add(&k->times.step, 256, 1, 1);
+    k->split = (struct plan_split){&k->cost, pp, c->n_layers, k->device_bytes, NULL};
+    k->most = number % 2 == 0 ? 32 : 1000000;
+}
+
+// Every split of 1,000 small models on devices that differ in half of them.
 static void test_no_other_layers_are_better(void **state)
 {
     (void) state;
-    struct model_config c = load("tiny-fp8");
+    static struct small_case k;
     int n_some = 0, n_none = 0;
-    for (int k = 0; k < 1000; k++) {
-        c.n_layers = (int) any(1, 9);
-        c.n_dense_layers = (int) any(0, (uint64_t) c.n_layers);
-        c.vocab_size = (int) any(100, 4000);
-        c.intermediate_size = (int) any(64, 8192);
-        c.n_routed_experts = (int) any(8, 32);
-        int pp = (int) any(1, (uint64_t) (c.n_layers < 5 ? c.n_layers : 5));
-        struct plan_cost cost;
-        struct layout_types types;
-        struct plan_source source = {&c, &types, DEVICE_CPU, 2, false};
-        struct plan_limits limits = {.slots = 4, .max_blocks = 8, .max_rows = 16, .max_out = 4};
-        layout_types_imply(&types, &c);
-        assert_int_equal(plan_cost_init(&cost, &source, NULL), OK);
-        plan_cost_limits(&cost, &limits);
-        uint64_t device_bytes[PP_MAX], base = any(4, 32) * MIB;
-        for (int i = 0; i < pp; i++) device_bytes[i] = k % 3 == 0 ? base : base + any(0, 8) * MIB;
-        struct plan_split s = {&cost, pp, c.n_layers, device_bytes};
-        int64_t most = k % 2 == 0 ? 32 : 1000000;
+    for (int i = 0; i < 1000; i++) {
         int layers[PP_MAX], tried[PP_MAX];
-        struct best best = {.blocks = 0, .largest = UINT64_MAX};
-        int64_t blocks = plan_split_choose(&s, most, layers);
-        try_all(&s, tried, 0, c.n_layers, most, &best);
+        struct best best = {.largest = UINT64_MAX, .time = UINT64_MAX};
+        draw_case(&k, i);
+        int64_t blocks = plan_split_choose(&k.split, 1, k.most, layers);
+        try_all(&k.split, tried, 0, k.config.n_layers, k.most, &best);
         assert_int_equal(blocks, best.blocks);
+        assert_int_equal(plan_split_fits(&k.split, 1), blocks > 0);
         n_some += blocks > 0;
         n_none += blocks == 0;
         if (blocks == 0) continue;
-        for (int i = 0; i < pp; i++) assert_int_equal(layers[i], best.layers[i]);
+        for (int s = 0; s < k.split.pp; s++) assert_int_equal(layers[s], best.layers[s]);
     }
     assert_true(n_some > 100 && n_none > 20);
+}
+
+static void test_no_other_layers_are_faster(void **state)
+{
+    (void) state;
+    static struct small_case k;
+    int n_some = 0, n_other = 0;
+    for (int i = 0; i < 1000; i++) {
+        int layers[PP_MAX], for_blocks[PP_MAX], tried[PP_MAX];
+        int64_t need = (int64_t) any(1, 8);
+        struct best best = {.need = need, .largest = UINT64_MAX, .time = UINT64_MAX};
+        draw_case(&k, i);
+        int64_t most_blocks = plan_split_choose(&k.split, need, k.most, for_blocks);
+        k.split.times = &k.times;
+        int64_t blocks = plan_split_choose(&k.split, need, k.most, layers);
+        try_all(&k.split, tried, 0, k.config.n_layers, k.most, &best);
+        assert_int_equal(best.time != UINT64_MAX, most_blocks >= need);
+        if (most_blocks < need) { // times do not matter where it does not fit
+            assert_int_equal(blocks, most_blocks);
+            continue;
+        }
+        assert_int_equal(blocks, best.blocks);
+        for (int s = 0; s < k.split.pp; s++) {
+            assert_int_equal(layers[s], best.layers[s]);
+            n_other += layers[s] != for_blocks[s];
+        }
+        n_some++;
+    }
+    assert_true(n_some > 100 && n_other > 100);
 }
 
 // --- what is left open, and what does not fit
@@ -486,10 +351,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_deepseek_v3_on_32_cards),
-        cmocka_unit_test(test_weights_of_deepseek_v3),
-        cmocka_unit_test(test_weights_are_those_of_the_largest_rank),
-        cmocka_unit_test(test_ranks_carve_what_is_planned),
         cmocka_unit_test(test_no_other_layers_are_better),
+        cmocka_unit_test(test_no_other_layers_are_faster),
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_less_and_less_memory),
         cmocka_unit_test(test_a_refusal_says_what_lacks_and_what_would_fit),

@@ -1,0 +1,378 @@
+#include "common/plan_cost.h"
+#include "kernels/backend.h"
+#include "workers/forward.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "plan_case.h"
+
+static void test_weights_of_deepseek_v3(void **state)
+{
+    (void) state;
+    static const struct {
+        int layers[4];
+        double gib[4];
+    } CASES[] = {
+        {{15, 15, 15, 16}, {16.72, 20.33, 20.33, 21.90}},
+        {{17, 15, 15, 14}, {19.43, 20.33, 20.33, 19.19}},
+    };
+    struct model_config c = load("deepseek-v3");
+    for (size_t k = 0; k < sizeof CASES / sizeof *CASES; k++) {
+        struct plan_request r = request(&c, 4, 8, 24564ull * MIB);
+        memcpy(r.layers, CASES[k].layers, sizeof CASES[k].layers);
+        struct plan p = make(&r);
+        expect_layers(&p, 4, CASES[k].layers);
+        for (int i = 0; i < 4; i++) {
+            double gib = (double) p.weight_bytes[i] / (double) GIB;
+            assert_float_equal(gib, CASES[k].gib[i], 0.00501);
+        }
+    }
+}
+
+// --- the counts against what is built from them
+
+struct sum {
+    const struct model_config *config;
+    uint64_t bytes;
+};
+
+static enum status add(const struct slice *s, void *arg)
+{
+    struct sum *sum = arg;
+    sum->bytes += layout_slice_bytes(sum->config, s);
+    return OK;
+}
+
+static uint64_t largest_rank(const struct model_config *c, const struct plan *p, int stage)
+{
+    uint64_t most = 0;
+    for (int rank = 0; rank < p->tp; rank++) {
+        struct sum sum = {c, 0};
+        struct placement place = {p->first[stage], p->first[stage] + p->layers[stage], stage == 0,
+                                  stage == p->pp - 1, rank, p->tp};
+        assert_int_equal(layout_walk(c, &place, add, &sum), OK);
+        most = sum.bytes > most ? sum.bytes : most;
+    }
+    return most;
+}
+
+// Widths that cut through scale blocks, so that ranks differ and not the first is the largest.
+static void test_weights_are_those_of_the_largest_rank(void **state)
+{
+    (void) state;
+    static const char *const NAMES[] = {"tiny-fp8", "tiny-bf16"};
+    for (int k = 0; k < 2; k++) {
+        struct model_config c = load(NAMES[k]);
+        c.vocab_size = 1021;
+        c.intermediate_size = 509;
+        c.moe_intermediate_size = 96 * 4;
+        for (int tp = 1; tp <= 4; tp *= 2) {
+            for (int pp = 1; pp <= 3; pp++) {
+                struct plan_request r = request(&c, pp, tp, 1 * GIB);
+                struct plan p = make(&r);
+                for (int i = 0; i < pp; i++) {
+                    assert_int_equal(p.weight_bytes[i], largest_rank(&c, &p, i));
+                }
+            }
+        }
+    }
+}
+
+// --- the ledger against what the ranks carve
+
+static struct device *open_device(bool f32, int n_threads)
+{
+    struct device_options options = {.precision = f32 ? PRECISION_F32 : PRECISION_BF16,
+                                     .n_threads = n_threads, .memory_bytes = 1 * GIB};
+    struct device *device;
+    struct error e = {0};
+    if (backend_cpu()->open(&device, &options, &e) != OK) fail_msg("%s", e.text);
+    return device;
+}
+
+static struct placement placement_of(const struct plan *p, int stage, int rank)
+{
+    return (struct placement){p->first[stage], p->first[stage] + p->layers[stage], stage == 0,
+                              stage == p->pp - 1, rank, p->tp};
+}
+
+static struct ledger carve_rank(const struct plan_request *r, const struct checkpoint *checkpoint,
+                                const struct plan *p, int stage, int rank, struct device *device)
+{
+    struct carve carve = {0};
+    struct weights weights = {0};
+    struct forward forward;
+    struct error e = {0};
+    struct placement place = placement_of(p, stage, rank);
+    struct step_limits limits = {.max_rows = p->max_rows, .slots = p->slots,
+                                 .max_blocks = p->max_blocks, .n_blocks = p->kv_blocks,
+                                 .max_out = p->max_out, .vocab_size = r->config->vocab_size};
+    if (weights_layout(&weights, r->config, &place, checkpoint, backend_cpu(), &carve, &e) != OK) {
+        fail_msg("%s", e.text);
+    }
+    forward_layout(&forward, &weights, backend_cpu(), device, NULL,
+                   r->f32 ? PRECISION_F32 : PRECISION_BF16, &limits, &carve);
+    weights_deinit(&weights);
+    assert_int_equal(ledger_total(&carve.ledger), carve.used);
+    return carve.ledger;
+}
+
+static void expect_what_is_carved(const struct plan_request *r, const struct checkpoint *checkpoint,
+                                  struct device *device)
+{
+    struct plan p = make(r);
+    assert_true(p.fits);
+    for (int stage = 0; stage < p.pp; stage++) {
+        uint64_t most = 0;
+        for (int rank = 0; rank < p.tp; rank++) {
+            struct ledger planned = plan_rank_ledger(&p, r, stage, rank);
+            struct ledger carved = carve_rank(r, checkpoint, &p, stage, rank, device);
+            char text[2048];
+            if (!ledger_equal(&planned, "the plan", &carved, "the arena", text, sizeof text)) {
+                fail_msg("tp %d pp %d stage %d rank %d: %s", p.tp, p.pp, stage, rank, text);
+            }
+            if (ledger_total(&carved) > most) most = ledger_total(&carved);
+        }
+        assert_int_equal(ledger_total(&p.stages[stage]), most);
+    }
+}
+
+// Every rank of every cut of the checkpoints here, whatever the number of threads: not a byte more
+// nor less than the plan has, in any line.
+static void test_ranks_carve_what_is_planned(void **state)
+{
+    (void) state;
+    static const char *const DIRS[] = {FIXTURES "/tiny-fp8", FIXTURES "/tiny-bf16",
+                                       SOURCE_DIR "/tools/model"};
+    for (int k = 0; k < 24; k++) {
+        const char *dir = DIRS[k % 3];
+        struct model_config c;
+        struct checkpoint *checkpoint;
+        struct layout_types types;
+        assert_int_equal(model_config_load(&c, dir, NULL), OK);
+        assert_int_equal(checkpoint_open(&checkpoint, dir, NULL), OK);
+        layout_types_read(&types, &c, checkpoint);
+        bool f32 = k / 3 % 2 == 0;
+        struct device *device = open_device(f32, k / 6 % 2 == 0 ? 1 : 16);
+        for (int n = 0; n < 9; n++) {
+            struct plan_request r = request(&c, n % 3 + 1, 1 << n / 3, 4 * GIB);
+            if (layout_check_tp(&c, r.tp, NULL) != OK || r.pp > c.n_layers) continue;
+            r.types = &types;
+            r.f32 = f32;
+            if (k >= 12) {
+                r.max_rows = 17;
+                r.slots = 3;
+                r.max_context = 100;
+            }
+            expect_what_is_carved(&r, checkpoint, device);
+        }
+        backend_cpu()->close(&device);
+        checkpoint_close(&checkpoint);
+    }
+}
+
+// --- other architectures, other devices
+
+static void test_size_of_the_checkpoint(void **state)
+{
+    (void) state;
+    struct model_config c = load("deepseek-v3");
+    static struct layout_types types;
+    layout_types_imply(&types, &c);
+    struct model_size size = layout_model_size(&c, &types);
+    assert_int_equal(size.tensors, 91991);
+    assert_int_equal(size.elements, 684531386000);
+    assert_int_equal(size.bytes, 688574839360);
+    // Where there is a checkpoint, its own sums.
+    static const char *const NAMES[] = {"tiny-fp8", "tiny-bf16"};
+    for (int k = 0; k < 2; k++) {
+        struct checkpoint *checkpoint;
+        char path[256];
+        snprintf(path, sizeof path, FIXTURES "/%s", NAMES[k]);
+        c = load(NAMES[k]);
+        assert_int_equal(checkpoint_open(&checkpoint, path, NULL), OK);
+        layout_types_imply(&types, &c);
+        size = layout_model_size(&c, &types);
+        assert_int_equal(size.tensors, checkpoint_n_tensors(checkpoint));
+        assert_int_equal(size.bytes, checkpoint_bytes(checkpoint));
+        static struct layout_types read;
+        layout_types_read(&read, &c, checkpoint);
+        assert_memory_equal(&read, &types, sizeof read);
+        checkpoint_close(&checkpoint);
+    }
+}
+
+// 384 experts in one group, 64 heads, one dense layer: about a trillion parameters.
+static void test_kimi_k2(void **state)
+{
+    (void) state;
+    struct model_config c = load("kimi-k2");
+    static struct layout_types types;
+    layout_types_imply(&types, &c);
+    struct model_size size = layout_model_size(&c, &types);
+    assert_true(size.elements > 1020ll * 1000 * 1000 * 1000);
+    assert_true(size.elements < 1030ll * 1000 * 1000 * 1000);
+    struct plan_request r = request(&c, 8, 8, 24564ull * MIB);
+    r.device = DEVICE_CUDA;
+    struct plan p = make(&r);
+    assert_true(p.fits);
+    r = request(&c, 4, 8, 24564ull * MIB);
+    assert_false(make(&r).fits);
+}
+
+static void test_layers_of_other_types(void **state)
+{
+    (void) state;
+    struct model_config c = load("tiny-fp8");
+    static struct layout_types types;
+    layout_types_imply(&types, &c);
+    struct plan_request r = request(&c, 1, 1, 4 * GIB);
+    r.types = &types;
+    struct plan plain = make(&r);
+    types.layers[2][ROLE_O] = DTYPE_BF16; // a layer that was left unquantised in part
+    struct plan p = make(&r);
+    uint64_t values = (uint64_t) c.hidden_size * (uint64_t) (c.n_heads * c.v_head_dim);
+    uint64_t blocks = (uint64_t) ((c.hidden_size + 127) / 128) *
+                      (uint64_t) ((c.n_heads * c.v_head_dim + 127) / 128);
+    assert_int_equal(p.weight_bytes[0] - plain.weight_bytes[0], values - 4 * blocks);
+    // More kinds of layers than there is room for.
+    c.n_layers = PLAN_KINDS_MAX + 1;
+    c.n_dense_layers = 0;
+    layout_types_imply(&types, &c);
+    for (int i = 0; i < c.n_layers; i++) {
+        static const enum role ROLES[] = {ROLE_O, ROLE_KV_A, ROLE_KV_B, ROLE_Q_A, ROLE_Q_B,
+                                          ROLE_SHARED_UP};
+        for (int bit = 0; bit < 6; bit++) {
+            if (i >> bit & 1) types.layers[i][ROLES[bit]] = DTYPE_BF16;
+        }
+    }
+    struct error e = {0};
+    assert_int_equal(plan_make(&p, &r, &e), ERR_LIMIT);
+    assert_string_equal(e.code, "bad_plan");
+    c.n_layers--;
+    assert_int_equal(plan_make(&p, &r, &e), OK);
+}
+
+// The layer's weights as the checkpoint has them, 14.36 GiB with the copies, of which the last
+// stage needs those of the embedding alone; and KV of a layer more.
+static void test_multi_token_prediction(void **state)
+{
+    (void) state;
+    struct model_config c = load("deepseek-v3");
+    struct plan_request r = request(&c, 4, 8, 48ull * GIB);
+    r.kv_blocks = 1000;
+    memcpy(r.layers, (int[]){17, 15, 15, 14}, 4 * sizeof *r.layers);
+    struct plan without = make(&r);
+    r.mtp = true;
+    struct plan with = make(&r);
+    assert_true(with.fits);
+    double gib = (double) (with.weight_bytes[3] - without.weight_bytes[3]) / (double) GIB;
+    assert_float_equal(gib, 1.62, 0.05);
+    assert_int_equal(with.kv_block_bytes[3], (with.layers[3] + 1) * 64 * 576 * 2);
+    assert_int_equal(with.kv_block_bytes[0], with.layers[0] * 64 * 576 * 2);
+    uint64_t kv = 1000ull * 64 * 576 * 2;
+    assert_true(with.stages[3].bytes[LEDGER_MTP] > kv);
+    assert_int_equal(with.stages[2].bytes[LEDGER_MTP], 0);
+    // On one stage the embedding is there already.
+    r = request(&c, 1, 8, 200ull * GIB);
+    struct plan one = make(&r);
+    r.mtp = true;
+    struct plan more = make(&r);
+    uint64_t slice = (uint64_t) c.vocab_size / 8 * (uint64_t) c.hidden_size * 2;
+    r = request(&c, 2, 8, 200ull * GIB);
+    r.layers[0] = r.layers[1] = 30;
+    r.layers[1]++;
+    struct plan two = make(&r);
+    r.mtp = true;
+    struct plan more2 = make(&r);
+    assert_int_equal(more2.weight_bytes[1] - two.weight_bytes[1],
+                     more.weight_bytes[0] - one.weight_bytes[0] + slice);
+    c.n_mtp_layers = 0;
+    struct error e = {0};
+    assert_int_equal(plan_make(&two, &r, &e), ERR_INPUT);
+    assert_string_equal(e.code, "bad_plan");
+}
+
+// 24 GB beside 48 and 80: the larger ones take more.
+static void test_groups_that_differ(void **state)
+{
+    (void) state;
+    struct model_config c = load("deepseek-v3");
+    struct plan_request r = request(&c, 4, 8, 24564ull * MIB);
+    r.device = DEVICE_CUDA;
+    r.device_bytes[2] = 48ull * GIB;
+    r.device_bytes[3] = 80ull * GIB;
+    struct plan p = make(&r);
+    assert_true(p.fits);
+    assert_true(p.layers[3] > p.layers[2] && p.layers[2] > p.layers[1]);
+    for (int i = 0; i < 4; i++) {
+        uint64_t context = device_sizes(DEVICE_CUDA)->context;
+        assert_true(ledger_total(&p.stages[i]) <= r.device_bytes[i]);
+        assert_int_equal(p.stages[i].bytes[LEDGER_CONTEXT], context);
+    }
+}
+
+// A cut through the blocks of scales: both sides hold them, and the ledger has them.
+static void test_scales_that_are_held_twice(void **state)
+{
+    (void) state;
+    struct model_config c = load("deepseek-v3");
+    uint64_t all[7] = {0};
+    for (int i = 0; i < 7; i++) {
+        struct plan_request r = request(&c, 4, 1 << i, 1000ull * GIB);
+        if (layout_check_tp(&c, r.tp, NULL) != OK) break;
+        struct plan p = make(&r);
+        for (int s = 0; s < 4; s++) {
+            for (int rank = 0; rank < r.tp; rank++) {
+                struct ledger l = plan_rank_ledger(&p, &r, s, rank);
+                all[i] += l.bytes[LEDGER_SCALES];
+            }
+        }
+    }
+    // Up to 16 ranks only what is replicated is held more than once: it grows evenly.
+    assert_int_equal(all[4] - all[3], 2 * (all[3] - all[2]));
+    assert_true(all[5] - all[4] > 2 * (all[4] - all[3]));
+}
+
+// The pool of a GPU takes all of its memory; the CPU's only what the slots can use.
+static void test_slots_of_a_gpu(void **state)
+{
+    (void) state;
+    struct model_config c = load("deepseek-v3");
+    struct plan_request r = request(&c, 4, 8, 24564ull * MIB);
+    r.device = DEVICE_CUDA;
+    struct plan p = make(&r);
+    expect_layers(&p, 4, (int[]){17, 15, 15, 14});
+    int64_t room = p.kv_room[0];
+    for (int i = 1; i < 4; i++) room = p.kv_room[i] < room ? p.kv_room[i] : room;
+    assert_int_equal(p.kv_blocks, room);
+    assert_int_equal(p.slots, (room + 63) / 64);
+    assert_true(p.slots > 32);
+    r.device_bytes[0] = r.device_bytes[1] = r.device_bytes[2] = r.device_bytes[3] = 141ull * GIB;
+    p = make(&r);
+    assert_int_equal(p.slots, 512);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_weights_of_deepseek_v3),
+        cmocka_unit_test(test_weights_are_those_of_the_largest_rank),
+        cmocka_unit_test(test_ranks_carve_what_is_planned),
+        cmocka_unit_test(test_size_of_the_checkpoint),
+        cmocka_unit_test(test_kimi_k2),
+        cmocka_unit_test(test_layers_of_other_types),
+        cmocka_unit_test(test_multi_token_prediction),
+        cmocka_unit_test(test_groups_that_differ),
+        cmocka_unit_test(test_scales_that_are_held_twice),
+        cmocka_unit_test(test_slots_of_a_gpu),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
