@@ -55,10 +55,13 @@ static enum status read_vram(const char *text, int64_t nodes, int64_t *bytes, st
     int64_t n = 0;
     char part[64];
     for (const char *at = text; at != NULL && n <= nodes; n++) {
-        int64_t value;
+        int64_t value = 0;
+        struct error why;
         at = next_part(at, part, sizeof part);
-        try(options_bytes(part, &value, e));
-        if (value <= 0) return bad(e, "--vram wants the memory of a GPU, e.g. 24564MiB");
+        if (options_bytes(part, &value, &why) != OK || value <= 0) {
+            return error_set(e, ERR_INPUT, "bad_usage",
+                             "--vram wants the memory of a GPU, e.g. 24564MiB, not \"%s\"", part);
+        }
         if (n < nodes) bytes[n] = value;
     }
     if (n == 1) {
@@ -349,6 +352,9 @@ int cmd_plan(int argc, char **argv)
                         .specs = specs,
                         .n_specs = sizeof specs / sizeof *specs};
     struct error e = {0};
-    if (options_parse(&o, argc, argv, &e) != OK) return outcome_usage(o.program, &e);
+    int64_t bytes[NODES_MAX];
+    enum status status = options_parse(&o, argc, argv, &e);
+    if (status == OK && a.vram != NULL) status = read_vram(a.vram, a.nodes, bytes, &e);
+    if (status != OK) return outcome_usage(o.program, &e);
     return o.help ? EXIT_DONE : answer(&a);
 }
