@@ -169,6 +169,63 @@ enum status queue_admin_models(struct queue_sync *s,
     return status;
 }
 
+// --- depths
+
+static bool is_number(const redisReply *r)
+{
+    return r->type == REDIS_REPLY_INTEGER && r->integer >= 0;
+}
+
+static bool take_depth(const redisReply *r, struct queue_depth *d)
+{
+    if (r->type != REDIS_REPLY_ARRAY || r->elements != 5 + JOB_CLASSES) return false;
+    bool good = is_text(r->element[0]);
+    for (size_t i = 1; i < r->elements; i++) good = good && is_number(r->element[i]);
+    if (!good) return false;
+    *d = (struct queue_depth){.tenant = r->element[0]->str,
+                              .paused = r->element[1]->integer == 1,
+                              .inbox = (uint64_t) r->element[2]->integer,
+                              .running = (uint64_t) r->element[3]->integer,
+                              .waited_ms = (uint64_t) r->element[4]->integer};
+    for (int i = 0; i < JOB_CLASSES; i++) d->ready[i] = (uint64_t) r->element[5 + i]->integer;
+    return true;
+}
+
+static bool take_oldest(const redisReply *r, struct queue_oldest *o)
+{
+    *o = (struct queue_oldest){0};
+    if (r->type != REDIS_REPLY_ARRAY) return false;
+    if (r->elements == 0) return true;
+    if (r->elements != 4 || !is_text(r->element[0]) || !is_text(r->element[1]) ||
+        !is_number(r->element[2]) || !is_number(r->element[3]) ||
+        r->element[2]->integer >= JOB_CLASSES) {
+        return false;
+    }
+    snprintf(o->tenant, sizeof o->tenant, "%s", r->element[0]->str);
+    snprintf(o->id, sizeof o->id, "%s", r->element[1]->str);
+    o->class = (int) r->element[2]->integer;
+    o->waited_ms = (uint64_t) r->element[3]->integer;
+    return true;
+}
+
+enum status queue_admin_depths(struct queue_sync *s, struct queue_oldest *oldest,
+                               void (*fn)(void *arg, const struct queue_depth *d), void *arg,
+                               struct error *e)
+{
+    redisReply *r;
+    enum status status = queue_sync_fcall(s, true, "depths", 0, NULL, &r, e);
+    bool good = status == OK && r->type == REDIS_REPLY_ARRAY && r->elements >= 1 &&
+                take_oldest(r->element[0], oldest);
+    for (size_t i = 1; good && i < r->elements; i++) {
+        struct queue_depth d;
+        good = take_depth(r->element[i], &d);
+        if (good) fn(arg, &d);
+    }
+    if (status == OK && !good) status = unknown_form("depths", e);
+    if (r != NULL) freeReplyObject(r);
+    return status;
+}
+
 // --- dead letters
 
 static bool take_dead(const redisReply *r, struct queue_dead *d)

@@ -50,6 +50,25 @@ enum status queue_admin_models(struct queue_sync *s,
                                void (*fn)(void *arg, const char *model, uint64_t ready,
                                           uint64_t waited_ms), void *arg, struct error *e);
 
+struct queue_depth {
+    const char *tenant;
+    bool paused;
+    uint64_t inbox, running, ready[JOB_CLASSES];
+    uint64_t waited_ms; // the first of its ready jobs
+};
+
+// The job that has been ready longest.
+struct queue_oldest {
+    char tenant[TENANT_MAX + 1], id[JOB_ID_MAX + 1]; // empty: none is ready
+    int class;
+    uint64_t waited_ms;
+};
+
+// Calls fn for each tenant.
+enum status queue_admin_depths(struct queue_sync *s, struct queue_oldest *oldest,
+                               void (*fn)(void *arg, const struct queue_depth *d), void *arg,
+                               struct error *e);
+
 struct queue_dead {
     const char *id, *code, *text;
     int64_t died_ms;

@@ -125,6 +125,40 @@ local function stats(keys, args)
     return reply
 end
 
+-- How many jobs of each tenant run.
+local function running_of(p)
+    local n = {}
+    for _, member in ipairs(call('ZRANGE', p .. 'ls', 0, -1)) do
+        local tenant = split(member)
+        if tenant then n[tenant] = (n[tenant] or 0) + 1 end
+    end
+    return n
+end
+
+-- (no arguments) -> {{tenant, id, class, ms} or nothing, {tenant, paused, inbox, running, ms that
+-- its oldest ready job has waited, ready jobs of class 0, 1, 2, 3}...}. First the oldest ready job
+-- of all.
+local function depths(keys, args)
+    local p = prefix(keys, args, 0)
+    local now, running, oldest, most, reply = now_ms(), running_of(p), {}, -1, {{}}
+    for _, tenant in ipairs(call('HKEYS', p .. 'tenants')) do
+        local row = {tenant, call('HEXISTS', p .. 'paused', tenant),
+                     call('LLEN', p .. 'in:' .. tenant), running[tenant] or 0, 0, 0, 0, 0, 0}
+        each_ready(p, tenant, function(key, _, class)
+            local n = call('ZCARD', key)
+            row[6 + class] = row[6 + class] + n
+            local ms = n > 0 and waited(p, tenant, key, now) or -1
+            row[5] = math.max(row[5], ms)
+            if ms > most then
+                most, oldest = ms, {tenant, call('ZRANGE', key, 0, 0)[1], class, ms}
+            end
+        end)
+        reply[#reply + 1] = row
+    end
+    reply[1] = oldest
+    return reply
+end
+
 -- term, or 0 of a broker that does not lead -> ok. Touches every command that the functions use, so
 -- that missing rights show at once.
 local function selftest(keys, args)
@@ -196,6 +230,7 @@ register('reap', reap, DRAINS)
 register('promote', promote, DRAINS)
 register('stats', stats, READS)
 register('models', models, READS)
+register('depths', depths, READS)
 register('tenants', tenants, READS)
 register('tenant_set', tenant_set, DRAINS)
 register('pause', pause, DRAINS)

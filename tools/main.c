@@ -24,6 +24,7 @@ static const struct {
     {"pause", cmd_pause, "starts no more jobs, of a queue or a tenant"},
     {"resume", cmd_resume, "starts jobs again"},
     {"drain", cmd_drain, "pauses a queue and waits until nothing runs"},
+    {"top", cmd_top, "live: queue, pipelines, KV blocks, each rank's memory"},
     {"fleet", cmd_fleet, "which broker leads, which group has which stage"},
     {"plan", cmd_plan, "whether a model fits on given devices, byte by byte"},
     {"generate", cmd_generate, "continues one prompt, in this process"},

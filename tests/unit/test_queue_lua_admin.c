@@ -55,6 +55,32 @@ static void test_a_paused_queue_or_tenant_starts_nothing(void **state)
     expect("ok", "done", "1", "default", "a", "1", "done", "R");
 }
 
+// Every tenant, every class; the ms are those that a job has waited.
+static void test_depths_of_tenants_and_classes(void **state)
+{
+    (void) state;
+    expect("[[] [default 0 0 0 0 0 0 0 0]]", "depths");
+    make_job("1", "a");
+    make_job("2", "b");
+    cmd("RPUSH", "%Tin:default", "x");
+    expect("ok", "tenant_set", "add", "other", "1", "", "", "");
+    expect("ok", "pause", "other", "1");
+    const char *got = call("depths");
+    assert_int_equal(strncmp(got, "[[default a ", 12), 0); // the first one is the oldest
+    assert_non_null(strstr(got, "[other 1 0 0 0 0 0 0 0]"));
+    unsigned waited, n[4];
+    const char *row = strstr(got, "[default 0 1 0 ");
+    assert_non_null(row);
+    assert_int_equal(sscanf(row, "[default 0 1 0 %u %u %u %u %u]", &waited, &n[0], &n[1], &n[2],
+                            &n[3]), 5);
+    assert_int_equal(n[0] + n[1] + n[2] + n[3], 2);
+    call("claim", "1", "30000", "100", "3", "g", "default", "a");
+    got = call("depths");
+    assert_int_equal(strncmp(got, "[[default b ", 12), 0);
+    assert_non_null(strstr(got, "[default 0 1 1 "));
+    expect("!BADARG", "depths", "1");
+}
+
 static void test_busy_counts_what_runs(void **state)
 {
     (void) state;
@@ -242,6 +268,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         test(test_tenants_and_their_budgets),
         test(test_a_paused_queue_or_tenant_starts_nothing),
+        test(test_depths_of_tenants_and_classes),
         test(test_busy_counts_what_runs),
         test(test_dead_letters_are_listed_retried_and_purged),
         test(test_show_tells_where_a_job_is),
