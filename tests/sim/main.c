@@ -1,5 +1,7 @@
 // sim: plays the true programs in a simulated room, seed by seed, and says in TAP's form how that
 // went. Exit status 0, 1 if an invariant was broken, 2 for usage.
+#include "tests/sim/admission.h"
+#include "tests/sim/deployment.h"
 #include "tests/sim/play.h"
 
 #include "common/options.h"
@@ -21,8 +23,9 @@ static const uint64_t kept[] = {945, 1509};
 
 struct settings {
     int64_t seed, workers;
-    const char *seeds, *model;
-    bool trace;
+    const char *seeds, *model, *deployment;
+    int64_t context;
+    bool trace, admission;
 };
 
 // What the processes that play tell the one that waits for them.
@@ -134,6 +137,12 @@ static bool read_range(const char *text, uint64_t *from, uint64_t *to)
     return *end == '\0' && *from <= *to;
 }
 
+static int say(bool good, const char *what)
+{
+    printf("%sok 1 - %s\n1..1\n", good ? "" : "not ", what);
+    return good ? 0 : 1;
+}
+
 static int usage(const struct error *e)
 {
     fprintf(stderr, "sim: %s\n", e->text);
@@ -142,7 +151,7 @@ static int usage(const struct error *e)
 
 int main(int argc, char **argv)
 {
-    struct settings s = {.seed = -1, .seeds = "1..1000", .workers = 2, .model = SIM_MODEL};
+    struct settings s = {.seed = -1, .seeds = "1..1000", .workers = 2};
     struct option_spec specs[] = {
         {.name = "seeds", .kind = OPTION_STRING, .value = &s.seeds, .argument = "A..B",
          .help = "Plays these seeds, and those that failed once (default 1..1000)."},
@@ -153,7 +162,17 @@ int main(int argc, char **argv)
         {.name = "workers", .kind = OPTION_INT, .value = &s.workers, .argument = "N", .least = 1,
          .most = WORKERS_MAX, .help = "Processes that play (default 2)."},
         {.name = "model", .kind = OPTION_STRING, .value = &s.model, .argument = "DIR",
-         .help = "Folder with the config.json that is played."},
+         .help = "Folder with the config.json that is played (default: a tiny one; with "
+                 "--deployment DeepSeek-V3's)."},
+        {.name = "deployment", .kind = OPTION_STRING, .value = &s.deployment,
+         .argument = "NxGxCARD",
+         .help = "Plays N nodes of G cards (4090, h100) by the cost model, and predicts tokens/s."},
+        {.name = "admission", .kind = OPTION_FLAG, .value = &s.admission,
+         .help = "Plays 10,000 jobs of mixed length over KV for 20 average ones."},
+        {.name = "context", .kind = OPTION_INT, .value = &s.context, .argument = "N",
+         .least = 0, .most = CONTEXT_MAX,
+         .help = "Tokens of a sequence: with --deployment of each (default 4096), with "
+                 "--admission of the longest (default 512)."},
     };
     struct options o = {.program = "sim", .usage = "[OPTIONS]",
                         .about = "Plays brokers, groups, Redis and network in one thread, seed by "
@@ -165,7 +184,19 @@ int main(int argc, char **argv)
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (options_parse(&o, argc, argv, &e) != OK) return usage(&e);
     if (o.help) return 0;
+    if (s.model == NULL) s.model = s.deployment != NULL ? SIM_FIXTURES "/deepseek-v3" : SIM_MODEL;
     if (model_config_load(&config, s.model, &e) != OK) return usage(&e);
+    if (s.admission) {
+        int context = s.context > 0 ? (int) s.context : 512;
+        return say(admission_show(&config, context, s.trace), "mixed lengths fill the pool");
+    }
+    if (s.deployment != NULL) {
+        int context = s.context > 0 ? (int) s.context : 4096;
+        struct deployment d = {.config = &config, .context = context, .kv_ranks = 1,
+                               .trace = s.trace};
+        if (deployment_parse(s.deployment, &d, &e) != OK) return usage(&e);
+        return say(deployment_show(&d), "the pipeline reaches what its steps allow");
+    }
     if (s.seed >= 0) {
         struct play_counts counts = {0};
         play_seed(&config, (uint64_t) s.seed, s.trace, &counts);

@@ -154,7 +154,7 @@ static void run_until_ended(void)
 
 void play_seed(const struct model_config *c, uint64_t seed, bool trace, struct play_counts *counts)
 {
-    const struct sim_devices devices = {step_ns, load_ns};
+    const struct sim_devices devices = {step_ns, load_ns, false};
     struct world_options w;
     sim_begin(seed, trace);
     sim_system_begin();

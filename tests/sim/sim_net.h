@@ -11,6 +11,7 @@
 struct sim_net {
     int64_t least_ns, most_ns; // of a message's way
     double bytes_per_s;        // of a connection; 0: any size takes the same time
+    double payload_scale;      // a link's second frame stands for so many times its bytes; 0: 1
     int64_t blind_ns;          // most time until an end learns that the connection broke
 };
 

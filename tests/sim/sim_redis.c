@@ -14,6 +14,7 @@ enum { WAY_LEAST_NS = 30000, WAY_MOST_NS = 400000, NOTICE_PERCENT = 90 };
 
 struct call {
     struct call *next; // of the client, in order
+    int refs;          // of the client, and of the agenda
     struct client *client;
     redisCallbackFn *fn;
     void *arg;
@@ -115,19 +116,31 @@ static void lose(struct client *c)
     sim_fd_write(c->fd, 1);
 }
 
+static void release(struct call *call)
+{
+    if (--call->refs > 0) return;
+    if (call->reply != NULL) sim_reply_free(call->reply);
+    free(call);
+}
+
 static void on_reply_there(void *arg)
 {
     struct call *call = arg;
-    if (call->client->lost) return;
-    call->answered = true;
-    sim_fd_write(call->client->fd, 1);
+    if (!call->client->lost) {
+        call->answered = true;
+        sim_fd_write(call->client->fd, 1);
+    }
+    release(call);
 }
 
 static void on_command(void *arg)
 {
     struct call *call = arg;
     struct client *c = call->client;
-    if (sim_now() < server.down_ns || sim_now() > c->lost_ns) return;
+    if (sim_now() < server.down_ns || sim_now() > c->lost_ns) {
+        release(call);
+        return;
+    }
     if (sim_now() < server.hung_ns) {
         sim_at(server.hung_ns, on_command, call);
         return;
@@ -206,7 +219,7 @@ static void end_call(struct client *c, redisReply *reply)
     c->busy = true;
     if (call->fn != NULL) call->fn(&c->ac, reply, call->arg);
     c->busy = false;
-    if (reply != NULL) sim_reply_free(reply);
+    release(call);
 }
 
 // All open commands get NULL, then the program is told, if it knew of the connection.
@@ -340,13 +353,14 @@ int redisAsyncCommandArgv(redisAsyncContext *ac, redisCallbackFn *fn, void *arg,
     size_t n = 0;
     if (c->freed) return REDIS_ERR;
     for (int i = 0; i < argc; i++) n += sizes[i] + 1;
-    struct call *call = sim_alloc(sizeof *call);
-    struct bytes *at = sim_alloc((size_t) argc * sizeof *at);
-    char *copy = sim_alloc(n);
-    *call = (struct call){.client = c, .fn = fn, .arg = arg, .argc = argc, .argv = at};
+    struct call *call = malloc(sizeof *call + (size_t) argc * sizeof *call->argv + n);
+    struct bytes *at = (struct bytes *) (call + 1);
+    char *copy = (char *) (at + argc);
+    *call = (struct call){.refs = 1, .client = c, .fn = fn, .arg = arg, .argc = argc, .argv = at};
     for (int i = 0; i < argc; i++) {
         memcpy(copy, argv[i], sizes[i]);
         at[i] = (struct bytes){copy, sizes[i]};
+        copy[sizes[i]] = '\0';
         copy += sizes[i] + 1;
     }
     *c->last = call;
@@ -354,7 +368,10 @@ int redisAsyncCommandArgv(redisAsyncContext *ac, redisCallbackFn *fn, void *arg,
     int64_t there = sim_now() + way_ns();
     if (there < c->there_ns) there = c->there_ns;
     c->there_ns = there;
-    if (!c->lost) sim_at(there, on_command, call);
+    if (!c->lost) {
+        call->refs++;
+        sim_at(there, on_command, call);
+    }
     return REDIS_OK;
 }
 

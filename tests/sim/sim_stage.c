@@ -79,9 +79,14 @@ static uint64_t *row_at(const struct stage *s, int layer, const struct slot *slo
     return s->kv + ((size_t) layer * blocks + block) * KV_BLOCK_ROWS + pos % KV_BLOCK_ROWS;
 }
 
+static int words(const struct stage_options *o)
+{
+    return room.devices.light ? 1 : o->last - o->first;
+}
+
 static uint64_t pass(const struct stage *s, const struct slot *slot, int pos, uint64_t x)
 {
-    for (int l = 0; l < s->options.last - s->options.first; l++) {
+    for (int l = 0; l < words(&s->options); l++) {
         uint64_t before = pos > 0 ? *row_at(s, l, slot, pos - 1) : 0;
         x = *row_at(s, l, slot, pos) = mix(before, x);
     }
@@ -209,7 +214,8 @@ void sim_stage_fail(const struct sim_proc *p)
 
 size_t stage_row_bytes(const struct model_config *c, enum precision p)
 {
-    return (size_t) c->hidden_size * (p == PRECISION_F32 ? 4 : 2);
+    return room.devices.light ? SIM_WORD_BYTES
+                              : (size_t) c->hidden_size * (p == PRECISION_F32 ? 4 : 2);
 }
 
 static void create_steps(struct stage *s)
@@ -251,8 +257,8 @@ enum status stage_create(struct stage **stage, const struct stage_options *optio
         s->slots[i].blocks = sim_alloc((size_t) l->max_blocks * sizeof *s->slots[i].blocks);
     }
     s->owners = sim_alloc((size_t) l->n_blocks * sizeof *s->owners);
-    s->kv = sim_alloc((size_t) (options->last - options->first) * (size_t) l->n_blocks *
-                      KV_BLOCK_ROWS * sizeof *s->kv);
+    s->kv = sim_alloc((size_t) words(options) * (size_t) l->n_blocks * KV_BLOCK_ROWS *
+                      sizeof *s->kv);
     create_steps(s);
     sim_at(sim_now() + room.devices.load_ns(options), on_loaded, s);
     return OK;

@@ -9,10 +9,13 @@
 #include "tests/sim/sim.h"
 #include "workers/stage.h"
 
+enum { SIM_WORD_BYTES = 8 };
+
 // Nanoseconds of a step on this stage, and of loading it.
 struct sim_devices {
     int64_t (*step_ns)(const struct stage_options *o, const struct step *s);
     int64_t (*load_ns)(const struct stage_options *o);
+    bool light; // a word for each row of a stage, not of each layer, and nothing else in a row
 };
 
 void sim_stage_begin(const struct sim_devices *devices);

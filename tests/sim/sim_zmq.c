@@ -240,11 +240,14 @@ static void send_message(struct message *m)
 {
     struct line *l = m->line;
     int from = 1 - m->to;
-    size_t size = 0;
-    for (int i = 0; i < m->n_frames; i++) size += m->frames[i]->n;
+    double size = 0, scale = room.net.payload_scale > 0 ? room.net.payload_scale : 1;
+    bool link = l->ends[0]->type == ZMQ_PUSH;
+    for (int i = 0; i < m->n_frames; i++) {
+        size += (double) m->frames[i]->n * (link && i == 1 ? scale : 1);
+    }
     int64_t begins = l->free_ns[from] > sim_now() ? l->free_ns[from] : sim_now();
     int64_t takes =
-        room.net.bytes_per_s > 0 ? (int64_t) ((double) size / room.net.bytes_per_s * 1e9) : 0;
+        room.net.bytes_per_s > 0 ? (int64_t) (size / room.net.bytes_per_s * 1e9) : 0;
     l->free_ns[from] = begins + takes;
     int64_t arrives = l->free_ns[from] + way_ns();
     int64_t held = held_until(l->ends[0]->owner, l->ends[1]->owner);

@@ -71,6 +71,7 @@ enum status __wrap_models_load(struct models *m, const struct option_list *specs
     memset(m, 0, sizeof *m);
     m->n = 1;
     m->at[0].config = *world.options.config;
+    layout_types_imply(&m->at[0].types, world.options.config);
     m->at[0].pp = world.options.n_stages;
     memcpy(m->at[0].layers, world.options.layers, sizeof m->at[0].layers);
     snprintf(m->at[0].name, sizeof m->at[0].name, "model");
