@@ -216,7 +216,13 @@ enum status checkpoint_read(const struct checkpoint *c, const struct tensor *t, 
 {
     check(offset <= t->bytes && n <= t->bytes - offset, "%s: %zu bytes at %llu of %llu", t->name, n,
           (unsigned long long) offset, (unsigned long long) t->bytes);
-    enum status status = safetensors_read(&c->files[t->file], t->offset + offset, to, n, e);
+    return checkpoint_read_file(c, t, t->offset + offset, to, n, e);
+}
+
+enum status checkpoint_read_file(const struct checkpoint *c, const struct tensor *t,
+                                 uint64_t offset, void *to, size_t n, struct error *e)
+{
+    enum status status = safetensors_read(&c->files[t->file], offset, to, n, e);
     if (status != OK) error_prefix(e, "tensor %s", t->name);
     return status;
 }

@@ -48,6 +48,11 @@ uint64_t checkpoint_bytes(const struct checkpoint *c);             // of all ten
 enum status checkpoint_read(const struct checkpoint *c, const struct tensor *t, uint64_t offset,
                             void *to, size_t n, struct error *e);
 
+// Copies `n` bytes at `offset` of the file that holds `t`, which may reach into the tensors behind
+// it. The same errors.
+enum status checkpoint_read_file(const struct checkpoint *c, const struct tensor *t,
+                                 uint64_t offset, void *to, size_t n, struct error *e);
+
 // The same for a rectangle of a row-major matrix: rows [row0, row0+n_rows) x columns [col0,
 // col0+n_cols), packed tightly into `to`.
 enum status checkpoint_read_rect(const struct checkpoint *c, const struct tensor *t, int64_t row0,

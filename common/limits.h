@@ -17,6 +17,7 @@
 #define TOKENIZER_SPLITS_MAX 16 // regular expressions of a pre-tokenizer
 #define SAFETENSORS_HEADER_MAX (100 * MIB) // as the format's own library has it
 #define SAFETENSORS_INDEX_MAX (64 * MIB)
+#define MANIFEST_MAX (256 * MIB) // a line for each of CHECKPOINT_TENSORS_MAX tensors
 #define CHECKPOINT_FILES_MAX 4096
 #define CHECKPOINT_TENSORS_MAX 1000000
 #define TENSOR_NAME_MAX 256

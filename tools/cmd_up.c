@@ -94,6 +94,8 @@ static enum status make_folders(struct up *u, struct error *e)
     try(make_folder(u->data_dir, e));
     snprintf(path, sizeof path, "%s/redis", u->data_dir);
     try(make_folder(path, e));
+    snprintf(path, sizeof path, "%s/manifests", u->data_dir);
+    try(make_folder(path, e));
     snprintf(path, sizeof path, "%s/penstock.log", u->data_dir);
     u->log = fopen(path, "ae");
     if (u->log == NULL) {
@@ -207,6 +209,8 @@ static void add_group(struct up *u, const struct served *served, int i)
     add_text(c, "precision", u->precision);
     add_number(c, "threads", u->threads);
     add_number(c, "device-memory", u->device_memory);
+    child_arg(c, "--manifest");
+    child_arg(c, "%s/manifests", u->data_dir);
     child_arg(c, "--drain");
     child_arg(c, "%lld", (long long) u->drain_s);
     if (u->log_json) child_arg(c, "--log-json");
@@ -408,7 +412,7 @@ int cmd_up(int argc, char **argv)
          .help = "Brokers (default 1): one leads, the others stand by, on any free ports.",
          .least = 1, .most = BROKERS_MAX},
         {.name = "data-dir", .kind = OPTION_STRING, .value = &u.data_dir, .argument = "DIR",
-         .help = "Where the queue is kept, and penstock.log (default penstock-data)."},
+         .help = "Where queue, manifests and penstock.log are kept (default penstock-data)."},
         {.name = "queue", .kind = OPTION_STRING, .value = &u.queue, .argument = "NAME",
          .help = "Name of the queue (default: default)."},
         {.name = "precision", .kind = OPTION_STRING, .value = &u.precision,

@@ -37,6 +37,7 @@ struct group {
     struct stage *stage;
     struct stage_shape shape; // of `stage`
     struct host host;         // of `stage` and its epochs
+    struct manifest *manifest; // while it loads; NULL: none
     bool assigned;
     struct wire_assign assign;
     enum wire_state state;    // WIRE_IDLE without an assignment
@@ -135,13 +136,22 @@ static void send_ready(struct group *g)
     control_send(&g->control, &m);
 }
 
-static void log_loaded(const struct group *g)
+static void log_loaded(struct group *g)
 {
     struct ledger ledger = stage_ledger(g->stage);
     char lines[LEDGER_TEXT_MAX];
+    uint64_t loaded, of_all;
     ledger_print(&ledger, lines, sizeof lines);
+    stage_progress(g->stage, &loaded, &of_all);
     log_line(LOG_INFO, "loaded", log_int("stage", g->assign.stage),
-             log_int("total_bytes", ledger_total(&ledger)), log_str("ledger", lines));
+             log_int("total_bytes", ledger_total(&ledger)), log_str("ledger", lines),
+             log_int("read_bytes", of_all),
+             log_int("read_ms", stage_load_ns(g->stage) / 1000000));
+    if (g->manifest == NULL) return;
+    log_line(LOG_INFO, "manifest", log_str("file", g->options.manifest),
+             log_int("compared", manifest_n_compared(g->manifest)),
+             log_int("learnt", manifest_n_learnt(g->manifest)));
+    manifest_close(&g->manifest);
 }
 
 static void send_linked(struct group *g)
@@ -334,10 +344,16 @@ static enum status build_stage(struct group *g, const struct stage_shape *shape,
     if (g->open) drop_epoch(g); // now that the ranks don't read its frames any more
     g->open = g->ending = false;
     host_release(&g->host);
+    manifest_close(&g->manifest);
     g->shape = *shape;
     struct epoch_options epoch = epoch_options(g);
     try(host_create(&g->host, &options, &epoch, e));
+    if (g->options.manifest != NULL) {
+        try(manifest_open(&g->manifest, g->options.manifest, g->options.model_hash, e));
+    }
     options.memory = g->host.steps;
+    options.staging = g->host.staging;
+    options.manifest = g->manifest;
     log_line(LOG_INFO, "loading", log_int("stage", a->stage), log_int("first", a->first),
              log_int("last", a->last), log_int("ranks", o->tp));
     return stage_create(&g->stage, &options, e);
@@ -686,6 +702,7 @@ enum status group_run(const struct group_options *o, struct error *e)
     stage_destroy(&g->stage);
     if (g->open) epoch_close(&g->epoch);
     host_release(&g->host);
+    manifest_close(&g->manifest);
     free(g);
     return status;
 }

@@ -33,6 +33,7 @@ struct group_options {
     int64_t drain_ms;      // after a first stop: most time for what runs
     int report_tokens;     // head: TOKENS after so many, or
     int64_t report_ms;     // after this time
+    const char *manifest;  // file of the tensors' hashes (common/manifest.h); NULL: none
     const char *status;    // file that the group's health is written to; NULL: none
     int stop_fd;           // an eventfd: 1 asks to drain and leave, 2 or more to leave at once
 };

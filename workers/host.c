@@ -12,6 +12,8 @@ static void carve_host(struct host *h, const struct stage_options *stage,
     h->sequences = carve_take(c, stage->head ? head_bytes(&stage->limits) : 0);
     carve_line(c, LEDGER_LINKS);
     h->links = carve_take(c, epoch_bytes(epoch));
+    carve_line(c, LEDGER_STAGING);
+    h->staging = carve_take(c, stage_staging_bytes(stage));
 }
 
 enum status host_create(struct host *h, const struct stage_options *stage,

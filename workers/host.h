@@ -14,6 +14,7 @@ struct host {
     void *steps;             // the ring between leader and ranks: stage_memory_bytes
     void *sequences;         // head_bytes; head only
     void *links;             // epoch_bytes
+    void *staging;           // stage_staging_bytes
     uint64_t received_bytes; // most that libzmq's received frames take of the heap
 };
 

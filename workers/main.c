@@ -10,6 +10,7 @@
 #include "workers/group.h"
 
 #include <arpa/inet.h>
+#include <limits.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <signal.h>
@@ -34,7 +35,7 @@ static void on_signal(int signal)
 
 struct settings {
     const char *broker, *model, *devices, *bind, *name, *precision, *log_level, *key, *broker_key,
-        *status;
+        *status, *manifest;
     int64_t data_port, threads, device_memory, drain_s, step_deadline_s;
     bool log_json, insecure;
     char address[INET_ADDRSTRLEN]; // that --bind means
@@ -75,6 +76,8 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
         {.name = "step-deadline", .kind = OPTION_INT, .value = &s->step_deadline_s,
          .argument = "S", .help = "A step that takes longer ends the epoch.", .least = 1,
          .most = 86400},
+        {.name = "manifest", .kind = OPTION_STRING, .value = &s->manifest, .argument = "DIR",
+         .help = "Folder for the hashes of what was loaded: later loads are compared with them."},
         {.name = "status", .kind = OPTION_STRING, .value = &s->status, .argument = "FILE",
          .help = "Where the group writes how it is, for penstock health."},
         {.name = "log-json", .kind = OPTION_FLAG, .value = &s->log_json,
@@ -197,8 +200,19 @@ static enum status fill(struct group_options *o, struct settings *s, struct brok
     return OK;
 }
 
-static enum status run(struct group_options *o, const char *model, struct error *e)
+// A file for each model, for whichever stages the groups of a node have.
+static enum status manifest_path(const char *model_hash, const char *dir, char *path, size_t n,
+                                 struct error *e)
 {
+    int all = snprintf(path, n, "%s/%s.json", dir, model_hash);
+    if (all > 0 && (size_t) all < n) return OK;
+    return error_set(e, ERR_INPUT, "bad_usage", "--manifest: the path is too long");
+}
+
+static enum status run(struct group_options *o, const char *model, const char *manifest,
+                       struct error *e)
+{
+    char path[PATH_MAX];
     struct model_config config;
     struct checkpoint *checkpoint = NULL;
     struct tokenizer *tokenizer = NULL;
@@ -218,6 +232,12 @@ static enum status run(struct group_options *o, const char *model, struct error 
         o->checkpoint = checkpoint;
         o->tokenizer = tokenizer;
         o->model_hash = hash;
+        if (manifest != NULL) {
+            status = manifest_path(hash, manifest, path, sizeof path, e);
+            o->manifest = path;
+        }
+    }
+    if (status == OK) {
         o->zmq = zmq_ctx_new();
         status = group_run(o, e);
         zmq_ctx_term(o->zmq);
@@ -256,7 +276,7 @@ int main(int argc, char **argv)
     signal(SIGTERM, on_signal);
     signal(SIGINT, on_signal);
     status = read_keys(&s, &pair, &brokers, &o, &e);
-    if (status == OK) status = run(&o, s.model, &e);
+    if (status == OK) status = run(&o, s.model, s.manifest, &e);
     if (status == OK) return 0;
     log_line(LOG_ERROR, "ended", log_str("code", e.code), log_str("error", e.text));
     return 1;

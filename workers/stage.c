@@ -5,10 +5,12 @@
 #include "common/seal.h"
 #include "kernels/comm.h"
 #include "workers/forward.h"
-#include "workers/weights.h"
+#include "workers/load.h"
+#include "workers/pack.h"
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -33,8 +35,10 @@ struct stage {
     int n_started;
     struct comm *comms[TP_MAX];
     struct stage_step *steps; // (n_steps)
-    _Atomic uint64_t loaded;
-    uint64_t load_bytes;
+    struct load *load;        // until READY
+    _Atomic uint64_t loaded;  // bytes that ranks are done with, all ranks together
+    uint64_t load_bytes;      // of the stage's tensors
+    int64_t load_ns;          // of the load that has ended
     atomic_bool stop;
 
     pthread_mutex_t mutex; // guards what follows
@@ -62,16 +66,50 @@ static void notify(struct stage *s)
 
 // --- the rank's thread
 
+static struct placement place_of(const struct stage_options *o, int rank)
+{
+    return (struct placement){o->first, o->last, o->head, o->tail, rank, o->tp};
+}
+
 static enum status layout_rank(struct rank *r, struct carve *carve)
 {
     const struct stage_options *o = &r->stage->options;
-    struct placement place = {o->first, o->last, o->head, o->tail, r->index, o->tp};
+    struct placement place = place_of(o, r->index);
     try(weights_layout(&r->weights, o->config, &place, o->checkpoint, o->backend, carve,
                        &r->error));
     forward_layout(&r->forward, &r->weights, o->backend, r->device, r->stage->comms[r->index],
                    o->precision, &o->limits, carve);
     r->ledger = carve->ledger;
     return OK;
+}
+
+static char *scratch_of(const struct stage_options *o, int rank)
+{
+    return (char *) o->staging + carve_aligned(load_memory_bytes(&(struct load_options){
+               .config = o->config, .place = place_of(o, 0)})) +
+           (size_t) rank * carve_aligned(pack_scratch_bytes(o->config));
+}
+
+static enum status pack_rank(struct rank *r)
+{
+    struct stage *s = r->stage;
+    const struct stage_options *o = &s->options;
+    struct packer p = {.weights = &r->weights,
+                       .backend = o->backend,
+                       .device = r->device,
+                       .scratch = scratch_of(o, r->index),
+                       .scratch_bytes = pack_scratch_bytes(o->config)};
+    struct load_batch batch;
+    try(pack_constants(&p, &r->error));
+    load_join(s->load);
+    for (;;) {
+        try(load_next(s->load, r->index, &batch, &r->error));
+        if (batch.n == 0) return OK;
+        for (int i = 0; i < batch.n; i++) try(pack_piece(&p, &batch.pieces[i], &r->error));
+        try(o->backend->sync(r->device, &r->error)); // the buffer is filled again
+        load_done(s->load, r->index);
+        atomic_fetch_add_explicit(&s->loaded, batch.bytes, memory_order_relaxed);
+    }
 }
 
 static enum status load_rank(struct rank *r)
@@ -86,8 +124,7 @@ static enum status load_rank(struct rank *r)
     try(o->backend->arena(r->device, carve.used, &base, &r->error));
     carve = (struct carve){.base = base, .size = carve.used};
     try(layout_rank(r, &carve));
-    return weights_load(&r->weights, o->checkpoint, o->backend, r->device, &s->loaded, &s->stop,
-                        &r->error);
+    return pack_rank(r);
 }
 
 // Waits for step number `next` (counted from 0). False when the stage ends.
@@ -211,16 +248,11 @@ uint64_t stage_memory_bytes(const struct stage_options *o)
     return c.used;
 }
 
-struct byte_count {
-    const struct model_config *config;
-    uint64_t bytes;
-};
-
-static enum status count_bytes(const struct slice *slice, void *arg)
+uint64_t stage_staging_bytes(const struct stage_options *o)
 {
-    struct byte_count *count = arg;
-    count->bytes += layout_slice_bytes(count->config, slice);
-    return OK;
+    struct load_options load = {.config = o->config, .place = place_of(o, 0)};
+    return carve_aligned(load_memory_bytes(&load)) +
+           (uint64_t) o->tp * carve_aligned(pack_scratch_bytes(o->config));
 }
 
 static enum status start_ranks(struct stage *s, struct error *e)
@@ -236,12 +268,13 @@ static enum status start_ranks(struct stage *s, struct error *e)
     struct sampler_shape widest = rank_sampler_shape(&first);
     try(comm_local_create(s->comms, o->tp, elements, sampler_gather_max(&widest),
                           o->collective_deadline_ms, e));
-    for (int i = 0; i < o->tp; i++) {
-        struct byte_count count = {o->config, 0};
-        struct placement place = {o->first, o->last, o->head, o->tail, i, o->tp};
-        try(layout_walk(o->config, &place, count_bytes, &count));
-        s->load_bytes += count.bytes;
-    }
+    struct load_options load = {.config = o->config,
+                                .checkpoint = o->checkpoint,
+                                .place = place_of(o, 0),
+                                .manifest = o->manifest,
+                                .memory = o->staging};
+    try(load_create(&s->load, &load, e));
+    s->load_bytes = load_bytes(s->load);
     for (int i = 0; i < o->tp; i++) {
         s->ranks[i] = (struct rank){.stage = s, .index = i};
         int failed = pthread_create(&s->ranks[i].thread, NULL, rank_main, &s->ranks[i]);
@@ -289,6 +322,10 @@ enum stage_state stage_state(struct stage *s, struct error *e)
         break;
     }
     pthread_mutex_unlock(&s->mutex);
+    if (state == STAGE_READY && s->load != NULL) {
+        s->load_ns = load_ns(s->load);
+        load_destroy(&s->load);
+    }
     return state;
 }
 
@@ -299,11 +336,14 @@ void stage_figures(struct stage *s, struct stage_figures *to)
     pthread_mutex_unlock(&s->mutex);
 }
 
+int64_t stage_load_ns(const struct stage *s) { return s->load_ns; }
+
 int stage_fd(const struct stage *s) { return s->fd; }
 
 void stage_progress(const struct stage *s, uint64_t *loaded, uint64_t *total)
 {
-    *loaded = atomic_load_explicit(&s->loaded, memory_order_relaxed);
+    uint64_t of_all = atomic_load_explicit(&s->loaded, memory_order_relaxed);
+    *loaded = of_all / (uint64_t) s->options.tp;
     *total = s->load_bytes;
 }
 
@@ -401,7 +441,9 @@ void stage_destroy(struct stage **stage)
     pthread_cond_broadcast(&s->work);
     pthread_mutex_unlock(&s->mutex);
     if (s->comms[0] != NULL) s->comms[0]->ops->abort(s->comms[0]);
+    if (s->load != NULL) load_abort(s->load);
     for (int i = 0; i < s->n_started; i++) pthread_join(s->ranks[i].thread, NULL);
+    load_destroy(&s->load);
     for (int i = 0; i < s->options.tp; i++) {
         if (s->comms[i] != NULL) s->comms[i]->ops->destroy(&s->comms[i]);
     }

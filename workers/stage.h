@@ -7,6 +7,7 @@
 #include "common/checkpoint.h"
 #include "common/histogram.h"
 #include "common/layout.h"
+#include "common/manifest.h"
 #include "common/ledger.h"
 #include "kernels/backend.h"
 #include "workers/step.h"
@@ -27,7 +28,9 @@ struct stage_options {
     struct step_limits limits;
     int n_steps;                           // ring size
     int64_t collective_deadline_ms;        // 0: none
+    struct manifest *manifest;             // compared with as it loads; NULL: none
     void *memory;                          // stage_memory_bytes, zeroed; outlives the stage
+    void *staging;                         // stage_staging_bytes; the same
 };
 
 enum stage_state { STAGE_LOADING, STAGE_READY, STAGE_FAILED };
@@ -48,6 +51,9 @@ struct stage;
 // Bytes of the ring of steps in host memory; `memory` need not be there yet.
 uint64_t stage_memory_bytes(const struct stage_options *o);
 
+// Bytes of host memory that the checkpoint passes through.
+uint64_t stage_staging_bytes(const struct stage_options *o);
+
 // Starts the rank threads, which lay out, check that it fits, load and report. The event descriptor
 // (stage_fd) becomes readable when the state changes or a step is done.
 enum status stage_create(struct stage **stage, const struct stage_options *options,
@@ -59,8 +65,11 @@ enum stage_state stage_state(struct stage *s, struct error *e);
 // An eventfd; the leader reads it before it looks at state and steps.
 int stage_fd(const struct stage *s);
 
-// Checkpoint bytes copied so far, and of all (progress of loading).
+// Bytes of the stage's tensors that were packed so far, and of all (progress of loading).
 void stage_progress(const struct stage *s, uint64_t *loaded, uint64_t *total);
+
+// After READY: nanoseconds from when all ranks had their arenas until all was packed.
+int64_t stage_load_ns(const struct stage *s);
 
 // After READY: what was carved of a rank's device, line by line; and of the largest rank's.
 struct ledger stage_rank_ledger(const struct stage *s, int rank);

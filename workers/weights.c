@@ -6,8 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STAGING_BYTES = 8 * 1024 * 1024, PANEL_ROWS = 16 };
-
 // --- layout: shapes, then addresses
 
 struct layouter {
@@ -38,15 +36,14 @@ static const struct tensor *find(const struct checkpoint *c, const struct slice 
     return t;
 }
 
-static struct layer *layer_of(struct weights *w, const struct slice *s)
+struct layer *weights_layer(struct weights *w, const struct slice *s)
 {
     return s->layer < 0 ? NULL : &w->layers[s->layer - w->place.first];
 }
 
-// The matrix that a slice fills; NULL for vectors, the embedding, the router and kv_b.
-static struct matrix *matrix_of(struct weights *w, const struct slice *s)
+struct matrix *weights_matrix(struct weights *w, const struct slice *s)
 {
-    struct layer *l = layer_of(w, s);
+    struct layer *l = weights_layer(w, s);
     switch (s->role) {
     case ROLE_LM_HEAD: return &w->lm_head;
     case ROLE_Q:
@@ -67,10 +64,9 @@ static struct matrix *matrix_of(struct weights *w, const struct slice *s)
     }
 }
 
-// The f32 vector that a slice fills; NULL for everything else.
-static const float **vector_of(struct weights *w, const struct slice *s)
+const float **weights_vector(struct weights *w, const struct slice *s)
 {
-    struct layer *l = layer_of(w, s);
+    struct layer *l = weights_layer(w, s);
     switch (s->role) {
     case ROLE_FINAL_NORM: return &w->final_norm;
     case ROLE_INPUT_NORM: return &l->input_norm;
@@ -99,14 +95,14 @@ static void place_part(void *arg, const struct slice *s, int i, const struct mat
                        void *data, float *scales)
 {
     struct layouter *l = arg;
-    const float **vector = vector_of(l->w, s);
-    struct matrix *matrix = matrix_of(l->w, s);
+    const float **vector = weights_vector(l->w, s);
+    struct matrix *matrix = weights_matrix(l->w, s);
     if (vector != NULL) {
         *vector = data;
     } else if (s->role == ROLE_EMBED) {
         l->w->embed = data;
     } else if (s->role == ROLE_KV_B) {
-        struct layer *layer = layer_of(l->w, s);
+        struct layer *layer = weights_layer(l->w, s);
         *(i % 2 == 0 ? &layer->uk[i / 2] : &layer->uv[i / 2]) = matrix_at(shape, data, scales);
     } else {
         check(matrix != NULL, "role %d has no place", (int) s->role);
@@ -174,274 +170,6 @@ enum status weights_layout(struct weights *w, const struct model_config *config,
     struct layouter l = {w, checkpoint, backend, carve, e};
     w->inv_freq = packed_carve_frequencies(config, carve);
     return layout_walk(config, place, lay_slice, &l);
-}
-
-// --- load: bytes
-
-struct loader {
-    struct weights *w;
-    const struct checkpoint *checkpoint;
-    const struct backend *backend;
-    struct device *device;
-    _Atomic uint64_t *loaded;
-    const atomic_bool *stop;
-    char *staging, *turned; // STAGING_BYTES or one panel, whichever is more
-    size_t staging_bytes;
-    struct error *e;
-};
-
-static float half_to_float(uint16_t h)
-{
-    uint32_t sign = (uint32_t) (h & 0x8000) << 16, exponent = (h >> 10) & 0x1f,
-             mantissa = h & 0x3ff;
-    float magnitude;
-    if (exponent == 0) {
-        magnitude = (float) mantissa * 0x1p-24f;
-    } else {
-        uint32_t bits = (exponent == 31 ? 0xffu : exponent + 112) << 23 | mantissa << 13;
-        memcpy(&magnitude, &bits, 4);
-    }
-    return sign ? -magnitude : magnitude;
-}
-
-// Any float type of the checkpoint to f32, n values; `to` may not overlap `from`.
-static void to_f32(float *to, const void *from, enum dtype dtype, size_t n)
-{
-    const uint16_t *half = from;
-    for (size_t i = 0; i < n; i++) {
-        if (dtype == DTYPE_BF16) {
-            uint32_t bits = (uint32_t) half[i] << 16;
-            memcpy(&to[i], &bits, 4);
-        } else if (dtype == DTYPE_F16) {
-            to[i] = half_to_float(half[i]);
-        } else {
-            memcpy(&to[i], (const char *) from + 4 * i, 4);
-        }
-    }
-}
-
-static void count(struct loader *l, uint64_t bytes)
-{
-    if (l->loaded != NULL) atomic_fetch_add_explicit(l->loaded, bytes, memory_order_relaxed);
-}
-
-static bool stopped(const struct loader *l)
-{
-    return l->stop != NULL && atomic_load_explicit(l->stop, memory_order_relaxed);
-}
-
-// A rectangle of a float tensor as f32 to device memory, through the staging buffers.
-static enum status load_f32(struct loader *l, const struct tensor *t, struct range row,
-                            struct range col, float *to)
-{
-    size_t size = dtype_size(t->dtype);
-    int64_t most = (int64_t) (l->staging_bytes / sizeof(float)) / (col.n > 0 ? col.n : 1);
-    for (int64_t done = 0; done < row.n;) {
-        int64_t n = row.n - done < most ? row.n - done : most;
-        size_t values = (size_t) (n * col.n);
-        try(checkpoint_read_rect(l->checkpoint, t, row.begin + done, n, col.begin, col.n,
-                                 l->staging, l->e));
-        to_f32((float *) (void *) l->turned, l->staging, t->dtype, values);
-        l->backend->upload(l->device, to + done * col.n, l->turned, values * sizeof(float));
-        try(l->backend->sync(l->device, l->e)); // the staging buffer is reused
-        count(l, values * size);
-        done += n;
-    }
-    return OK;
-}
-
-// (rows, cols) elements of `size` bytes -> (cols, rows).
-static void transpose(char *to, const char *from, int64_t rows, int64_t cols, size_t size)
-{
-    for (int64_t r = 0; r < rows; r++) {
-        for (int64_t c = 0; c < cols; c++) {
-            memcpy(to + (size_t) (c * rows + r) * size, from + (size_t) (r * cols + c) * size,
-                   size);
-        }
-    }
-}
-
-// The block scales of a rectangle; `turn` stores them transposed (for a transposed matrix).
-static enum status load_scales(struct loader *l, const struct tensor *t, struct matrix *m,
-                               struct range row, struct range col, bool turn)
-{
-    char name[TENSOR_NAME_MAX + 16];
-    snprintf(name, sizeof name, "%s_scale_inv", t->name);
-    const struct tensor *s = checkpoint_find(l->checkpoint, name);
-    if (s == NULL) {
-        return error_set(l->e, ERR_INPUT, "bad_checkpoint",
-                         "tensor %s is FP8, but its scales %s are missing", t->name, name);
-    }
-    int block = l->w->config->scale_block;
-    int64_t want_rows = (t->shape[0] + block - 1) / block;
-    int64_t want_cols = (t->shape[1] + block - 1) / block;
-    if (s->n_dims != 2 || s->shape[0] != want_rows || s->shape[1] != want_cols ||
-        (s->dtype != DTYPE_F32 && s->dtype != DTYPE_BF16)) {
-        return error_set(l->e, ERR_INPUT, "bad_checkpoint",
-                         "scales %s must be f32 [%lld, %lld]", name, (long long) want_rows,
-                         (long long) want_cols);
-    }
-    struct range blocks = layout_blocks(row, block), across = layout_blocks(col, block);
-    if (!turn) return load_f32(l, s, blocks, across, m->scales);
-    size_t n = (size_t) (blocks.n * across.n);
-    float *flat = malloc(n * 2 * sizeof(float));
-    if (flat == NULL) return error_set(l->e, ERR_NOMEM, NULL, "no memory for %zu scales", n);
-    enum status status = checkpoint_read_rect(l->checkpoint, s, blocks.begin, blocks.n,
-                                              across.begin, across.n, l->staging, l->e);
-    if (status == OK) {
-        to_f32(flat, l->staging, s->dtype, n);
-        transpose((char *) (flat + n), (char *) flat, blocks.n, across.n, sizeof(float));
-        l->backend->upload(l->device, m->scales, flat + n, n * sizeof(float));
-        status = l->backend->sync(l->device, l->e);
-    }
-    free(flat);
-    return status;
-}
-
-// A matrix in panels of whole 16-row tiles.
-static enum status load_matrix(struct loader *l, const struct tensor *t, struct matrix *m,
-                               struct range row, struct range col)
-{
-    size_t size = dtype_size(t->dtype);
-    size_t row_bytes = (size_t) col.n * (t->dtype == DTYPE_F16 ? 4 : size);
-    int64_t most = (int64_t) (l->staging_bytes / (row_bytes * PANEL_ROWS)) * PANEL_ROWS;
-    for (int64_t done = 0; done < row.n;) {
-        if (stopped(l)) return error_set(l->e, ERR_ABORTED, NULL, "loading was stopped");
-        int64_t n = row.n - done < most ? row.n - done : most;
-        try(checkpoint_read_rect(l->checkpoint, t, row.begin + done, n, col.begin, col.n,
-                                 l->staging, l->e));
-        const void *rows = l->staging;
-        if (t->dtype == DTYPE_F16) {
-            to_f32((float *) (void *) l->turned, l->staging, t->dtype, (size_t) (n * col.n));
-            rows = l->turned;
-        }
-        l->backend->matrix_pack(l->device, m, (int) done, (int) n, rows);
-        count(l, (uint64_t) (n * col.n) * size);
-        done += n;
-    }
-    if (m->dtype == DTYPE_F8_E4M3) try(load_scales(l, t, m, row, col, false));
-    return OK;
-}
-
-// W_UK of one head, turned from (nope, kv_lora) to (kv_lora, nope).
-static enum status load_turned(struct loader *l, const struct tensor *t, struct matrix *m,
-                               struct range row, struct range col)
-{
-    size_t size = dtype_size(t->dtype), values = (size_t) (row.n * col.n);
-    try(checkpoint_read_rect(l->checkpoint, t, row.begin, row.n, col.begin, col.n, l->staging,
-                             l->e));
-    if (t->dtype == DTYPE_F16) {
-        to_f32((float *) (void *) l->turned, l->staging, t->dtype, values);
-        memcpy(l->staging, l->turned, values * sizeof(float));
-        size = sizeof(float);
-    }
-    transpose(l->turned, l->staging, row.n, col.n, size);
-    l->backend->matrix_pack(l->device, m, 0, m->n, l->turned);
-    count(l, values * dtype_size(t->dtype));
-    if (m->dtype == DTYPE_F8_E4M3) try(load_scales(l, t, m, row, col, true));
-    return OK;
-}
-
-static enum status load_kv_b(struct loader *l, const struct tensor *t, const struct slice *s)
-{
-    const struct model_config *c = l->w->config;
-    struct layer *layer = layer_of(l->w, s);
-    struct range latent = {0, c->kv_lora_rank};
-    for (int h = 0; h < l->w->n_heads; h++) {
-        int64_t row = s->row.begin + (int64_t) h * (c->qk_nope_head_dim + c->v_head_dim);
-        try(load_turned(l, t, &layer->uk[h], (struct range){row, c->qk_nope_head_dim}, latent));
-        try(load_matrix(l, t, &layer->uv[h],
-                        (struct range){row + c->qk_nope_head_dim, c->v_head_dim}, latent));
-    }
-    return OK;
-}
-
-static enum status load_embed(struct loader *l, const struct tensor *t, const struct slice *s)
-{
-    if (l->w->embed_dtype == DTYPE_F32) {
-        return load_f32(l, t, s->row, s->col, (float *) (uintptr_t) l->w->embed);
-    }
-    uint64_t row_bytes = (uint64_t) s->cols * 2;
-    uint64_t most = l->staging_bytes / row_bytes;
-    for (uint64_t done = 0; done < (uint64_t) s->row.n;) {
-        uint64_t n = (uint64_t) s->row.n - done < most ? (uint64_t) s->row.n - done : most;
-        uint64_t at = ((uint64_t) s->row.begin + done) * row_bytes;
-        try(checkpoint_read(l->checkpoint, t, at, l->staging, n * row_bytes, l->e));
-        l->backend->upload(l->device, (char *) (uintptr_t) l->w->embed + done * row_bytes,
-                           l->staging, n * row_bytes);
-        try(l->backend->sync(l->device, l->e));
-        count(l, n * row_bytes);
-        done += n;
-    }
-    return OK;
-}
-
-static enum status load_slice(const struct slice *s, void *arg)
-{
-    struct loader *l = arg;
-    if (stopped(l)) return error_set(l->e, ERR_ABORTED, NULL, "loading was stopped");
-    const struct tensor *t = find(l->checkpoint, s, l->e);
-    if (t == NULL) return ERR_INPUT;
-    const float **vector = vector_of(l->w, s);
-    enum status status;
-    if (vector != NULL) {
-        struct range row = {0, s->rows}, col = {0, s->cols};
-        status = load_f32(l, t, row, col, (float *) (uintptr_t) *vector);
-    } else if (s->role == ROLE_EMBED) {
-        status = load_embed(l, t, s);
-    } else if (s->role == ROLE_KV_B) {
-        status = load_kv_b(l, t, s);
-    } else {
-        status = load_matrix(l, t, matrix_of(l->w, s), s->row, s->col);
-    }
-    if (status == OK) status = l->backend->sync(l->device, l->e);
-    return status;
-}
-
-// The largest row panel, or W_UK of a head, must fit in the staging buffer.
-static enum status measure_staging(const struct slice *s, void *arg)
-{
-    struct loader *l = arg;
-    const struct model_config *c = l->w->config;
-    size_t need = (size_t) s->cols * PANEL_ROWS * sizeof(float);
-    size_t turned = (size_t) c->qk_nope_head_dim * (size_t) c->kv_lora_rank * sizeof(float);
-    if (need > l->staging_bytes) l->staging_bytes = need;
-    if (turned > l->staging_bytes) l->staging_bytes = turned;
-    return OK;
-}
-
-enum status weights_load(struct weights *w, const struct checkpoint *checkpoint,
-                         const struct backend *backend, struct device *device,
-                         _Atomic uint64_t *loaded, const atomic_bool *stop, struct error *e)
-{
-    const struct model_config *c = w->config;
-    struct loader l = {.w = w,
-                       .checkpoint = checkpoint,
-                       .backend = backend,
-                       .device = device,
-                       .loaded = loaded,
-                       .stop = stop,
-                       .staging_bytes = STAGING_BYTES,
-                       .e = e};
-    try(layout_walk(c, &w->place, measure_staging, &l));
-    l.staging = malloc(2 * l.staging_bytes);
-    if (l.staging == NULL) {
-        return error_set(e, ERR_NOMEM, NULL, "no memory for a staging buffer of %zu bytes",
-                         l.staging_bytes);
-    }
-    l.turned = l.staging + l.staging_bytes;
-
-    double frequencies[MODEL_HEAD_DIM_MAX / 2], multiplier;
-    float *inv_freq = (float *) (void *) l.staging;
-    model_rope_frequencies(c, frequencies, &multiplier);
-    for (int i = 0; i < c->qk_rope_head_dim / 2; i++) inv_freq[i] = (float) frequencies[i];
-    w->rope_multiplier = (float) multiplier;
-    backend->upload(device, (float *) (uintptr_t) w->inv_freq, inv_freq,
-                    (size_t) (c->qk_rope_head_dim / 2) * sizeof(float));
-    enum status status = backend->sync(device, e);
-    if (status == OK) status = layout_walk(c, &w->place, load_slice, &l);
-    free(l.staging);
-    return status;
 }
 
 void weights_deinit(struct weights *w)

@@ -1,5 +1,6 @@
 // One rank's weights: its slices of the checkpoint, copied once into its arena in the backend's
-// packed layout. Built by the rank's thread, immutable afterwards. Knows no steps and no peers.
+// packed layout. Laid out here and filled by pack.h, in the rank's thread; immutable afterwards.
+// Knows no steps and no peers.
 #ifndef PENSTOCK_WORKERS_WEIGHTS_H
 #define PENSTOCK_WORKERS_WEIGHTS_H
 
@@ -9,7 +10,6 @@
 #include "common/model_config.h"
 #include "kernels/backend.h"
 
-#include <stdatomic.h>
 #include <stdint.h>
 
 struct layer {
@@ -50,11 +50,11 @@ enum status weights_layout(struct weights *w, const struct model_config *config,
                            const struct placement *place, const struct checkpoint *checkpoint,
                            const struct backend *backend, struct carve *carve, struct error *e);
 
-// Copies the slices from the checkpoint (after the real layout pass). `loaded` counts checkpoint
-// bytes as they arrive, for progress; `stop` set ends early with ERR_ABORTED. Either may be NULL.
-enum status weights_load(struct weights *w, const struct checkpoint *checkpoint,
-                         const struct backend *backend, struct device *device,
-                         _Atomic uint64_t *loaded, const atomic_bool *stop, struct error *e);
+// Where a slice of this rank goes. The matrix: NULL for vectors, the embedding, the router and
+// kv_b. The f32 vector: NULL for everything else. The layer: NULL outside layers.
+struct matrix *weights_matrix(struct weights *w, const struct slice *s);
+const float **weights_vector(struct weights *w, const struct slice *s);
+struct layer *weights_layer(struct weights *w, const struct slice *s);
 
 void weights_deinit(struct weights *w);
 

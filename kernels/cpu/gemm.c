@@ -1,4 +1,4 @@
-// Packing weights, and matrix products cut into panels over the team.
+// Matrix products cut into panels over the team.
 #include "kernels/cpu/gemm.h"
 
 #include "kernels/cpu/device.h"
@@ -33,109 +33,11 @@ static const struct gemm_inner *inner_of(const struct device *d, const struct ma
     return gemm_inner_for(d->isa, d->precision, w->dtype);
 }
 
-// --- packed weights
-
-static int phase_of(const struct matrix *w) { return w->dtype == DTYPE_F8_E4M3 ? w->col_phase : 0; }
-
-static uint64_t panel_bytes(const struct matrix *w)
-{
-    struct matrix_shape shape = matrix_shape(w);
-    return cpu_panel_bytes(&shape);
-}
-
-static uint64_t nan_bytes(const struct matrix *w)
-{
-    struct matrix_shape shape = matrix_shape(w);
-    return cpu_nan_bytes(&shape);
-}
-
-struct pack {
-    struct matrix *m;
-    int row0, n_rows;
-    const char *rows;
-};
-
-// The dword of row `row` that begins at value `at` of the slice: values outside it are zero.
-static uint32_t pack_group(const struct matrix *m, const char *row, int at)
-{
-    static const int order[4] = {0, 2, 1, 3};
-    int group = cpu_group_values(m->dtype), size = 4 / group;
-    uint32_t dword = 0;
-    for (int i = 0; i < group; i++) {
-        if (at + i < 0 || at + i >= m->k) continue;
-        uint32_t value = 0; // of `size` bytes, little end first on every CPU
-        memcpy(&value, row + (size_t) (at + i) * size, (size_t) size);
-        dword |= value << 8 * (group == 4 ? order[i] : size * i);
-    }
-    return dword;
-}
-
-// A NaN of e4m3 has all bits but the sign.
-static bool has_nan(const uint8_t *row, int k)
-{
-    bool found = false;
-    for (int i = 0; i < k; i++) found |= (row[i] & 0x7f) == 0x7f;
-    return found;
-}
-
-// Items are tiles of PACK_ROWS outputs, so that whole cache lines are written.
-static void pack_tiles(void *arg, int begin, int end, int thread)
-{
-    (void) thread;
-    const struct pack *p = arg;
-    const struct matrix *m = p->m;
-    int phase = phase_of(m), group = cpu_group_values(m->dtype);
-    size_t row_bytes = (size_t) m->k * dtype_size(m->dtype);
-    for (int tile = begin; tile < end; tile++) {
-        int row = p->row0 + tile * PACK_ROWS;
-        const char *from = p->rows + (size_t) tile * PACK_ROWS * row_bytes;
-        int n = p->n_rows - tile * PACK_ROWS < PACK_ROWS ? p->n_rows - tile * PACK_ROWS : PACK_ROWS;
-        char *to = (char *) m->data + nan_bytes(m) + (size_t) (row / PANEL) * panel_bytes(m);
-        for (int k = phase / group * group; k < phase + m->k; k += group, to += GROUP_BYTES) {
-            uint32_t dwords[PACK_ROWS] = {0};
-            for (int i = 0; i < n; i++) {
-                dwords[i] = pack_group(m, from + (size_t) i * row_bytes, k - phase);
-            }
-            memcpy(to + (size_t) (row % PANEL) * 4, dwords, sizeof dwords);
-        }
-        if (m->dtype != DTYPE_F8_E4M3) continue;
-        uint16_t bits = 0;
-        for (int i = 0; i < n; i++) {
-            bits |=
-                (uint16_t) (has_nan((const uint8_t *) from + (size_t) i * row_bytes, m->k) << i);
-        }
-        memcpy((uint16_t *) m->data + row / PACK_ROWS, &bits, sizeof bits);
-    }
-}
-
-// Zeros the tiles that no row reaches, so that the last panel is whole.
-static void pack_rest(struct matrix *m)
-{
-    int first = (m->n + PACK_ROWS - 1) / PACK_ROWS * PACK_ROWS;
-    for (int row = first; row < cpu_panels(m->n) * PANEL; row += PACK_ROWS) {
-        char *to = (char *) m->data + nan_bytes(m) + (size_t) (row / PANEL) * panel_bytes(m);
-        for (uint64_t at = (uint64_t) (row % PANEL) * 4; at < panel_bytes(m); at += GROUP_BYTES) {
-            memset(to + at, 0, (size_t) PACK_ROWS * 4);
-        }
-        if (m->dtype == DTYPE_F8_E4M3) ((uint16_t *) m->data)[row / PACK_ROWS] = 0;
-    }
-}
-
-void cpu_matrix_pack(struct device *d, struct matrix *m, int row0, int n_rows, const void *rows)
-{
-    check(row0 % PACK_ROWS == 0 && row0 + n_rows <= m->n, "rows [%d, %d) of %d", row0,
-          row0 + n_rows, m->n);
-    check(n_rows % PACK_ROWS == 0 || row0 + n_rows == m->n, "%d rows", n_rows);
-    struct pack p = {m, row0, n_rows, rows};
-    team_run(d->team, pack_tiles, &p, (n_rows + PACK_ROWS - 1) / PACK_ROWS, 1);
-    if (row0 + n_rows == m->n) pack_rest(m);
-}
-
 // --- where products work
 
 int gemm_blocks(const struct matrix *w)
 {
-    return (phase_of(w) + w->k + SCALE_BLOCK - 1) / SCALE_BLOCK;
+    return (gemm_phase(w) + w->k + SCALE_BLOCK - 1) / SCALE_BLOCK;
 }
 
 struct gemm_room gemm_room(const struct device *d, int thread)
@@ -152,7 +54,7 @@ struct gemm_room gemm_room(const struct device *d, int thread)
 static void prepare_row(const struct device *d, const struct matrix *w, const float *x,
                         struct gemm_input input, int row)
 {
-    int phase = phase_of(w);
+    int phase = gemm_phase(w);
     float factor = w->dtype == DTYPE_F8_E4M3 ? GEMM_F8_FACTOR : 1.0f;
     inner_of(d, w)->prepare(x, phase, phase + w->k, d->precision, factor, input, row);
 }
@@ -192,10 +94,10 @@ void gemm_run_panel(const struct device *d, const struct matrix *w, int panel,
                     struct gemm_input input, const int32_t *rows, int n_rows, float *tile,
                     float *out)
 {
-    int phase = phase_of(w);
+    int phase = gemm_phase(w);
     struct gemm_panel p = {
         .dtype = w->dtype,
-        .groups = (const char *) w->data + nan_bytes(w) + (size_t) panel * panel_bytes(w),
+        .groups = (const char *) w->data + gemm_nan_bytes(w) + (size_t) panel * gemm_panel_bytes(w),
         .begin = phase,
         .end = phase + w->k,
         .split = PANEL,

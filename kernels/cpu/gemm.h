@@ -65,6 +65,13 @@ const struct gemm_inner *gemm_inner_for(enum isa isa, enum precision precision, 
 // small products, activations for FP8 are multiplied by this first and scales make up for both.
 #define GEMM_F8_FACTOR 0x1p60f
 
+// --- gemm_pack.c: where in a packed matrix things lie
+// Where the slice begins on the grid of k: only FP8 has scales to line up with.
+int gemm_phase(const struct matrix *w);
+uint64_t gemm_panel_bytes(const struct matrix *w);
+// The NaN bits of an FP8 matrix, before its panels.
+uint64_t gemm_nan_bytes(const struct matrix *w);
+
 // --- gemm.c, for moe.c too
 // Where a thread works: the loops' tile, and outputs of two panels.
 struct gemm_room {

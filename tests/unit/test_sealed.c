@@ -3,8 +3,8 @@
 #include "common/log.h"
 #include "common/result.h"
 #include "common/seal.h"
-#include "tests/support/made_model.h"
 #include "tools/engine.h"
+#include "tools/made_model.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -34,7 +34,8 @@ static int setup(void **state)
     static const struct made_shape shape = {.layers = 2, .hidden = 8, .heads = 2, .experts = 2,
                                             .dtype = DTYPE_BF16};
     dir = model_dir_create();
-    made_model_write(dir.path, &shape);
+    struct error e = {0};
+    if (made_model_write(dir.path, &shape, &e) != OK) fail_msg("%s", e.text);
     return 0;
 }
 
