@@ -166,15 +166,16 @@ static json_t *plan_json(const struct site *s)
 {
     const struct plan *p = &s->plan;
     if (!s->planned) return json_null();
-    json_t *layers = json_array(), *bytes = json_array();
+    json_t *layers = json_array(), *bytes = json_array(), *ledgers = json_array();
     for (int i = 0; i < p->pp; i++) {
         json_array_append_new(layers, json_integer(p->layers[i]));
         json_array_append_new(bytes, number(ledger_total(&p->stages[i])));
+        json_array_append_new(ledgers, ledger_json(&p->stages[i]));
     }
-    return json_pack("{s:s,s:o,s:i,s:s,s:i,s:i,s:i,s:i,s:o}", "hash", s->plan_hash, "layers",
+    return json_pack("{s:s,s:o,s:i,s:s,s:i,s:i,s:i,s:i,s:o,s:o}", "hash", s->plan_hash, "layers",
                      layers, "tp", p->tp, "precision", s->f32 ? "f32" : "bf16", "slots", p->slots,
                      "kv_blocks", p->kv_blocks, "max_context", (int) p->max_context, "max_rows",
-                     p->max_rows, "stage_bytes", bytes);
+                     p->max_rows, "stage_bytes", bytes, "stage_ledgers", ledgers);
 }
 
 static json_t *pipeline_json(const struct site *s, const struct pipeline *p,

@@ -402,8 +402,32 @@ static void on_drain(struct site *s, const struct group *group)
     if (p != NULL && group->draining) s->options->draining(s->options->arg, p->epoch);
 }
 
+static struct ledger carved(const struct ledger *l)
+{
+    struct ledger c = *l;
+    for (int i = 0; i < LEDGER_LINES; i++) {
+        if (!ledger_is_carved((enum ledger_line) i)) c.bytes[i] = 0;
+    }
+    return c;
+}
+
+// A group carves what was planned, to the byte; if not, one of the two counts wrongly.
+static void check_ledger(const struct site *s, const struct group *group,
+                         const struct wire_ready *r)
+{
+    if (group == NULL || !r->by_line || r->stage >= s->plan.pp) return;
+    struct ledger planned = carved(&s->plan.stages[r->stage]), has = carved(&r->ledger);
+    char text[LEDGER_TEXT_MAX];
+    if (ledger_equal(&planned, "the plan", &has, "the group", text, sizeof text)) return;
+    log_line(LOG_WARN, "ledger_differs", log_str("group", group->name),
+             log_int("stage", r->stage), log_str("model", s->model->name), log_str("lines", text));
+}
+
 bool site_message(struct site *s, const struct peer *from, const struct wire_message *m)
 {
+    if (m->command == WIRE_READY && s->planned) {
+        check_ledger(s, fleet_find(&s->fleet, from), &m->ready);
+    }
     if (m->command == WIRE_FAILED) {
         log_line(LOG_ERROR, "group_failed", log_int("stage", m->failed.stage),
                  log_int("pipeline", m->failed.pipeline), log_str("model", s->model->name),

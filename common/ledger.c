@@ -35,6 +35,11 @@ enum ledger_line ledger_named(const char *name, size_t n)
     return (enum ledger_line) line;
 }
 
+bool ledger_is_carved(enum ledger_line line)
+{
+    return line != LEDGER_CONTEXT && line != LEDGER_LIBRARIES && line != LEDGER_RESERVE;
+}
+
 uint64_t ledger_total(const struct ledger *l)
 {
     uint64_t sum = 0;

@@ -38,6 +38,10 @@ struct ledger {
     uint64_t bytes[LEDGER_LINES];
 };
 
+// Whether a process carves the line itself. The others are of the driver, of libraries and of whom
+// the memory is left to: allowances.
+bool ledger_is_carved(enum ledger_line line);
+
 // A word in lower case, e.g. "weights"; the same in tables, JSON, logs and on the wire.
 const char *ledger_name(enum ledger_line line);
 

@@ -1,4 +1,5 @@
 #include "common/clock.h"
+#include "common/ledger.h"
 #include "tools/doctor.h"
 #include "tools/fleet_view.h"
 
@@ -10,6 +11,24 @@ static json_int_t stage_bytes(const json_t *plan, json_int_t stage)
     return json_integer_value(json_array_get(json_object_get(plan, "stage_bytes"), (size_t) stage));
 }
 
+// The first line of its ledger that is not as planned; NULL: all are, or none was told.
+static const char *other_line(const json_t *plan, json_int_t stage, const json_t *reserved,
+                              json_int_t *planned, json_int_t *has)
+{
+    const json_t *ledgers = json_object_get(plan, "stage_ledgers");
+    const json_t *wanted = json_array_get(ledgers, (size_t) stage);
+    const json_t *told = json_object_get(reserved, "ledger");
+    if (wanted == NULL || told == NULL) return NULL;
+    for (int i = 0; i < LEDGER_LINES; i++) {
+        const char *name = ledger_name((enum ledger_line) i);
+        if (!ledger_is_carved((enum ledger_line) i)) continue;
+        *planned = json_integer_value(json_object_get(wanted, name));
+        *has = json_integer_value(json_object_get(told, name));
+        if (*planned != *has) return name;
+    }
+    return NULL;
+}
+
 // What it reserved, against the plan that it was given and the memory that it has.
 static void check_memory(struct doctor *d, const json_t *plan, const json_t *g)
 {
@@ -18,6 +37,15 @@ static void check_memory(struct doctor *d, const json_t *plan, const json_t *g)
     json_int_t total = fleet_number(reserved, "total"), device = fleet_number(g, "device_bytes");
     if (reserved == NULL || planned == 0) return;
     bool ok = total <= planned && total <= device;
+    json_int_t wanted, has;
+    const char *line = other_line(plan, stage, reserved, &wanted, &has);
+    if (line != NULL) {
+        doctor_find(d, false, "memory",
+                    "the plan counts otherwise than the group: report it, with the output of "
+                    "penstock fleet --json",
+                    "%.64s has %lld bytes of %s for stage %lld; planned are %lld",
+                    fleet_text(g, "name"), has, line, stage, wanted);
+    }
     doctor_find(d, ok, "memory",
                 total > device ? "give the group more memory (--device-memory), or the broker a "
                                  "smaller --max-context or --slots"

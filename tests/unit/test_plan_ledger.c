@@ -1,13 +1,17 @@
 #include "common/plan_cost.h"
 #include "kernels/backend.h"
 #include "workers/forward.h"
+#include "workers/stage.h"
 
+#include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -174,6 +178,85 @@ static void test_ranks_carve_what_is_planned(void **state)
             expect_what_is_carved(&r, checkpoint, device);
         }
         backend_cpu()->close(&device);
+        checkpoint_close(&checkpoint);
+    }
+}
+
+// --- and against what running stages have
+
+// Waits until all ranks have loaded, or one could not.
+static enum stage_state wait_loaded(struct stage *stage, struct error *e)
+{
+    enum stage_state state;
+    while ((state = stage_state(stage, e)) == STAGE_LOADING) {
+        struct pollfd fd = {.fd = stage_fd(stage), .events = POLLIN};
+        uint64_t n;
+        assert_true(poll(&fd, 1, -1) == 1);
+        assert_int_equal(read(fd.fd, &n, sizeof n), sizeof n);
+    }
+    return state;
+}
+
+// Its devices have exactly what is planned for the largest rank; a byte less is refused.
+static void expect_running(const struct plan_request *r, const struct checkpoint *checkpoint,
+                           const struct plan *p, int stage)
+{
+    struct stage_options o = {
+        .config = r->config, .checkpoint = checkpoint, .backend = backend_cpu(),
+        .first = p->first[stage], .last = p->first[stage] + p->layers[stage],
+        .head = stage == 0, .tail = stage == p->pp - 1, .tp = p->tp, .n_threads = stage + 1,
+        .precision = r->f32 ? PRECISION_F32 : PRECISION_BF16,
+        .memory_bytes = ledger_total(&p->stages[stage]),
+        .limits = {.max_rows = p->max_rows, .slots = p->slots, .max_blocks = p->max_blocks,
+                   .n_blocks = p->kv_blocks, .max_out = p->max_out,
+                   .vocab_size = r->config->vocab_size},
+        .n_steps = 1};
+    o.memory = calloc(1, stage_memory_bytes(&o));
+    struct stage *s;
+    struct error e = {0};
+    assert_int_equal(stage_create(&s, &o, &e), OK);
+    if (wait_loaded(s, &e) != STAGE_READY) fail_msg("%s", e.text);
+    for (int rank = 0; rank < p->tp; rank++) {
+        struct ledger planned = plan_rank_ledger(p, r, stage, rank);
+        struct ledger has = stage_rank_ledger(s, rank);
+        char text[LEDGER_TEXT_MAX];
+        if (!ledger_equal(&planned, "the plan", &has, "the rank", text, sizeof text)) {
+            fail_msg("tp %d pp %d stage %d rank %d: %s", p->tp, p->pp, stage, rank, text);
+        }
+    }
+    struct ledger most = stage_ledger(s);
+    assert_memory_equal(&most, &p->stages[stage], sizeof most);
+    stage_destroy(&s);
+    o.memory_bytes--;
+    assert_int_equal(stage_create(&s, &o, &e), OK);
+    assert_int_equal(wait_loaded(s, &e), STAGE_FAILED);
+    assert_string_equal(e.code, "does_not_fit");
+    stage_destroy(&s);
+    free(o.memory);
+}
+
+static void test_running_stages_have_what_is_planned(void **state)
+{
+    (void) state;
+    static const char *const DIRS[] = {FIXTURES "/tiny-fp8", FIXTURES "/tiny-bf16",
+                                       SOURCE_DIR "/tools/model"};
+    for (int k = 0; k < 18; k++) {
+        struct model_config c;
+        struct checkpoint *checkpoint;
+        struct layout_types types;
+        assert_int_equal(model_config_load(&c, DIRS[k % 3], NULL), OK);
+        assert_int_equal(checkpoint_open(&checkpoint, DIRS[k % 3], NULL), OK);
+        layout_types_read(&types, &c, checkpoint);
+        struct plan_request r = request(&c, k / 6 + 1, 1 << k / 6, 4 * GIB);
+        r.types = &types;
+        r.f32 = k / 3 % 2 == 0;
+        r.max_context = 500 + k;
+        r.slots = 1 + k;
+        r.max_rows = 40;
+        if (layout_check_tp(&c, r.tp, NULL) == OK && r.pp <= c.n_layers) {
+            struct plan p = make(&r);
+            for (int i = 0; i < p.pp; i++) expect_running(&r, checkpoint, &p, i);
+        }
         checkpoint_close(&checkpoint);
     }
 }
@@ -366,6 +449,7 @@ int main(void)
         cmocka_unit_test(test_weights_of_deepseek_v3),
         cmocka_unit_test(test_weights_are_those_of_the_largest_rank),
         cmocka_unit_test(test_ranks_carve_what_is_planned),
+        cmocka_unit_test(test_running_stages_have_what_is_planned),
         cmocka_unit_test(test_size_of_the_checkpoint),
         cmocka_unit_test(test_kimi_k2),
         cmocka_unit_test(test_layers_of_other_types),
