@@ -85,3 +85,21 @@ bool ledger_equal(const struct ledger *a, const char *called_a, const struct led
     }
     return equal;
 }
+
+// What nobody can do without comes first, and KV, which everything else is there for, last.
+static const enum ledger_line by_need[] = {
+    LEDGER_CONTEXT, LEDGER_LIBRARIES, LEDGER_RESERVE, LEDGER_WEIGHTS, LEDGER_SCALES,
+    LEDGER_PACKING, LEDGER_MTP,       LEDGER_ACTIVATIONS, LEDGER_SCRATCH, LEDGER_COMM,
+    LEDGER_STEPS,   LEDGER_SEQUENCES, LEDGER_LINKS,   LEDGER_STAGING, LEDGER_LOGITS,
+    LEDGER_HISTORY, LEDGER_SAMPLER,   LEDGER_KV,
+};
+
+_Static_assert(sizeof by_need / sizeof *by_need == LEDGER_LINES, "every line is needed once");
+
+enum ledger_line ledger_line_beyond(const struct ledger *l, uint64_t has)
+{
+    uint64_t sum = 0;
+    size_t i = 0;
+    while (i < LEDGER_LINES - 1 && (sum += l->bytes[by_need[i]]) <= has) i++;
+    return by_need[i];
+}

@@ -56,6 +56,10 @@ uint64_t ledger_weights(const struct ledger *l);
 // "weights 8192, kv 4096": the lines that are not 0, in bytes. LEDGER_TEXT_MAX is room for all.
 void ledger_print(const struct ledger *l, char *text, size_t n);
 
+// Where memory of `has` bytes ends, if the total is more: the line that passes it, when what nobody
+// can do without comes first, and KV, which everything else is there for, last.
+enum ledger_line ledger_line_beyond(const struct ledger *l, uint64_t has);
+
 void ledger_add(struct ledger *to, const struct ledger *l);
 
 // Whether all lines are equal. If not, says in `text` (n bytes) which differ and by how much, with

@@ -224,26 +224,12 @@ static void set_ledgers(struct plan *p, const struct plan_request *r, struct pla
 static void print_bytes(char *text, size_t n, uint64_t bytes)
 {
     bool large = bytes >= (uint64_t) GIB;
+    if (bytes < (uint64_t) MIB) {
+        snprintf(text, n, "%llu bytes", (unsigned long long) bytes);
+        return;
+    }
     snprintf(text, n, "%.2f %s", (double) bytes / (double) (large ? GIB : MIB),
              large ? "GiB" : "MiB");
-}
-
-// What nobody can do without comes first, and KV, which everything else is there for, last.
-static const enum ledger_line by_need[] = {
-    LEDGER_CONTEXT, LEDGER_LIBRARIES, LEDGER_RESERVE, LEDGER_WEIGHTS, LEDGER_SCALES,
-    LEDGER_PACKING, LEDGER_MTP,       LEDGER_ACTIVATIONS, LEDGER_SCRATCH, LEDGER_COMM,
-    LEDGER_STEPS,   LEDGER_SEQUENCES, LEDGER_LINKS,   LEDGER_STAGING, LEDGER_LOGITS,
-    LEDGER_HISTORY, LEDGER_SAMPLER,   LEDGER_KV,
-};
-
-_Static_assert(sizeof by_need / sizeof *by_need == LEDGER_LINES, "every line is needed once");
-
-static enum ledger_line line_beyond(const struct ledger *l, uint64_t has)
-{
-    uint64_t sum = 0;
-    size_t i = 0;
-    while (i < LEDGER_LINES - 1 && (sum += l->bytes[by_need[i]]) <= has) i++;
-    return by_need[i];
 }
 
 // Names the stage that lacks most, and the line of its ledger that passes the device's memory.
@@ -259,7 +245,7 @@ static void say_why(struct plan *p, const struct plan_request *r)
         }
     }
     const struct ledger *l = &p->stages[worst];
-    enum ledger_line line = line_beyond(l, r->device_bytes[worst]);
+    enum ledger_line line = ledger_line_beyond(l, r->device_bytes[worst]);
     char lacks[32], needs[32], has[32], takes[32];
     print_bytes(lacks, sizeof lacks, most);
     print_bytes(needs, sizeof needs, ledger_total(l));

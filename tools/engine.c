@@ -63,6 +63,7 @@ struct engine {
     int n_jobs, n_sent, n_ended;
 };
 
+const struct plan *engine_plan(const struct engine *g) { return &g->plan; }
 const struct model_config *engine_config(const struct engine *g) { return &g->config; }
 const struct tokenizer *engine_tokenizer(const struct engine *g) { return g->tokenizer; }
 

@@ -6,6 +6,7 @@
 #define PENSTOCK_TOOLS_ENGINE_H
 
 #include "common/model_config.h"
+#include "common/plan.h"
 #include "common/status.h"
 #include "common/tokenizer.h"
 #include "common/wire.h"
@@ -34,6 +35,8 @@ struct engine_options {
 enum status engine_open(struct engine **engine, const struct engine_options *o, struct error *e);
 void engine_close(struct engine **engine);
 
+// What it runs by.
+const struct plan *engine_plan(const struct engine *g);
 const struct model_config *engine_config(const struct engine *g);
 const struct tokenizer *engine_tokenizer(const struct engine *g); // may be NULL
 

@@ -112,6 +112,25 @@ static enum status pack_rank(struct rank *r)
     }
 }
 
+// Takes the rank's arena. What does not fit is told by its ledger, as the plan would.
+static enum status take_arena(struct rank *r, uint64_t bytes, void **base)
+{
+    const struct stage_options *o = &r->stage->options;
+    if (o->memory_bytes == 0 || bytes <= o->memory_bytes) {
+        enum status status = o->backend->arena(r->device, bytes, base, &r->error);
+        if (status != OK) error_prefix(&r->error, "rank %d", r->index);
+        return status;
+    }
+    enum ledger_line line = ledger_line_beyond(&r->ledger, o->memory_bytes);
+    return error_set(&r->error, ERR_NOMEM, "does_not_fit",
+                     "rank %d needs %llu bytes of its device, which may have %llu: %llu bytes are "
+                     "lacking, from the line %s on, which is %llu bytes; give it more memory, or "
+                     "plan with fewer KV blocks, slots or rows, or more stages", r->index,
+                     (unsigned long long) bytes, (unsigned long long) o->memory_bytes,
+                     (unsigned long long) (bytes - o->memory_bytes), ledger_name(line),
+                     (unsigned long long) r->ledger.bytes[line]);
+}
+
 static enum status load_rank(struct rank *r)
 {
     struct stage *s = r->stage;
@@ -121,7 +140,7 @@ static enum status load_rank(struct rank *r)
     struct carve carve = {0};
     try(layout_rank(r, &carve));
     void *base;
-    try(o->backend->arena(r->device, carve.used, &base, &r->error));
+    try(take_arena(r, carve.used, &base));
     carve = (struct carve){.base = base, .size = carve.used};
     try(layout_rank(r, &carve));
     return pack_rank(r);

@@ -92,6 +92,21 @@ static void test_differences_are_named(void **state)
     assert_int_equal(ledger_total(&a), 5 + 8192 + 5 + 12288 + 1);
 }
 
+// Weights come before KV, whatever their order in the arena.
+static void test_the_line_at_which_memory_ends(void **state)
+{
+    (void) state;
+    struct ledger l = {.bytes = {[LEDGER_WEIGHTS] = 100, [LEDGER_KV] = 50, [LEDGER_LOGITS] = 10}};
+    static const struct {
+        uint64_t has;
+        enum ledger_line line;
+    } cases[] = {{0, LEDGER_WEIGHTS},  {99, LEDGER_WEIGHTS}, {100, LEDGER_LOGITS},
+                 {109, LEDGER_LOGITS}, {110, LEDGER_KV},     {159, LEDGER_KV}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        assert_int_equal(ledger_line_beyond(&l, cases[i].has), cases[i].line);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -99,6 +114,7 @@ int main(void)
         cmocka_unit_test(test_a_part_of_two_lines),
         cmocka_unit_test(test_every_line_has_a_name_of_its_own),
         cmocka_unit_test(test_differences_are_named),
+        cmocka_unit_test(test_the_line_at_which_memory_ends),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
