@@ -565,6 +565,8 @@ static enum status create_groups(struct broker *b, struct error *e)
                                     .max_rows = o->max_rows,
                                     .chunk = o->chunk,
                                     .kv_blocks = o->kv_blocks,
+                                    .fill_ms = o->fill_ms,
+                                    .step_ms = o->step_ms,
                                     .arg = b,
                                     .planned = on_planned,
                                     .up = on_up,

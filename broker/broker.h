@@ -20,6 +20,7 @@ struct broker_options {
     enum groups_precision precision;
     int tp;                   // ranks of each group; 0: as the first one has
     int slots, max_context, max_rows, chunk, kv_blocks; // 0: chosen
+    int fill_ms, step_ms;     // of the heads' schedulers: workers/sched.h
     int default_max_tokens;
     int pool_threads;   // of each of the two pools
     int urgent_percent; // of a pipeline, kept free for class 0

@@ -28,6 +28,7 @@ struct groups_options {
     int n_spares;    // groups of each model kept idle before a further pipeline is formed
     int tp;                   // ranks of each group; 0: as the first one has
     int slots, max_context, max_rows, chunk, kv_blocks; // 0: chosen
+    int fill_ms, step_ms;     // of the heads' schedulers: workers/sched.h
     void *arg;
     void (*planned)(void *arg, int model, const struct plan *plan);
     // A pipeline of this model serves. adopted: an earlier broker set it up; its head will say

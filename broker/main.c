@@ -16,7 +16,7 @@ struct settings {
     struct broker_options broker;
     const char *precision, *log_level;
     int64_t tp, pipelines, spares, slots, max_context, max_rows, chunk, kv_blocks,
-        default_max_tokens, pool_threads, age, urgent_share;
+        default_max_tokens, pool_threads, age, urgent_share, fill_ms, step_ms;
     bool log_json;
 };
 
@@ -69,6 +69,13 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
         {.name = "chunk", .kind = OPTION_INT, .value = &s->chunk, .argument = "N",
          .help = "Most prefill tokens of one sequence in a step; 0: the budget.", .least = 0,
          .most = STEP_ROWS_MAX},
+        {.name = "wait-fill-ms", .kind = OPTION_INT, .value = &s->fill_ms, .argument = "MS",
+         .help = "A step waits at most so long for more rows, which makes each of them cheaper; "
+         "class 0 never does (default 5, 0: none does).", .least = 0, .most = WAIT_FILL_MS_MAX},
+        {.name = "step-ms", .kind = OPTION_INT, .value = &s->step_ms, .argument = "MS",
+         .help = "A step gets only so many prefill tokens that it takes no longer: first tokens "
+         "wait for the steps before them (default 250, 0: any time).", .least = 0,
+         .most = STEP_MS_MAX},
         {.name = "kv-blocks", .kind = OPTION_INT, .value = &s->kv_blocks, .argument = "N",
          .help = "KV blocks of the pool; 0: what fits.", .least = 0, .most = 1 << 28},
         {.name = "default-max-tokens", .kind = OPTION_INT, .value = &s->default_max_tokens,
@@ -152,6 +159,8 @@ static enum status settle(struct settings *s, enum log_level *level, struct erro
     b->max_rows = (int) s->max_rows;
     b->chunk = (int) s->chunk;
     b->kv_blocks = (int) s->kv_blocks;
+    b->fill_ms = (int) s->fill_ms;
+    b->step_ms = (int) s->step_ms;
     b->default_max_tokens = (int) s->default_max_tokens;
     b->pool_threads = (int) s->pool_threads;
     b->age_ms = s->age * 1000;
@@ -174,6 +183,8 @@ int main(int argc, char **argv)
                          .log_level = "info",
                          .age = 600,
                          .urgent_share = 5,
+                         .fill_ms = WAIT_FILL_MS,
+                         .step_ms = STEP_MS,
                          .default_max_tokens = DEFAULT_MAX_TOKENS,
                          .pool_threads = default_threads()};
     struct error e = {0};

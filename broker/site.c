@@ -230,6 +230,8 @@ static void try_plan(struct site *s, int64_t muster_ms)
     snprintf(s->plan_hash, sizeof s->plan_hash, "%s", hash);
     log_plan(s);
     s->template = peers_template(&s->plan, hash, s->f32, false);
+    s->template.fill_ms = s->options->fill_ms;
+    s->template.step_ms = s->options->step_ms;
     start_fleet(s);
 }
 

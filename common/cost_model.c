@@ -109,6 +109,8 @@ static void add_gemm(struct stage_cost *c, double bytes, double elements, double
 {
     c->weight_bytes += bytes;
     c->gemm_flops += 2 * elements;
+    c->read_seconds += bytes / read;
+    c->gemm_seconds += 2 * elements / gemm;
     c->weight_seconds += larger(bytes / read, 2 * elements / gemm);
 }
 

@@ -59,6 +59,7 @@ struct stage_cost {
     double weight_bytes, kv_bytes;
     double gemm_flops, attention_flops;
     double weight_seconds, attention_seconds, reduce_seconds, fixed_seconds; // seconds' parts
+    double read_seconds, gemm_seconds; // of weights; weight_seconds takes the larger in each group
 };
 
 // `form->tp` is one that layout_check_tp takes.

@@ -48,6 +48,10 @@
 #define SLOTS_MAX 4096  // sequences in a pipeline at once
 #define STEP_ROWS_MAX 8192 // token budget of one step
 #define STEPS_IN_FLIGHT_MAX 16
+#define WAIT_FILL_MS 5ll       // a step may wait so long for more rows
+#define WAIT_FILL_MS_MAX 60000ll
+#define STEP_MS 250ll          // prefill is kept so small that a step takes no longer
+#define STEP_MS_MAX 600000ll
 #define DEVICE_THREADS_MAX 64 // of a CPU device; its scratch has room for all of them
 
 // --- jobs (queue.md section 2)

@@ -98,6 +98,7 @@ struct wire_assign {
     uint8_t token[WIRE_ID_BYTES]; // of the links of this epoch
     char precision[WIRE_NAME_MAX + 1];
     bool score; // logits travel back
+    int fill_ms, step_ms; // of the head's scheduler: workers/sched.h
 };
 
 struct wire_ready {

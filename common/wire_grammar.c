@@ -131,6 +131,8 @@ static const struct schema_field assign[] = {
     FIXED("token", M, assign.token),
     TEXT("precision", M, assign.precision),
     BOOL("score", M, assign.score),
+    INT("fill_ms", M, assign.fill_ms, WAIT_FILL_MS_MAX, SCHEMA_OPTIONAL),
+    INT("step_ms", M, assign.step_ms, STEP_MS_MAX, SCHEMA_OPTIONAL),
 };
 
 static const struct schema_field ready[] = {

@@ -154,6 +154,8 @@ static enum status make_plan(struct engine *g, struct error *e)
     char hash[PLAN_HASH_SIZE];
     plan_hash(&g->plan, g->model_hash, r.f32, hash);
     g->template = peers_template(&g->plan, hash, r.f32, o->score);
+    g->template.fill_ms = WAIT_FILL_MS;
+    g->template.step_ms = STEP_MS;
     return OK;
 }
 

@@ -1,6 +1,7 @@
 #include "workers/epoch.h"
 
 #include "common/carve.h"
+#include "common/clock.h"
 #include "common/seal.h"
 
 #include <stdio.h>
@@ -190,7 +191,7 @@ static void begin_steps(struct epoch *ep, int64_t now_ms)
 {
     struct stage_step *place;
     while (ep->n_flying < ep->options.steps_in_flight && (place = stage_next(ep->stage)) != NULL) {
-        if (!head_plan(ep->head, &place->step)) return;
+        if (!head_plan(ep->head, &place->step, clock_ns())) return;
         stage_submit(ep->stage);
         if (ep->n_flying++ == 0) ep->moved_ms = now_ms;
         ep->n_in++;
@@ -255,7 +256,7 @@ static void end_step(struct epoch *ep, uint64_t number, const struct step_token 
 {
     ep->n_flying--;
     ep->moved_ms = now_ms;
-    head_tokens(ep->head, number, tokens, n, logits, now_ms);
+    head_tokens(ep->head, number, tokens, n, logits, clock_ns());
 }
 
 static enum status pass_on(struct epoch *ep, const struct stage_step *done, int64_t now_ms,

@@ -382,12 +382,21 @@ static void on_assign(struct group *g, const struct wire_assign *a)
 static enum status open_head(struct group *g, const struct step_limits *limits, struct error *e)
 {
     const struct wire_assign *a = &g->assign;
+    struct device_rates rates;
+    bool cpu = strcmp(g->options.backend->name, "cpu") == 0;
+    try(device_rates_named(&rates, cpu ? "cpu" : "rtx4090", e));
     struct head_options o = {.config = g->options.config,
                              .tokenizer = g->options.tokenizer,
                              .limits = *limits,
                              .max_context = a->max_context,
                              .chunk = a->chunk,
                              .steps_in_flight = a->steps_in_flight,
+                             .stages = a->n_stages,
+                             .fill_ms = a->fill_ms,
+                             .step_ms = a->step_ms,
+                             .rates = &rates,
+                             .tp = a->tp,
+                             .f32 = g->shape.precision == PRECISION_F32,
                              .model_hash = g->options.model_hash,
                              .plan_hash = a->plan,
                              .report_tokens = g->options.report_tokens,
@@ -597,12 +606,15 @@ static enum status serve(struct group *g, int64_t now_ms, struct error *e)
     return OK;
 }
 
-// How long the loop may sleep: TOKENS that are due next are not left lying.
+// How long the loop may sleep: TOKENS that are due next are not left lying, nor a step that waited
+// for more rows.
 static long turn_ms(const struct group *g)
 {
     if (g->linking) return LINK_TURN_MS;
-    if (g->head == NULL || g->state != WIRE_SERVING || g->report_ms == INT64_MAX) return TURN_MS;
-    int64_t left = g->report_ms - clock_ms();
+    if (g->head == NULL || g->state != WIRE_SERVING) return TURN_MS;
+    int64_t next = head_plan_due(g->head) < g->report_ms ? head_plan_due(g->head) : g->report_ms;
+    if (next == INT64_MAX) return TURN_MS;
+    int64_t left = next - clock_ms();
     return left < 1 ? 1 : left < TURN_MS ? (long) left : TURN_MS;
 }
 

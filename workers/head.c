@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RESULT_BYTES_MAX = WIRE_BODY_MAX };
+enum { RESULT_BYTES_MAX = WIRE_BODY_MAX, NS_A_MS = 1000000 };
 
 static bool same_key(const struct job_key *a, const struct job_key *b)
 {
@@ -46,6 +46,26 @@ uint64_t head_bytes(const struct step_limits *l)
     return c.used;
 }
 
+// Stages are planned to take equally long: one with so many layers stands for all.
+static void open_sched(struct head *h, struct sched_seq *seqs)
+{
+    const struct head_options *o = &h->options;
+    struct cost_form form = {.tp = o->tp, .kv_ranks = 1, .f32 = o->f32, .fp8_gemm = false};
+    struct sched_options options = {.limits = o->limits,
+                                    .chunk = o->chunk,
+                                    .steps_in_flight = o->steps_in_flight,
+                                    .stages = o->stages,
+                                    .fill_ms = o->fill_ms,
+                                    .step_ms = o->step_ms};
+    if (o->rates != NULL) {
+        int n = o->config->n_layers, share = (n + o->stages - 1) / o->stages;
+        struct plan_stage stage = {.first = n - share, .last = n, .tail = true};
+        pace_init(&h->pace, o->config, &form, &stage, o->rates);
+        options.pace = &h->pace;
+    }
+    sched_init(&h->sched, seqs, &options);
+}
+
 enum status head_create(struct head **head, const struct head_options *o,
                         const struct head_events *events, struct error *e)
 {
@@ -62,7 +82,7 @@ enum status head_create(struct head **head, const struct head_options *o,
     memset(o->memory, 0, c.size);
     carve_head(h, &o->limits, &c, &free_blocks, &seqs);
     kv_init(&h->kv, free_blocks, o->limits.n_blocks);
-    sched_init(&h->sched, seqs, &o->limits, o->chunk, o->steps_in_flight);
+    open_sched(h, seqs);
     h->granted_slots = (uint64_t) o->limits.slots;
     h->granted_blocks = (uint64_t) o->limits.n_blocks;
     return OK;
@@ -293,12 +313,55 @@ static void count_run(struct head *h, const struct step_run *run)
     if (q->attempts > 1) h->counts.again += n;
 }
 
-bool head_plan(struct head *h, struct step *s)
+static struct head_flight *flight_of(struct head *h, uint64_t step)
+{
+    return &h->flights[step % STEPS_IN_FLIGHT_MAX];
+}
+
+// Notes what the step holds, for the time when it is back.
+static void take_off(struct head *h, const struct step *s, int64_t now_ns)
+{
+    struct head_flight *f = flight_of(h, s->number);
+    int decodes = 0;
+    *f = (struct head_flight){.planned_ns = now_ns};
+    for (int r = 0; r < s->n_runs; r++) {
+        const struct step_run *run = &s->runs[r];
+        int out = run->logits == RUN_ALL_ROWS ? run->n : run->logits == RUN_LAST_ROW;
+        cost_step_add(&f->step.content, run->pos, run->n, out);
+        decodes += run->pos >= h->seqs[run->slot].n_prompt;
+    }
+    f->step.mixed = decodes > 0 && decodes < s->n_runs;
+}
+
+// Steps come back as the slowest stage is done with them, if it always has a next one: where more
+// steps were in flight than there are stages. A single stage begins when a step is planned or the
+// one before is done.
+static void land(struct head *h, uint64_t step, int64_t now_ns)
+{
+    const struct head_flight *f = flight_of(h, step);
+    int stages = h->options.stages;
+    uint64_t flying = h->n_steps - h->n_back;
+    int64_t from = h->back_ns;
+    if (step <= h->n_back) return;
+    if (stages == 1 && f->planned_ns > from) from = f->planned_ns;
+    bool known = stages == 1 || (flying > (uint64_t) stages && f->planned_ns < from);
+    if (h->sched.options.pace != NULL && known && now_ns > from) {
+        pace_observe(&h->pace, &f->step, (double) (now_ns - from) / 1e9);
+    }
+    h->n_back = step;
+    h->back_ns = now_ns;
+}
+
+int64_t head_plan_due(const struct head *h) { return h->sched.again_ms; }
+
+bool head_plan(struct head *h, struct step *s, int64_t now_ns)
 {
     step_reset(s, h->n_steps + 1);
-    s->n_runs = sched_plan(&h->sched, s->runs);
+    int flying = (int) (h->n_steps - h->n_back);
+    s->n_runs = sched_plan(&h->sched, flying, now_ns / NS_A_MS, s->runs);
     if (s->n_runs == 0) return false;
     h->n_steps++;
+    take_off(h, s, now_ns);
     for (int i = 0; i < h->options.limits.slots; i++) {
         if (h->to_close[i]) s->closes[s->n_closes++] = i;
         h->to_close[i] = false;
@@ -357,8 +420,10 @@ static int take_scores(struct head *h, struct seq *q, const struct step_token *t
 }
 
 void head_tokens(struct head *h, uint64_t step, const struct step_token *tokens, int n,
-                 const float *logits, int64_t now_ms)
+                 const float *logits, int64_t now_ns)
 {
+    int64_t now_ms = now_ns / NS_A_MS;
+    land(h, step, now_ns);
     for (int i = 0; i < n;) {
         struct seq *q = &h->seqs[tokens[i].slot];
         uint64_t opened = h->opened[tokens[i].slot];

@@ -11,6 +11,7 @@
 
 #include "common/wire.h"
 #include "workers/kv.h"
+#include "workers/pace.h"
 #include "workers/sched.h"
 #include "workers/seq.h"
 #include "workers/step.h"
@@ -21,7 +22,12 @@ struct head_options {
     struct step_limits limits;
     int max_context;      // tokens of one sequence
     int chunk;            // most prefill rows of one sequence in a step; 0: the budget
-    int steps_in_flight;
+    int steps_in_flight;  // most
+    int stages;
+    int64_t fill_ms, step_ms;         // sched.h
+    const struct device_rates *rates; // copied: of the devices, to begin with; NULL: unknown
+    int tp;
+    bool f32;             // exact mode
     const char *model_hash, *plan_hash;  // copied
     int report_tokens;    // TOKENS leave after so many new ones, or
     int64_t report_ms;    // after this time; jobs with `stream`: STREAM_REPORT_TOKENS, _MS
@@ -51,6 +57,12 @@ struct head_counts { // since head_create
     uint64_t decode;  // tokens chosen
 };
 
+// A step that is in flight.
+struct head_flight {
+    struct pace_step step;
+    int64_t planned_ns;
+};
+
 struct head {
     struct head_options options;
     struct head_events events;
@@ -62,7 +74,11 @@ struct head {
     int32_t *blocks;           // (slots, max_blocks)
     int *n_blocks;             // (slots)
     struct kv kv;
+    struct pace pace;          // of the steps so far
     struct sched sched;
+    struct head_flight flights[STEPS_IN_FLIGHT_MAX]; // by step number
+    uint64_t n_back;           // number of the step that came back last
+    int64_t back_ns;           // when it did
     uint64_t granted_slots, granted_blocks; // CREDIT: ever
     uint64_t n_steps;          // planned so far
     int n_running;
@@ -95,13 +111,17 @@ void head_cancel(struct head *h, const struct job_key *key, enum wire_reason rea
 // Drops a sequence without a result: another attempt owns the job.
 void head_drop(struct head *h, const struct job_key *key);
 
-// Fills the next step (reset here; expanded). False: nothing to run.
-bool head_plan(struct head *h, struct step *s);
+// Fills the next step (reset here; expanded). False: nothing to run yet; ask again when a step is
+// back, a job has come, or head_plan_due says so.
+bool head_plan(struct head *h, struct step *s, int64_t now_ns);
+
+// When a step that waits for more rows leaves; INT64_MAX: none does.
+int64_t head_plan_due(const struct head *h);
 
 // The tokens of a step are back, in order of its out rows. logits (n, vocab) in score mode, else
-// NULL.
+// NULL. Once for each step, in their order; the intervals teach the pace.
 void head_tokens(struct head *h, uint64_t step, const struct step_token *tokens, int n,
-                 const float *logits, int64_t now_ms);
+                 const float *logits, int64_t now_ns);
 
 // Offers what is due: TOKENS, and RESULTs never sent or sent more than `again_ms` ago.
 // Returns when TOKENS are due next; INT64_MAX: there is nothing to tell.

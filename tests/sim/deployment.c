@@ -184,9 +184,9 @@ static void push_jobs(const struct deployment *d, int batch)
     }
 }
 
-static void limit(const struct deployment *d, struct deployment_figures *f)
+// With the decodes dealt out over n steps in flight, if nothing ever waits but for its turn.
+static void limit_with(const struct deployment *d, int n, struct deployment_figures *f)
 {
-    int n = f->batch < f->steps_in_flight ? f->batch : f->steps_in_flight;
     double b = (double) f->batch / n, slowest = 0, round = 0;
     struct cost_step s = {b, b * f->context, b * f->context, b};
     for (int i = 0, first = 0; i < f->n_stages; first += f->layers[i++]) {
@@ -196,8 +196,17 @@ static void limit(const struct deployment *d, struct deployment_figures *f)
         round += seconds + cost_link(&playing.cost, &d->rates, &s);
     }
     double by_stage = b / slowest, by_round = f->batch / round;
-    f->limit_s = by_stage < by_round ? by_stage : by_round;
+    double limit_s = by_stage < by_round ? by_stage : by_round;
+    if (limit_s <= f->limit_s) return;
+    f->limit_s = limit_s;
     f->stage_ms = slowest * 1e3;
+}
+
+// Of as many steps as do best: the head may have fewer in flight than it is allowed.
+static void limit(const struct deployment *d, struct deployment_figures *f)
+{
+    int most = f->batch < f->steps_in_flight ? f->batch : f->steps_in_flight;
+    for (int n = most < f->n_stages ? most : f->n_stages; n <= most; n++) limit_with(d, n, f);
 }
 
 static void measure(const struct deployment *d, struct deployment_figures *f)

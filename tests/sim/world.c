@@ -124,6 +124,8 @@ static void run_broker(void *arg)
                                .max_context = w->max_context,
                                .max_rows = w->max_rows,
                                .chunk = w->chunk,
+                               .fill_ms = WAIT_FILL_MS,
+                               .step_ms = STEP_MS,
                                .default_max_tokens = 16,
                                .pool_threads = 2,
                                .urgent_percent = w->urgent_percent,

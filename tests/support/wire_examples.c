@@ -60,6 +60,7 @@ static void assign(struct wire_assign *a, bool full)
     a->stage = 1, a->n_stages = 4, a->first = 17, a->last = 32, a->tp = 8, a->steps_in_flight = 6;
     TEXT_INTO(a->plan, "c0ffee");
     a->score = true;
+    a->fill_ms = 5, a->step_ms = 250;
 }
 
 static void ready(struct wire_ready *r, bool full)

@@ -98,11 +98,12 @@ static void world(int n_tenants, int n_pipelines, int n_blocks)
                        .understated = 1};
     const struct step_limits limits = {.max_rows = ROWS, .slots = SLOTS, .max_out = SLOTS,
                                        .max_blocks = JOB_BLOCKS_MAX, .n_blocks = n_blocks};
+    const struct sched_options options = {.limits = limits, .steps_in_flight = 1, .stages = 1};
     for (int i = 0; i < n_pipelines; i++) {
         struct pipeline *p = &pipes[i];
         memset(p, 0, sizeof *p);
         kv_init(&p->kv, p->free_blocks, n_blocks);
-        sched_init(&p->sched, p->sched_seqs, &limits, 0, 1);
+        sched_init(&p->sched, p->sched_seqs, &options);
         credit_grant(&p->credit, SLOTS, (uint64_t) n_blocks);
     }
     for (int t = 0; t < TENANTS; t++) backlogs[t] = (struct backlog){0};
@@ -236,7 +237,7 @@ static void end(struct pipeline *p, int slot)
 static void run_step(struct pipeline *p)
 {
     struct step_run runs[SLOTS];
-    int n = sched_plan(&p->sched, runs);
+    int n = sched_plan(&p->sched, 0, 0, runs);
     for (int i = 0; i < n; i++) {
         if (runs[i].logits != RUN_LAST_ROW) continue;
         sched_append(&p->sched, runs[i].slot);

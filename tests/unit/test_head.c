@@ -81,9 +81,9 @@ static void pipe_open(struct pipe *p, bool score)
     *p = (struct pipe){0};
     struct step_limits l = limits(score);
     struct head_options o = {.config = &config, .limits = l, .max_context = CONTEXT, .chunk = 16,
-                             .steps_in_flight = FLIGHT, .model_hash = "m", .plan_hash = "p",
-                             .report_tokens = 4, .report_ms = 10,
-                             .memory = malloc(head_bytes(&l))};
+                             .steps_in_flight = FLIGHT, .stages = FLIGHT,
+                             .model_hash = "m", .plan_hash = "p", .report_tokens = 4,
+                             .report_ms = 10, .memory = malloc(head_bytes(&l))};
     struct head_events events = {&p->said, on_tokens, on_result, on_logits};
     struct error e;
     assert_int_equal(head_create(&p->head, &o, &events, &e), OK);
@@ -107,7 +107,7 @@ static bool pipe_plan(struct pipe *p)
 {
     if (p->n_in - p->n_out == FLIGHT) return false;
     struct step *s = &p->steps[p->n_in % FLIGHT];
-    if (!head_plan(p->head, s)) return false;
+    if (!head_plan(p->head, s, 0)) return false;
     assert_int_equal(s->number, ++p->n_in);
     assert_true(s->n_rows <= ROWS && s->n_out <= p->head->options.limits.max_out);
     struct error e;
@@ -137,7 +137,7 @@ static bool pipe_return(struct pipe *p, int64_t now_ms)
         tokens[i] = (struct step_token){.slot = s->slot[row], .pos = s->pos[row],
                                         .id = next_id(s->ids[row], s->pos[row])};
     }
-    head_tokens(p->head, s->number, tokens, s->n_out, logits, now_ms);
+    head_tokens(p->head, s->number, tokens, s->n_out, logits, now_ms * 1000000);
     return true;
 }
 
@@ -355,7 +355,7 @@ static void test_result_that_cannot_be_encoded(void **state)
     assert_int_equal(head_accept(p.head, &job, 1000, &e), OK);
     assert_true(pipe_plan(&p));
     struct step_token token = {.slot = 0, .pos = 2, .id = 9, .n_top = 1, .top_id = {-1}};
-    head_tokens(p.head, 1, &token, 1, NULL, 1000);
+    head_tokens(p.head, 1, &token, 1, NULL, 1000000000);
     assert_int_equal(p.said.n_results, 1);
     assert_string_equal(p.said.last.id, job.key.id);
     assert_int_equal(p.said.last.status, RESULT_ERROR);

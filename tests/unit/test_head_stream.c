@@ -75,7 +75,7 @@ static void open_stage(struct stage *s, int context)
     struct step_limits limits = {.max_rows = 64, .slots = 2, .max_blocks = blocks,
                                  .n_blocks = 2 * blocks, .max_out = 2, .vocab_size = VOCAB};
     struct head_options o = {.config = &config, .tokenizer = tokenizer, .limits = limits,
-                             .max_context = context, .chunk = 64, .steps_in_flight = 1,
+                             .max_context = context, .chunk = 64, .steps_in_flight = 1, .stages = 1,
                              .model_hash = "m", .plan_hash = "p", .report_tokens = REPORT_TOKENS,
                              .report_ms = REPORT_MS, .memory = malloc(head_bytes(&limits))};
     struct head_events events = {s, on_tokens, on_result, on_logits};
@@ -113,10 +113,10 @@ static struct job_key accept(struct stage *s, const struct wire_job *like, int64
 // One step, after which the only sequence has one more token.
 static void step(struct stage *s, int32_t id, int64_t now_ms)
 {
-    assert_true(head_plan(s->head, &s->step));
+    assert_true(head_plan(s->head, &s->step, 0));
     int row = s->step.out_rows[0];
     struct step_token t = {.slot = s->step.slot[row], .pos = s->step.pos[row], .id = id};
-    head_tokens(s->head, s->step.number, &t, 1, NULL, now_ms);
+    head_tokens(s->head, s->step.number, &t, 1, NULL, now_ms * 1000000);
 }
 
 static void say(struct stage *s, const char *bytes, int64_t now_ms)
@@ -279,7 +279,7 @@ static void given_up_within_one_step(void **state)
         open_stage(&s, 1000);
         struct job_key key = accept(&s, &(struct wire_job){.max_tokens = 500, .stream = true}, 0);
         say(&s, "abc", 1);
-        assert_true(head_plan(s.head, &s.step)); // the fourth token is on its way
+        assert_true(head_plan(s.head, &s.step, 0)); // the fourth token is on its way
         int row = s.step.out_rows[0];
         struct step_token late = {.slot = s.step.slot[row], .pos = s.step.pos[row], .id = 'd'};
         uint64_t number = s.step.number, free_blocks = (uint64_t) s.head->kv.n_free;
@@ -290,9 +290,9 @@ static void given_up_within_one_step(void **state)
         assert_int_equal(s.result.usage.completion, 3);
         assert_int_equal(s.result.usage.prompt, 1);
         assert_true((uint64_t) s.head->kv.n_free > free_blocks); // for the next job, at once
-        head_tokens(s.head, number, &late, 1, NULL, 3);
+        head_tokens(s.head, number, &late, 1, NULL, 3000000);
         assert_int_equal(s.head->n_late, 1);
-        assert_false(head_plan(s.head, &s.step)); // not one step more
+        assert_false(head_plan(s.head, &s.step, 0)); // not one step more
         head_cancel(s.head, &key, cases[i].reason, 4); // said again
         assert_int_equal(s.n_results, 1);
         close_stage(&s);
