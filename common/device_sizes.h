@@ -40,6 +40,7 @@ struct device_sizes {
     uint64_t (*scratch)(const struct scratch_shape *s);
     // What a process takes of a device beside its arena: the driver, and the vendor's libraries.
     uint64_t context, libraries;
+    bool host_reads; // the host reads and writes the device's memory
 };
 
 const struct device_sizes *device_sizes(enum device_kind kind);

@@ -119,10 +119,10 @@ static struct ledger count_rest(const struct plan_cost *c, const struct placemen
                                .n_blocks = (int) kv_blocks,
                                .max_rows = c->limits.max_rows,
                                .max_out = c->limits.max_out};
-    struct carve carve = {0};
+    struct carve carve = {0}, beside = {0};
     void *at[N_RANK_BUFFERS], *sampler;
     packed_carve_frequencies(s->config, &carve);
-    rank_carve(&shape, &carve, at, &sampler);
+    rank_carve(&shape, &carve, sizes->host_reads ? &carve : &beside, at, &sampler);
     carve.ledger.bytes[LEDGER_CONTEXT] = sizes->context;
     carve.ledger.bytes[LEDGER_LIBRARIES] = sizes->libraries;
     carve.ledger.bytes[LEDGER_RESERVE] = c->limits.reserve;

@@ -103,23 +103,32 @@ static enum ledger_line line_of(enum rank_buffer b)
 {
     if (b == RANK_KV) return LEDGER_KV;
     if (b == RANK_SCRATCH) return LEDGER_SCRATCH;
-    return b == RANK_LOGITS ? LEDGER_LOGITS : LEDGER_ACTIVATIONS;
+    return b == RANK_LOGITS || b == RANK_HOST_LOGITS ? LEDGER_LOGITS : LEDGER_ACTIVATIONS;
 }
 
-void rank_carve(const struct rank_shape *s, struct carve *c, void *at[N_RANK_BUFFERS],
-                void **sampler)
+static bool of_host(enum rank_buffer b)
+{
+    return b == RANK_OUT_SLOT || b == RANK_OUT_POS || b == RANK_SAMPLED || b == RANK_HOST_LOGITS;
+}
+
+void rank_carve(const struct rank_shape *s, struct carve *c, struct carve *host,
+                void *at[N_RANK_BUFFERS], void **sampler)
 {
     uint64_t bytes[N_RANK_BUFFERS] = {0};
+    check((host == c) == device_sizes(s->device)->host_reads);
     count_step(s, bytes);
     if (s->place.tail) count_tail(s, bytes);
+    if (host != c) bytes[RANK_HOST_LOGITS] = bytes[RANK_LOGITS];
     for (int b = 0; b < N_RANK_BUFFERS; b++) {
-        carve_line(c, line_of((enum rank_buffer) b));
-        at[b] = b < RANK_OUT_X || s->place.tail ? carve_take(c, bytes[b]) : NULL;
+        struct carve *from = of_host((enum rank_buffer) b) ? host : c;
+        carve_line(from, line_of((enum rank_buffer) b));
+        at[b] = b < RANK_OUT_X || s->place.tail ? carve_take(from, bytes[b]) : NULL;
     }
+    if (host == c) at[RANK_HOST_LOGITS] = at[RANK_LOGITS];
     *sampler = NULL;
     if (!s->place.tail) return;
     struct sampler_shape shape = rank_sampler_shape(s);
     struct sampler_parts parts;
-    if (c->base != NULL) *sampler = c->base + c->used;
-    sampler_carve(&parts, &shape, c);
+    if (host->base != NULL) *sampler = host->base + host->used;
+    sampler_carve(&parts, &shape, host);
 }

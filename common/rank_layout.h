@@ -28,16 +28,17 @@ enum rank_buffer {
     RANK_O_V, RANK_Y, RANK_Y_SHARED, RANK_GATE, RANK_UP, RANK_ACT, RANK_CHOSEN, RANK_EXPERT_WEIGHT,
     RANK_SCRATCH,
     RANK_OUT_X, RANK_OUT_H, RANK_OUT_SLOT, RANK_OUT_POS, RANK_SAMPLED,
-    RANK_LOGITS,
+    RANK_LOGITS, RANK_HOST_LOGITS, // the latter where the host does not read the former
     N_RANK_BUFFERS,
 };
 
 enum { RANK_SAMPLED_BYTES = 12 + 8 * LOGPROBS_MAX }; // a chosen token with its alternatives
 
 // Carves all buffers, then the sampler: `at` (N_RANK_BUFFERS) gets their addresses and `sampler`
-// its memory (sampler_bytes); NULL while counting, and for what the stage does not have.
-void rank_carve(const struct rank_shape *s, struct carve *c, void *at[N_RANK_BUFFERS],
-                void **sampler);
+// its memory (sampler_bytes); NULL while counting, and for what the stage does not have. What the
+// host reads comes from `host`, which is `c` where the host reads the device's memory.
+void rank_carve(const struct rank_shape *s, struct carve *c, struct carve *host,
+                void *at[N_RANK_BUFFERS], void **sampler);
 
 // Of the pool of one layer.
 uint64_t rank_kv_layer_bytes(const struct rank_shape *s);

@@ -80,6 +80,7 @@ struct device_options {
     enum precision precision;
     int n_threads;         // CPU: of this device's team, <= DEVICE_THREADS_MAX; 0: chosen
     uint64_t memory_bytes; // the arena's cap; 0: what the device has
+    int index;             // CUDA: which of the machine's devices
 };
 
 struct backend {
@@ -92,13 +93,17 @@ struct backend {
     void (*close)(struct device **device);
     // The one allocation of this device; called once, before anything else needs memory. Zeroed.
     enum status (*arena)(struct device *d, uint64_t bytes, void **base, struct error *e);
+    // NULL where the host reads the arena itself. Else the one allocation of host memory (pinned)
+    // for what the host keeps beside it: called once. Zeroed.
+    enum status (*host_memory)(struct device *d, uint64_t bytes, void **base, struct error *e);
     // Gives the device its scratch, a part of the arena: device_sizes' bytes.
     void (*set_scratch)(struct device *d, const struct scratch_shape *s, void *scratch);
 
     // --- weights. Packs rows [row0, row0+n_rows) from `rows` (n_rows, k) row-major in m->dtype,
     // host memory. row0 is a multiple of 16; n_rows too unless it reaches n.
     void (*matrix_pack)(struct device *d, struct matrix *m, int row0, int n_rows, const void *rows);
-    // Copies host bytes to device memory and back; `upload` is ordered on the stream.
+    // Copies host bytes to device memory and back; `upload` is ordered on the stream and done with
+    // `from` when it returns, `download` waits for the stream.
     void (*upload)(struct device *d, void *to, const void *from, size_t n);
     void (*download)(struct device *d, void *to, const void *from, size_t n);
     // Waits for the stream; reports the first fault since the last sync.
@@ -179,6 +184,9 @@ static inline uint64_t matrix_bytes(const struct backend *b, const struct matrix
 
 // Never NULL. Variants by instruction set are chosen when a device is opened (kernels/cpu/isa.h).
 const struct backend *backend_cpu(void);
+
+// NULL in a build without CUDA. Its `open` says whether there is a device.
+const struct backend *backend_cuda(void);
 
 // bf16 where the CPU has the instructions, else f32.
 enum precision precision_auto(void);

@@ -24,10 +24,10 @@ static struct rank_shape rank_shape(const struct forward *f)
 }
 
 static void carve_buffers(struct forward *f, const struct rank_shape *shape, struct carve *c,
-                          void **sampler)
+                          struct carve *host, void **sampler)
 {
     void *at[N_RANK_BUFFERS];
-    rank_carve(shape, c, at, sampler);
+    rank_carve(shape, c, host, at, sampler);
     f->kv_layer_bytes = rank_kv_layer_bytes(shape);
     f->kv = at[RANK_KV];
     f->inputs = (struct step_inputs){.ids = at[RANK_IDS],
@@ -59,6 +59,7 @@ static void carve_buffers(struct forward *f, const struct rank_shape *shape, str
     f->out_pos = at[RANK_OUT_POS];
     f->sampled = at[RANK_SAMPLED];
     f->logits = at[RANK_LOGITS];
+    f->host_logits = at[RANK_HOST_LOGITS];
     if (at[RANK_SCRATCH] == NULL) return;
     struct scratch_shape scratch = rank_scratch_shape(shape);
     f->backend->set_scratch(f->device, &scratch, at[RANK_SCRATCH]);
@@ -66,7 +67,7 @@ static void carve_buffers(struct forward *f, const struct rank_shape *shape, str
 
 void forward_layout(struct forward *f, const struct weights *weights, const struct backend *backend,
                     struct device *device, struct comm *comm, enum precision precision,
-                    const struct step_limits *limits, struct carve *carve)
+                    const struct step_limits *limits, struct carve *carve, struct carve *host)
 {
     const struct model_config *m = weights->config;
     *f = (struct forward){.config = m,
@@ -85,7 +86,7 @@ void forward_layout(struct forward *f, const struct weights *weights, const stru
                                         .norm_eps = LATENT_NORM_EPS}};
     struct rank_shape shape = rank_shape(f);
     void *memory;
-    carve_buffers(f, &shape, carve, &memory);
+    carve_buffers(f, &shape, carve, host, &memory);
     if (memory == NULL) return;
     struct sampler_shape sampler = rank_sampler_shape(&shape);
     f->sampler = sampler_init(memory, &sampler, backend, device, comm);
@@ -216,11 +217,16 @@ static enum status tail(struct forward *f, const struct step *s, struct error *e
                    (float) m->rms_norm_eps, f->out_h, m->hidden_size, s->n_out);
         b->gemm(f->device, &f->weights->lm_head, f->out_h, m->hidden_size, f->logits,
                 (int) f->weights->vocab.n, s->n_out);
+        if (f->host_logits != f->logits) {
+            b->download(f->device, f->host_logits, f->logits,
+                        (size_t) s->n_out * (size_t) f->weights->vocab.n * sizeof(float));
+        }
         for (int i = 0; i < s->n_out; i++) {
             f->out_slot[i] = s->slot[s->out_rows[i]];
             f->out_pos[i] = s->pos[s->out_rows[i]] + 1; // of the token being chosen
         }
-        try(sampler_run(f->sampler, f->logits, s->n_out, f->out_slot, f->out_pos, f->sampled, e));
+        try(sampler_run(f->sampler, f->host_logits, s->n_out, f->out_slot, f->out_pos, f->sampled,
+                        e));
     }
     return OK;
 }

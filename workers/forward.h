@@ -40,16 +40,18 @@ struct forward {
     float *out_x;         // (max_out, hidden)
     void *out_h;          // (max_out, hidden) act
     float *logits;        // (max_out, vocab part); tail only
+    float *host_logits;   // the same where the host reads them
     int32_t *out_slot, *out_pos; // (max_out) host
     struct sampler *sampler;     // tail only
     struct sampled *sampled;     // (max_out) host; tail only
 };
 
-// Lays the buffers out in `carve` (common/rank_layout.h); called twice like weights_layout. All but
-// pointers is set by the first call. The scratch is given and the sampler made by the real pass.
+// Lays the buffers out in `carve`, and what the host reads in `host` (common/rank_layout.h); called
+// twice like weights_layout. All but pointers is set by the first call. The scratch is given and
+// the sampler made by the real pass.
 void forward_layout(struct forward *f, const struct weights *weights, const struct backend *backend,
                     struct device *device, struct comm *comm, enum precision precision,
-                    const struct step_limits *limits, struct carve *carve);
+                    const struct step_limits *limits, struct carve *carve, struct carve *host);
 
 // Runs one expanded step. `in`: (n_rows, hidden) in wire form, unused on the head. `out`: (n_rows,
 // hidden) in wire form, written if this is not the tail and `out` is not NULL (rank 0 only needs

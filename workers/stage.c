@@ -71,14 +71,14 @@ static struct placement place_of(const struct stage_options *o, int rank)
     return (struct placement){o->first, o->last, o->head, o->tail, rank, o->tp};
 }
 
-static enum status layout_rank(struct rank *r, struct carve *carve)
+static enum status layout_rank(struct rank *r, struct carve *carve, struct carve *host)
 {
     const struct stage_options *o = &r->stage->options;
     struct placement place = place_of(o, r->index);
     try(weights_layout(&r->weights, o->config, &place, o->checkpoint, o->backend, carve,
                        &r->error));
     forward_layout(&r->forward, &r->weights, o->backend, r->device, r->stage->comms[r->index],
-                   o->precision, &o->limits, carve);
+                   o->precision, &o->limits, carve, host);
     r->ledger = carve->ledger;
     return OK;
 }
@@ -135,14 +135,22 @@ static enum status load_rank(struct rank *r)
 {
     struct stage *s = r->stage;
     const struct stage_options *o = &s->options;
-    struct device_options device = {o->precision, o->n_threads, o->memory_bytes};
+    struct device_options device = {.precision = o->precision,
+                                    .n_threads = o->n_threads,
+                                    .memory_bytes = o->memory_bytes,
+                                    .index = r->index};
     try(o->backend->open(&r->device, &device, &r->error));
-    struct carve carve = {0};
-    try(layout_rank(r, &carve));
+    bool apart = o->backend->host_memory != NULL;
+    struct carve carve = {0}, beside = {0}, *host = apart ? &beside : &carve;
+    try(layout_rank(r, &carve, host));
     void *base;
     try(take_arena(r, carve.used, &base));
     carve = (struct carve){.base = base, .size = carve.used};
-    try(layout_rank(r, &carve));
+    if (apart) {
+        try(o->backend->host_memory(r->device, beside.used, &base, &r->error));
+        beside = (struct carve){.base = base, .size = beside.used};
+    }
+    try(layout_rank(r, &carve, host));
     return pack_rank(r);
 }
 
@@ -277,6 +285,10 @@ uint64_t stage_staging_bytes(const struct stage_options *o)
 static enum status start_ranks(struct stage *s, struct error *e)
 {
     const struct stage_options *o = &s->options;
+    if (o->tp > 1 && o->backend->host_memory != NULL) {
+        return error_set(e, ERR_UNSUPPORTED, "bad_tp",
+                         "tp %d: on the %s backend a group has one rank", o->tp, o->backend->name);
+    }
     size_t elements = (size_t) o->limits.max_rows * (size_t) o->config->hidden_size;
     // Rank 0 has the largest slice of the vocabulary.
     struct rank_shape first = {.config = o->config,

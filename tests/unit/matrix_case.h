@@ -113,7 +113,7 @@ static inline struct device *device_case_open(enum isa isa, enum precision preci
                                               int n_threads, const struct scratch_shape *shape)
 {
     const struct backend *b = backend_cpu();
-    struct device_options options = {precision, n_threads, 0};
+    struct device_options options = {.precision = precision, .n_threads = n_threads};
     struct device *d;
     struct error e = {0};
     void *base;

@@ -122,7 +122,7 @@ static struct ledger carve_rank(const struct plan_request *r, const struct check
         fail_msg("%s", e.text);
     }
     forward_layout(&forward, &weights, backend_cpu(), device, NULL,
-                   r->f32 ? PRECISION_F32 : PRECISION_BF16, &limits, &carve);
+                   r->f32 ? PRECISION_F32 : PRECISION_BF16, &limits, &carve, &carve);
     weights_deinit(&weights);
     assert_int_equal(ledger_total(&carve.ledger), carve.used);
     return carve.ledger;

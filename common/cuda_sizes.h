@@ -1,0 +1,75 @@
+// How weights lie in a GPU's memory and what scratch its kernels need (kernels/cuda/matrix.cuh says
+// why): the arithmetic that kernels/cuda and the plan share. Pure; any thread.
+#ifndef PENSTOCK_COMMON_CUDA_SIZES_H
+#define PENSTOCK_COMMON_CUDA_SIZES_H
+
+#include "common/carve.h"
+#include "common/device_sizes.h"
+#include "common/limits.h"
+#include "common/model_config.h"
+
+enum {
+    CUDA_STAGING_HALF = 8 * 1024 * 1024, // bytes of pinned memory; a device has two of them
+    CUDA_HEADS_MAX = 64,         // matrices of one launch
+    CUDA_SPLIT_BLOCKS = 384,     // at most, of a product whose inputs are split
+    CUDA_TILE_FLOATS = 128 * 64, // of a block of such a product
+    CUDA_COUNTERS = 16384,       // of blocks that finish a tile together
+    CUDA_TILE_PAIRS = 8,         // pairs of an expert in the smallest tile of the work list
+    CUDA_EXACT_ROWS = 64,        // rows for which the exact way of the experts has room in any case
+    CUDA_MLA_FEW_HEADS = 16,     // heads of a block of attention, and how many blocks may leave
+    CUDA_MLA_FEW_PARTS = 264,    // parts of a row's KV
+    CUDA_MLA_MANY_HEADS = 64,
+    CUDA_MLA_MANY_PARTS = 132,
+    CUDA_MLA_LORA = 512,         // the shape that tensor cores take
+    CUDA_MLA_ROPE = 64,
+    CUDA_MLA_PART = CUDA_MLA_LORA + 2, // floats of a head's part: sums, maximum, mass
+};
+
+// Where a matrix begins on the grid of k: only FP8 has scales to line up with.
+int cuda_phase(const struct matrix_shape *m);
+
+// Bytes from one row to the next; of the NaN marks of an FP8 matrix, before its rows; of all.
+uint64_t cuda_pitch(const struct matrix_shape *m);
+uint64_t cuda_nan_bytes(const struct matrix_shape *m);
+uint64_t cuda_matrix_size(const struct matrix_shape *m);
+
+// Values of a row of activations for any matrix of k inputs, whatever its phase: whole blocks.
+uint64_t cuda_input_pitch(int k);
+
+// Columns of the experts' output that are made at once for so many pairs of a row and an expert.
+int cuda_moe_panel(int hidden, uint64_t pairs);
+
+// Tiles of `pairs` pairs of n_experts experts, at most, with so many pairs in a tile.
+uint64_t cuda_moe_tiles(int n_experts, uint64_t pairs, int tile);
+
+struct cuda_tile {
+    int32_t expert, pair, n; // pairs [pair, pair + n)
+};
+
+// pairs: max_rows * n_chosen
+struct cuda_moe_scratch {
+    char *input;       // (max_rows) rows of hidden in bf16
+    char *act;         // (pairs) rows of moe_intermediate in bf16; or gate and up in f32
+    uint64_t act_bytes;
+    float *outputs;    // (pairs, cuda_moe_panel)
+    int32_t *pair_row; // (pairs) by expert, then by row
+    int32_t *pair_of;  // (rows, n_chosen) -> pair; -1: padding
+    struct cuda_tile *tiles;
+    int32_t *n_tiles;
+};
+
+struct cuda_scratch {
+    char *wire;        // CUDA_STAGING_HALF bytes: activations in wire form
+    char *input;       // a matrix product's rows in bf16
+    uint64_t input_bytes;
+    float *partial;    // sums of split products
+    int32_t *counters; // (CUDA_COUNTERS) zeros between launches
+    struct cuda_moe_scratch moe;
+    float *mla;        // parts of attention
+    float *scores;     // (max_rows, n_experts) of the router
+};
+
+// Lays the parts out; all NULL while counting.
+void cuda_scratch_carve(struct cuda_scratch *to, const struct scratch_shape *s, struct carve *c);
+
+#endif

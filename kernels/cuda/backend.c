@@ -1,0 +1,38 @@
+// The CUDA backend's table of the device seam.
+#include "kernels/backend.h"
+
+#include "kernels/cuda/ops.h"
+
+static const struct backend cuda = {
+    .name = "cuda",
+    .kind = DEVICE_CUDA,
+    .open = cuda_open,
+    .close = cuda_close,
+    .arena = cuda_arena,
+    .host_memory = cuda_host_memory,
+    .set_scratch = cuda_set_scratch,
+    .matrix_pack = cuda_matrix_pack,
+    .upload = cuda_upload,
+    .download = cuda_download,
+    .sync = cuda_sync,
+    .graph_begin = cuda_graph_begin,
+    .graph_end = cuda_graph_end,
+    .graph_launch = cuda_graph_launch,
+    .embed = cuda_embed,
+    .rmsnorm = cuda_rmsnorm,
+    .gemm = cuda_gemm,
+    .gemm_heads = cuda_gemm_heads,
+    .rope_angles = cuda_rope_angles,
+    .rope = cuda_rope,
+    .kv_write = cuda_kv_write,
+    .mla = cuda_mla,
+    .route = cuda_route,
+    .moe = cuda_moe,
+    .swiglu = cuda_swiglu,
+    .add = cuda_add,
+    .import_act = cuda_import_act,
+    .export_act = cuda_export_act,
+    .gather = cuda_gather,
+};
+
+const struct backend *backend_cuda(void) { return &cuda; }

@@ -1,0 +1,206 @@
+// A device's life, its memory and its recorded steps.
+#include "kernels/cuda/device.cuh"
+
+#include <stdlib.h>
+#include <string.h>
+
+void device_note(struct device *d, cudaError_t error, const char *op)
+{
+    if (error == cudaSuccess || d->fault != cudaSuccess) return;
+    d->fault = error;
+    d->fault_op = op;
+}
+
+static enum status no_device(struct error *e, cudaError_t error, int wanted, int count)
+{
+    if (error == cudaSuccess && count > 0) {
+        return error_set(e, ERR_UNAVAILABLE, "no_device",
+                         "GPU %d is not there: this machine has %d (counted from 0)", wanted,
+                         count);
+    }
+    const char *why = error == cudaSuccess || error == cudaErrorNoDevice ? "the driver shows none"
+                      : error == cudaErrorInsufficientDriver
+                          ? "there is no NVIDIA driver, or it is too old for this program"
+                          : cudaGetErrorString(error);
+    return error_set(e, ERR_UNAVAILABLE, "no_device",
+                     "no CUDA device: %s; see that nvidia-smi lists the GPU, or take the CPU", why);
+}
+
+static enum status fault_of(struct error *e, cudaError_t error, const char *what)
+{
+    return error_set(e, error == cudaErrorMemoryAllocation ? ERR_NOMEM : ERR_IO, "device_fault",
+                     "%s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+static cudaError_t create_parts(struct device *d)
+{
+    cudaError_t error = cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking);
+    if (error == cudaSuccess) {
+        error = cudaHostAlloc((void **) &d->staging, 2 * (size_t) CUDA_STAGING_HALF,
+                              cudaHostAllocDefault);
+    }
+    for (int i = 0; i < 2 && error == cudaSuccess; i++) {
+        error = cudaEventCreateWithFlags(&d->copied[i], cudaEventDisableTiming);
+        if (error == cudaSuccess) error = cudaEventRecord(d->copied[i], d->stream);
+    }
+    size_t free_bytes = 0, total = 0;
+    if (error == cudaSuccess) error = cudaMemGetInfo(&free_bytes, &total);
+    if (d->memory_bytes == 0) d->memory_bytes = free_bytes;
+    return error;
+}
+
+enum status cuda_open(struct device **device, const struct device_options *options,
+                      struct error *e)
+{
+    *device = NULL;
+    int count = 0;
+    cudaError_t error = cudaGetDeviceCount(&count); // leaves the count unset where it fails
+    if (error != cudaSuccess) count = 0;
+    if (options->index < 0 || options->index >= count) {
+        cudaGetLastError(); // this one is reported
+        return no_device(e, error, options->index, count);
+    }
+    struct device *d = (struct device *) calloc(1, sizeof *d);
+    if (d == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for a device");
+    d->precision = options->precision;
+    d->ordinal = options->index;
+    d->memory_bytes = options->memory_bytes;
+    cudaDeviceProp properties;
+    error = cudaSetDevice(d->ordinal);
+    if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, d->ordinal);
+    if (error == cudaSuccess && properties.major * 10 + properties.minor < 89) {
+        enum status status = error_set(e, ERR_UNAVAILABLE, "no_device",
+                                       "GPU %d (%s) has compute capability %d.%d; 8.9 is needed",
+                                       d->ordinal, properties.name, properties.major,
+                                       properties.minor);
+        cuda_close(&d);
+        return status;
+    }
+    d->n_sm = properties.multiProcessorCount;
+    d->block_bytes = (int) properties.sharedMemPerBlockOptin;
+    if (error == cudaSuccess) error = create_parts(d);
+    if (error != cudaSuccess) {
+        cuda_close(&d);
+        return fault_of(e, error, "the GPU cannot be opened");
+    }
+    *device = d;
+    return OK;
+}
+
+void cuda_close(struct device **device)
+{
+    struct device *d = *device;
+    if (d == NULL) return;
+    if (d->stream != NULL) cudaStreamSynchronize(d->stream);
+    for (int i = 0; i < d->n_graphs; i++) cudaGraphExecDestroy(d->graphs[i].exec);
+    for (int i = 0; i < 2; i++) {
+        if (d->copied[i] != NULL) cudaEventDestroy(d->copied[i]);
+    }
+    if (d->staging != NULL) cudaFreeHost(d->staging);
+    if (d->host != NULL) cudaFreeHost(d->host);
+    if (d->arena != NULL) cudaFree(d->arena);
+    if (d->stream != NULL) cudaStreamDestroy(d->stream);
+    cudaGetLastError();
+    free(d);
+    *device = NULL;
+}
+
+enum status cuda_arena(struct device *d, uint64_t bytes, void **base, struct error *e)
+{
+    check(d->arena == NULL, "a device has one arena");
+    if (bytes > d->memory_bytes) {
+        return error_set(e, ERR_NOMEM, "does_not_fit",
+                         "the device needs %.2f GiB and may have %.2f GiB",
+                         (double) bytes / (double) GIB, (double) d->memory_bytes / (double) GIB);
+    }
+    cudaError_t error = cudaMalloc(&d->arena, bytes > 0 ? bytes : 1);
+    if (error != cudaSuccess) {
+        d->arena = NULL;
+        cudaGetLastError();
+        return error_set(e, ERR_NOMEM, "does_not_fit", "cannot take %.2f GiB of the GPU: %s",
+                         (double) bytes / (double) GIB, cudaGetErrorString(error));
+    }
+    d->arena_bytes = bytes;
+    error = cudaMemsetAsync(d->arena, 0, bytes > 0 ? bytes : 1, d->stream);
+    if (error != cudaSuccess) return fault_of(e, error, "the GPU's memory cannot be cleared");
+    *base = d->arena;
+    return cuda_sync(d, e);
+}
+
+enum status cuda_host_memory(struct device *d, uint64_t bytes, void **base, struct error *e)
+{
+    check(d->host == NULL, "a device has one piece of host memory");
+    cudaError_t error = cudaHostAlloc(&d->host, bytes > 0 ? bytes : 1, cudaHostAllocDefault);
+    if (error != cudaSuccess) {
+        d->host = NULL;
+        cudaGetLastError();
+        return error_set(e, ERR_NOMEM, "does_not_fit", "cannot pin %.2f GiB of host memory: %s",
+                         (double) bytes / (double) GIB, cudaGetErrorString(error));
+    }
+    memset(d->host, 0, bytes);
+    *base = d->host;
+    return OK;
+}
+
+void cuda_set_scratch(struct device *d, const struct scratch_shape *s, void *scratch)
+{
+    struct carve c = {};
+    c.base = (char *) scratch;
+    c.size = device_sizes(DEVICE_CUDA)->scratch(s);
+    d->shape = *s;
+    cuda_scratch_carve(&d->scratch, s, &c);
+    device_note(d, cudaMemsetAsync(d->scratch.counters, 0, CUDA_COUNTERS * 4, d->stream),
+                "set_scratch");
+}
+
+// --- the stream
+
+enum status cuda_sync(struct device *d, struct error *e)
+{
+    cudaError_t error = cudaStreamSynchronize(d->stream);
+    device_note(d, error, "the stream");
+    d->filled = 0;
+    if (d->fault == cudaSuccess) return OK;
+    error = d->fault;
+    d->fault = cudaSuccess;
+    return error_set(e, ERR_IO, "device_fault", "GPU %d failed in %s: %s (%s)", d->ordinal,
+                     d->fault_op, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+static struct graph *graph_of(struct device *d, int bucket)
+{
+    for (int i = 0; i < d->n_graphs; i++) {
+        if (d->graphs[i].bucket == bucket) return &d->graphs[i];
+    }
+    return NULL;
+}
+
+bool cuda_graph_begin(struct device *d, int bucket)
+{
+    if (graph_of(d, bucket) != NULL) return false;
+    check(d->n_graphs < GRAPHS_MAX, "more than %d row buckets", GRAPHS_MAX);
+    device_note(d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal),
+                "graph_begin");
+    return true;
+}
+
+void cuda_graph_end(struct device *d, int bucket)
+{
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
+    cudaError_t error = cudaStreamEndCapture(d->stream, &graph);
+    if (error == cudaSuccess) error = cudaGraphInstantiate(&exec, graph, 0);
+    if (graph != NULL) cudaGraphDestroy(graph);
+    device_note(d, error, "graph_end");
+    if (error == cudaSuccess) d->graphs[d->n_graphs++] = (struct graph) {bucket, exec};
+}
+
+void cuda_graph_launch(struct device *d, int bucket)
+{
+    struct graph *g = graph_of(d, bucket);
+    if (g == NULL) { // its recording failed, which sync tells
+        device_note(d, cudaErrorInvalidValue, "graph_launch");
+        return;
+    }
+    device_note(d, cudaGraphLaunch(g->exec, d->stream), "graph_launch");
+}

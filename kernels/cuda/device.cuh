@@ -1,0 +1,55 @@
+// The CUDA backend's device: one GPU of a rank, its stream, arena and scratch, and the pinned
+// staging through which all host bytes pass. Errors of launches and copies are kept until sync.
+#ifndef PENSTOCK_KERNELS_CUDA_DEVICE_CUH
+#define PENSTOCK_KERNELS_CUDA_DEVICE_CUH
+
+#include "kernels/cuda/seam.cuh"
+
+#include "kernels/cuda/ops.h"
+
+#include <cuda_runtime.h>
+
+enum {
+    WARP = 32,
+    GRAPHS_MAX = 64, // recorded buckets
+};
+
+struct graph {
+    int bucket;
+    cudaGraphExec_t exec;
+};
+
+struct device {
+    enum precision precision;
+    int ordinal, n_sm, block_bytes; // block_bytes: shared memory that a block may have
+    uint64_t memory_bytes;
+    cudaStream_t stream;
+    void *arena, *host;
+    uint64_t arena_bytes;
+    char *staging; // 2 * CUDA_STAGING_HALF, pinned
+    int half;      // the one to fill next
+    size_t filled; // of that half
+    cudaEvent_t copied[2]; // the half's last copy has ended
+    cudaError_t fault;     // the first since the last sync
+    const char *fault_op;
+    struct scratch_shape shape;
+    struct cuda_scratch scratch;
+    struct graph graphs[GRAPHS_MAX];
+    int n_graphs;
+};
+
+// Keeps the first fault; `op` is a literal.
+void device_note(struct device *d, cudaError_t error, const char *op);
+
+// After each launch: a configuration that the device refused.
+static inline void device_launched(struct device *d, const char *op)
+{
+    device_note(d, cudaGetLastError(), op);
+}
+
+static inline uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
+static inline uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
+static inline uint64_t ceil_div(uint64_t a, uint64_t b) { return (a + b - 1) / b; }
+static inline uint64_t round_up(uint64_t a, uint64_t b) { return ceil_div(a, b) * b; }
+
+#endif

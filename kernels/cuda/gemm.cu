@@ -1,0 +1,235 @@
+// Matrix products: which kernel takes a call, and how it is cut into blocks.
+#include "kernels/cuda/gemm.cuh"
+
+#include "kernels/cuda/exact.cuh"
+#include "kernels/cuda/mma.cuh"
+
+enum {
+    FULL_BLOCKS = 264,    // enough without a split
+    SPLIT_STEPS_MIN = 2,  // fewer steps of the inner loop are not worth a block
+    ROUND_THREADS = 256,
+};
+
+// --- rows in bf16
+
+// Grid: columns, rows, heads.
+static __global__ void round_rows(struct gemm_rows r, __nv_bfloat16 *to, int pitch)
+{
+    int row = blockIdx.y, head = blockIdx.z, at = blockIdx.x * ROUND_THREADS + threadIdx.x;
+    int k = at - r.phases[head];
+    if (at >= pitch) return;
+    const float *from = r.x + (size_t) row * r.x_stride + (size_t) head * r.x_head_stride;
+    to += ((size_t) head * r.n_rows + row) * pitch;
+    to[at] = __float2bfloat16_rn(k >= 0 && k < r.k ? from[k] : 0.0f);
+}
+
+void gemm_round(struct device *d, const struct gemm_rows *r, int n_heads, void *to)
+{
+    int pitch = (int) cuda_input_pitch(r->k);
+    dim3 grid((unsigned) ceil_div(pitch, ROUND_THREADS), (unsigned) r->n_rows, (unsigned) n_heads);
+    round_rows<<<grid, ROUND_THREADS, 0, d->stream>>>(*r, (__nv_bfloat16 *) to, pitch);
+    device_launched(d, "gemm");
+}
+
+// --- kernels
+
+struct call {
+    int n_heads, splits, n_rows;
+    const __nv_bfloat16 *x; // (n_heads, n_rows, x_pitch)
+    size_t x_pitch;
+    const float *exact_x;   // what the exact kernel reads instead
+    size_t exact_stride, exact_head_stride;
+    enum dtype dtype;
+    int size;
+    bool round;
+    float *out;
+    size_t out_stride, out_head_stride;
+    float *partial;
+    int32_t *counters;
+};
+
+static __device__ void store(const struct mat &m, const struct call &c, int head, int token, int n,
+                             float value)
+{
+    if (token >= c.n_rows || n >= m.n) return;
+    if (m.nans != nullptr && m.nans[n]) value = NAN;
+    c.out[(size_t) token * c.out_stride + (size_t) head * c.out_head_stride + n] = value;
+}
+
+// The last block of a tile adds what all its splits left, in their order.
+template <int NT, int WM, int SIZE>
+static __device__ void finish_split(const struct mat &m, const struct call &c, int head, int split,
+                                    int token0, int n0, const char *shared)
+{
+    using S = mma_shape<NT, WM, SIZE>;
+    constexpr int FLOATS = S::TOKENS * S::ROWS;
+    __shared__ bool last;
+    int tile = ((int) head * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+    float *parts = c.partial + (size_t) tile * c.splits * FLOATS;
+    for (int i = threadIdx.x; i < FLOATS; i += MMA_THREADS) {
+        parts[(size_t) split * FLOATS + i] =
+            mma_sum<NT, WM, SIZE>(shared, i / S::ROWS, i % S::ROWS);
+    }
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        int before = atomicAdd(&c.counters[tile], 1);
+        last = before == c.splits - 1;
+        if (last) c.counters[tile] = 0; // for the next launch
+    }
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    for (int i = threadIdx.x; i < FLOATS; i += MMA_THREADS) {
+        float sum = 0;
+        for (int s = 0; s < c.splits; s++) sum += __ldcg(parts + (size_t) s * FLOATS + i);
+        store(m, c, head, token0 + i / S::ROWS, n0 + i % S::ROWS, sum);
+    }
+}
+
+// Grid: tiles of tokens, tiles of outputs, heads times splits.
+template <int NT, int WM, int SIZE>
+static __global__ void __launch_bounds__(MMA_THREADS, 2)
+mma_gemm(const __grid_constant__ struct mats w, const __grid_constant__ struct call c)
+{
+    using S = mma_shape<NT, WM, SIZE>;
+    __shared__ __align__(16) char shared[S::BYTES];
+    __shared__ int32_t token_rows[S::TOKENS];
+    int head = blockIdx.z / c.splits, split = blockIdx.z % c.splits;
+    struct mat m = w.at[head];
+    int token0 = blockIdx.x * S::TOKENS, n0 = blockIdx.y * S::ROWS;
+    if (threadIdx.x < S::TOKENS) {
+        int token = token0 + threadIdx.x;
+        token_rows[threadIdx.x] = token < c.n_rows ? token : c.n_rows - 1;
+    }
+    __syncthreads();
+    int blocks = mat_blocks(m.col_phase, m.k);
+    int begin = blocks * split / c.splits, end = blocks * (split + 1) / c.splits;
+    mma_tile<NT, WM, SIZE>(m, n0 + (int) threadIdx.x / WARP % WM * 16,
+                           c.x + (size_t) head * c.n_rows * c.x_pitch, c.x_pitch, token_rows,
+                           begin, end, shared);
+    if (c.splits > 1) {
+        finish_split<NT, WM, SIZE>(m, c, head, split, token0, n0, shared);
+        return;
+    }
+    for (int i = threadIdx.x; i < S::TOKENS * S::ROWS; i += MMA_THREADS) {
+        store(m, c, head, token0 + i / S::ROWS, n0 + i % S::ROWS,
+              mma_sum<NT, WM, SIZE>(shared, i / S::ROWS, i % S::ROWS));
+    }
+}
+
+// Grid: tiles of outputs, tiles of rows, heads.
+static __global__ void __launch_bounds__(EXACT_THREADS)
+exact_gemm(const __grid_constant__ struct mats w, const __grid_constant__ struct call c)
+{
+    __shared__ int32_t rows[EXACT_ROWS];
+    struct mat m = w.at[blockIdx.z];
+    int row0 = blockIdx.y * EXACT_ROWS, n0 = blockIdx.x * EXACT_N;
+    if (threadIdx.x < EXACT_ROWS) {
+        int row = row0 + threadIdx.x;
+        rows[threadIdx.x] = row < c.n_rows ? row : c.n_rows - 1;
+    }
+    __syncthreads();
+    float out[4];
+    exact_tile(m, c.dtype, c.size, n0, c.exact_x + blockIdx.z * c.exact_head_stride,
+               c.exact_stride, rows, c.round, out);
+    for (int i = 0; i < 4; i++) {
+        store(m, c, blockIdx.z, row0 + threadIdx.x / 16, n0 + threadIdx.x % 16 * 4 + i, out[i]);
+    }
+}
+
+// --- launches
+
+template <int NT, int SIZE>
+static void launch(struct device *d, const struct mats &w, struct call &c)
+{
+    constexpr int WM = NT; // as many rows of weights as keep the reads of x below those of weights
+    using S = mma_shape<NT, WM, SIZE>;
+    const struct mat &m = w.at[0];
+    dim3 grid((unsigned) ceil_div(c.n_rows, S::TOKENS), (unsigned) ceil_div(m.n, S::ROWS));
+    int tiles = (int) grid.x * (int) grid.y * c.n_heads;
+    int steps = (int) ceil_div(mat_blocks(m.col_phase, m.k), S::WK);
+    int most = steps / SPLIT_STEPS_MIN;
+    c.splits = tiles >= FULL_BLOCKS ? 1 : CUDA_SPLIT_BLOCKS / tiles;
+    if (c.splits > most) c.splits = most > 0 ? most : 1;
+    grid.z = (unsigned) (c.n_heads * c.splits);
+    mma_gemm<NT, WM, SIZE><<<grid, MMA_THREADS, 0, d->stream>>>(w, c);
+}
+
+template <int SIZE> static void launch_mma(struct device *d, const struct mats &w, struct call &c)
+{
+    if (c.n_rows <= 8) launch<1, SIZE>(d, w, c);
+    else if (c.n_rows <= 16) launch<2, SIZE>(d, w, c);
+    else if (c.n_rows <= 32) launch<4, SIZE>(d, w, c);
+    else launch<8, SIZE>(d, w, c);
+}
+
+// Up to CUDA_HEADS_MAX heads.
+static void run_heads(struct device *d, const struct matrix *w, struct call c,
+                      struct gemm_rows rows)
+{
+    struct mats mats;
+    for (int h = 0; h < c.n_heads; h++) {
+        mats.at[h] = mat_view(&w[h]);
+        rows.phases[h] = mats.at[h].col_phase;
+        check(w[h].n == w->n && w[h].k == w->k && w[h].dtype == w->dtype, "heads differ");
+    }
+    int n_rows = c.n_rows;
+    if (!gemm_tensor_cores(d, w->dtype)) {
+        dim3 grid((unsigned) ceil_div(w->n, EXACT_N), (unsigned) ceil_div(n_rows, EXACT_ROWS),
+                  (unsigned) c.n_heads);
+        exact_gemm<<<grid, EXACT_THREADS, 0, d->stream>>>(mats, c);
+        device_launched(d, "gemm");
+        return;
+    }
+    c.x_pitch = cuda_input_pitch(w->k);
+    uint64_t row_bytes = c.x_pitch * sizeof(__nv_bfloat16) * (uint64_t) c.n_heads;
+    int most = (int) (d->scratch.input_bytes / row_bytes);
+    check(most >= 1, "k %d of %d heads is beyond the scratch", w->k, c.n_heads);
+    for (int done = 0; done < n_rows; done += c.n_rows) {
+        c.n_rows = n_rows - done < most ? n_rows - done : most;
+        rows.n_rows = c.n_rows;
+        gemm_round(d, &rows, c.n_heads, d->scratch.input);
+        if (w->dtype == DTYPE_F8_E4M3) launch_mma<1>(d, mats, c);
+        else launch_mma<2>(d, mats, c);
+        device_launched(d, "gemm");
+        rows.x += (size_t) c.n_rows * rows.x_stride;
+        c.out += (size_t) c.n_rows * c.out_stride;
+    }
+}
+
+void cuda_gemm_heads(struct device *d, const struct matrix *w, int n_heads, const float *x,
+                     int x_stride, int x_head_stride, float *out, int out_stride,
+                     int out_head_stride, int n_rows)
+{
+    if (n_rows == 0) return;
+    for (int first = 0; first < n_heads; first += CUDA_HEADS_MAX) {
+        struct call c = {};
+        c.n_heads = n_heads - first < CUDA_HEADS_MAX ? n_heads - first : CUDA_HEADS_MAX;
+        c.n_rows = n_rows;
+        c.x = (const __nv_bfloat16 *) d->scratch.input;
+        c.exact_x = x + (size_t) first * x_head_stride;
+        c.exact_stride = (size_t) x_stride;
+        c.exact_head_stride = (size_t) x_head_stride;
+        c.dtype = w->dtype;
+        c.size = (int) dtype_size(w->dtype);
+        c.round = d->precision == PRECISION_BF16;
+        c.out = out + (size_t) first * out_head_stride;
+        c.out_stride = (size_t) out_stride;
+        c.out_head_stride = (size_t) out_head_stride;
+        c.partial = d->scratch.partial;
+        c.counters = d->scratch.counters;
+        struct gemm_rows rows = {};
+        rows.x = c.exact_x;
+        rows.x_stride = c.exact_stride;
+        rows.x_head_stride = c.exact_head_stride;
+        rows.k = w->k;
+        run_heads(d, w + first, c, rows);
+    }
+}
+
+void cuda_gemm(struct device *d, const struct matrix *w, const void *x, int x_stride, float *out,
+               int out_stride, int n_rows)
+{
+    cuda_gemm_heads(d, w, 1, (const float *) x, x_stride, 0, out, out_stride, 0, n_rows);
+}

@@ -1,0 +1,227 @@
+// The inner part of the bf16 matrix products: 16 rows of weights a warp against a few tokens, on
+// the tensor cores (mma.sync m16n8k16), weights streamed from memory straight into registers.
+//
+// Tokens are the narrow side of the instruction, so that a step with one row wastes little. Within
+// a block of 128 inputs every thread loads 16 contiguous bytes of a weight row; which input an
+// instruction's k means is thereby permuted, for weights and tokens alike, which no sum shows. FP8
+// becomes bf16 in registers exactly (its bits moved, then times 2^120), a block's sum is scaled in
+// f32. 8 warps: WM of them side by side over rows, the others over blocks of inputs.
+#ifndef PENSTOCK_KERNELS_CUDA_MMA_CUH
+#define PENSTOCK_KERNELS_CUDA_MMA_CUH
+
+#include "kernels/cuda/matrix.cuh"
+
+#include <cuda_bf16.h>
+
+enum { MMA_THREADS = 256, MMA_WARPS = MMA_THREADS / WARP };
+
+// NT: tiles of 8 tokens. WM: warps over rows. SIZE: bytes of a weight.
+template <int NT, int WM, int SIZE> struct mma_shape {
+    static constexpr int WK = MMA_WARPS / WM;
+    static constexpr int TOKENS = 8 * NT;
+    static constexpr int ROWS = 16 * WM;
+    // Padded so that a quarter of a warp reads all banks.
+    static constexpr int X_PITCH = WK * SCALE_BLOCK + (SIZE == 1 ? 8 : 32);
+    static constexpr int STAGE_BYTES = TOKENS * X_PITCH * 2;
+    static constexpr int SUM_PITCH = ROWS + 4;
+    static constexpr int SUM_BYTES = WK * TOKENS * SUM_PITCH * 4;
+    static constexpr int BYTES = 2 * STAGE_BYTES > SUM_BYTES ? 2 * STAGE_BYTES : SUM_BYTES;
+    static constexpr int DEPTH = SIZE == 1 && NT < 8 ? 3 : 2; // blocks of weights in registers
+    static constexpr int LOADS = SIZE == 1 ? 2 : 4;           // of 16 bytes, a row and block
+};
+
+static __device__ __forceinline__ void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1,
+                                                uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, "
+                 "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Two bf16 from the two e4m3 that `select` (of __byte_perm) puts in the upper bytes of the halves.
+static __device__ __forceinline__ uint32_t widen_pair(uint32_t bytes, uint32_t select)
+{
+    uint32_t high = __byte_perm(bytes, 0, select);
+    uint32_t bits = ((high >> 4) & 0x07f007f0u) | (high & 0x80008000u);
+    __nv_bfloat162 value, factor;
+    uint32_t factor_bits = 0x7b807b80u; // 2^120
+    memcpy(&value, &bits, 4);
+    memcpy(&factor, &factor_bits, 4);
+    value = __hmul2(value, factor);
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+static __device__ __forceinline__ uint4 load_weights(const uint8_t *from)
+{
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from));
+    return v;
+}
+
+static __device__ __forceinline__ void copy_async(void *shared, const void *global)
+{
+    uint32_t to = (uint32_t) __cvta_generic_to_shared(shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+
+static __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;"); }
+template <int LEFT> static __device__ __forceinline__ void copy_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+// Blocks [begin, end) of the inputs of the tokens, as `stage` of them: WK blocks from `block` on.
+template <int NT, int WM, int SIZE>
+static __device__ __forceinline__ void mma_stage(char *stage, const __nv_bfloat16 *x,
+                                                 size_t x_pitch, const int32_t *token_rows,
+                                                 int block, int end)
+{
+    using S = mma_shape<NT, WM, SIZE>;
+    constexpr int CHUNKS = SCALE_BLOCK * 2 / 16; // of a token and block
+    for (int i = threadIdx.x; i < S::TOKENS * S::WK * CHUNKS; i += MMA_THREADS) {
+        int token = i / (S::WK * CHUNKS), at = i % (S::WK * CHUNKS);
+        if (block + at / CHUNKS >= end) continue;
+        const __nv_bfloat16 *from = x + (size_t) token_rows[token] * x_pitch +
+                                    (size_t) block * SCALE_BLOCK + at * 8;
+        copy_async(stage + (size_t) token * S::X_PITCH * 2 + (size_t) at * 16, from);
+    }
+    copy_commit();
+}
+
+// acc += one block of 128 inputs: weights of two rows, w[row][load]; tokens in shared memory.
+template <int NT, int WM, int SIZE>
+static __device__ __forceinline__ void
+mma_block(const uint4 (&w)[2][mma_shape<NT, WM, SIZE>::LOADS], const char *x, float (&acc)[NT][4])
+{
+    using S = mma_shape<NT, WM, SIZE>;
+    int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int octet = 0; octet < 4; octet++) {
+        uint32_t a[2][4];
+#pragma unroll
+        for (int row = 0; row < 2; row++) {
+            if (SIZE == 1) {
+                uint4 v = w[row][octet / 2];
+                uint32_t first = octet % 2 == 0 ? v.x : v.z, second = octet % 2 == 0 ? v.y : v.w;
+                a[0][row] = widen_pair(first, 0x1404);
+                a[0][row + 2] = widen_pair(first, 0x3424);
+                a[1][row] = widen_pair(second, 0x1404);
+                a[1][row + 2] = widen_pair(second, 0x3424);
+            } else {
+                uint4 v = w[row][octet % S::LOADS];
+                a[0][row] = v.x;
+                a[0][row + 2] = v.y;
+                a[1][row] = v.z;
+                a[1][row + 2] = v.w;
+            }
+        }
+        int k = SIZE == 1 ? octet / 2 * 64 + t * 16 + octet % 2 * 8 : octet * 32 + t * 8;
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            uint4 b = *(const uint4 *) (x + ((size_t) (n * 8 + g) * S::X_PITCH + k) * 2);
+            mma_bf16(acc[n], a[0][0], a[0][1], a[0][2], a[0][3], b.x, b.y);
+            mma_bf16(acc[n], a[1][0], a[1][1], a[1][2], a[1][3], b.z, b.w);
+        }
+    }
+}
+
+// Sums of the block's tile over input blocks [begin, end), left in shared memory: (WK, TOKENS,
+// SUM_PITCH) f32, to be added over WK in order. `row`: the warp's first row in its matrix `m`;
+// rows beyond the matrix repeat the last. token_rows (TOKENS) in shared memory: rows of x (bf16,
+// x_pitch values apart). All threads call; synchronised at the end.
+template <int NT, int WM, int SIZE>
+static __device__ __forceinline__ void mma_tile(const struct mat &m, int row,
+                                                const __nv_bfloat16 *x, size_t x_pitch,
+                                                const int32_t *token_rows, int begin, int end,
+                                                char *shared)
+{
+    using S = mma_shape<NT, WM, SIZE>;
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    int wm = warp % WM, wk = warp / WM, blocks = mat_blocks(m.col_phase, m.k);
+    const uint8_t *from[2];
+    const float *scales[2] = {};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int r = row + g + 8 * i < m.n ? row + g + 8 * i : m.n - 1;
+        from[i] = m.rows + (size_t) r * blocks * SCALE_BLOCK * SIZE + t * 16;
+        if (SIZE == 1) {
+            scales[i] = m.scales + (size_t) ((m.row_phase + r) / SCALE_BLOCK) * blocks;
+        }
+    }
+    uint4 w[S::DEPTH][2][S::LOADS];
+    float total[NT][4] = {};
+    int n_steps = (end - begin + S::WK - 1) / S::WK;
+    auto load = [&](uint4 (&to)[2][S::LOADS], int step) {
+        int block = begin + step * S::WK + wk;
+        if (block >= end) return;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+#pragma unroll
+            for (int l = 0; l < S::LOADS; l++) {
+                to[i][l] = load_weights(from[i] + (size_t) block * SCALE_BLOCK * SIZE + l * 64);
+            }
+        }
+    };
+    mma_stage<NT, WM, SIZE>(shared, x, x_pitch, token_rows, begin, end);
+#pragma unroll
+    for (int i = 0; i + 1 < S::DEPTH; i++) load(w[i], i);
+    for (int first = 0; first < n_steps; first += S::DEPTH) {
+#pragma unroll
+        for (int i = 0; i < S::DEPTH; i++) {
+            int step = first + i, block = begin + step * S::WK + wk;
+            if (step >= n_steps) break;
+            load(w[(i + S::DEPTH - 1) % S::DEPTH], step + S::DEPTH - 1);
+            copy_wait<0>();
+            __syncthreads();
+            if (step + 1 < n_steps) {
+                mma_stage<NT, WM, SIZE>(shared + (step + 1) % 2 * S::STAGE_BYTES, x, x_pitch,
+                                        token_rows, begin + (step + 1) * S::WK, end);
+            }
+            if (block >= end) continue;
+            const char *tokens = shared + step % 2 * S::STAGE_BYTES + wk * SCALE_BLOCK * 2;
+            if (SIZE == 1) {
+                float acc[NT][4] = {};
+                mma_block<NT, WM, SIZE>(w[i], tokens, acc);
+                float s0 = scales[0][block], s1 = scales[1][block];
+#pragma unroll
+                for (int n = 0; n < NT; n++) {
+                    total[n][0] = fmaf(acc[n][0], s0, total[n][0]);
+                    total[n][1] = fmaf(acc[n][1], s0, total[n][1]);
+                    total[n][2] = fmaf(acc[n][2], s1, total[n][2]);
+                    total[n][3] = fmaf(acc[n][3], s1, total[n][3]);
+                }
+            } else {
+                mma_block<NT, WM, SIZE>(w[i], tokens, total);
+            }
+        }
+    }
+    __syncthreads();
+    float *sums = (float *) shared + (size_t) wk * S::TOKENS * S::SUM_PITCH + wm * 16 + g;
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            sums[(size_t) (n * 8 + t * 2 + i % 2) * S::SUM_PITCH + i / 2 * 8] = total[n][i];
+        }
+    }
+    __syncthreads();
+}
+
+// The sum of one token and row of the tile that mma_tile left.
+template <int NT, int WM, int SIZE>
+static __device__ __forceinline__ float mma_sum(const char *shared, int token, int row)
+{
+    using S = mma_shape<NT, WM, SIZE>;
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < S::WK; i++) {
+        sum += ((const float *) shared)[(size_t) (i * S::TOKENS + token) * S::SUM_PITCH + row];
+    }
+    return sum;
+}
+
+#endif

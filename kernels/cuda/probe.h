@@ -1,0 +1,28 @@
+// What the GPU can do at most, measured: the limits beside which kernels' figures are put. They
+// take time and memory: for benchmarks, not for ranks that serve.
+#ifndef PENSTOCK_KERNELS_CUDA_PROBE_H
+#define PENSTOCK_KERNELS_CUDA_PROBE_H
+
+#ifndef __cplusplus
+#include "kernels/backend.h"
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Bytes a second, read and written, of device copies of `bytes` within the arena's first 2 * bytes,
+// which are overwritten.
+double cuda_probe_copy(struct device *d, uint64_t bytes);
+
+// Floating-point operations a second of mma.sync (bf16, f32 sums) between registers alone.
+double cuda_probe_mma(struct device *d);
+
+// Seconds of one launch of the bucket's graph, the mean of `n` after one more.
+double cuda_probe_graph(struct device *d, int bucket, int n);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,105 @@
+// Rotary positions, and a row's latent and rope key into the paged pool. Angles in double, so that
+// far positions lose nothing; pairs (2i, 2i + 1).
+#include "kernels/cuda/device.cuh"
+
+#include "kernels/cuda/reduce.cuh"
+
+#include <cuda_bf16.h>
+
+enum { THREADS = 128 };
+
+static __global__ void angles(const float *inv_freq, float multiplier, int rope,
+                              const int32_t *pos, float *cos_sin, int n)
+{
+    int at = blockIdx.x * THREADS + threadIdx.x, half = rope / 2;
+    if (at >= n) return;
+    int row = at / half, i = at % half;
+    if (pos[row] < 0) return;
+    double angle = (double) pos[row] * (double) inv_freq[i], sine, cosine;
+    sincos(angle, &sine, &cosine);
+    cos_sin[2 * (size_t) at] = (float) (cosine * (double) multiplier);
+    cos_sin[2 * (size_t) at + 1] = (float) (sine * (double) multiplier);
+}
+
+void cuda_rope_angles(struct device *d, const float *inv_freq, float multiplier, int rope,
+                      const int32_t *pos, float *cos_sin, int n_rows)
+{
+    int n = n_rows * (rope / 2);
+    if (n == 0) return;
+    angles<<<(n + THREADS - 1) / THREADS, THREADS, 0, d->stream>>>(inv_freq, multiplier, rope, pos,
+                                                                  cos_sin, n);
+    device_launched(d, "rope_angles");
+}
+
+static __device__ float2 turned(float even, float odd, const float *cos_sin)
+{
+    return make_float2(__fmul_rn(even, cos_sin[0]) - __fmul_rn(odd, cos_sin[1]),
+                       __fmul_rn(even, cos_sin[1]) + __fmul_rn(odd, cos_sin[0]));
+}
+
+// One block a row.
+static __global__ void rotate(float *x, int x_stride, int x_head_stride, int n_heads, int rope,
+                              const float *cos_sin)
+{
+    float *row = x + (size_t) blockIdx.x * x_stride;
+    const float *turn = cos_sin + (size_t) blockIdx.x * rope;
+    int half = rope / 2;
+    for (int at = threadIdx.x; at < n_heads * half; at += THREADS) {
+        float *pair = row + (size_t) (at / half) * x_head_stride + at % half * 2;
+        float2 value = turned(pair[0], pair[1], turn + at % half * 2);
+        pair[0] = value.x;
+        pair[1] = value.y;
+    }
+}
+
+void cuda_rope(struct device *d, float *x, int x_stride, int x_head_stride, int n_heads, int rope,
+               const float *cos_sin, int n_rows)
+{
+    if (n_rows == 0) return;
+    rotate<<<n_rows, THREADS, 0, d->stream>>>(x, x_stride, x_head_stride, n_heads, rope, cos_sin);
+    device_launched(d, "rope");
+}
+
+struct kv_write {
+    int lora, rope;
+    float eps;
+    const float *c, *norm, *cos_sin;
+    struct step_inputs in;
+    struct kv_layer kv;
+};
+
+static __device__ void store(float *to, float value) { *to = value; }
+static __device__ void store(__nv_bfloat16 *to, float value) { *to = __float2bfloat16_rn(value); }
+
+// One block a row. A position without a block is a bug: the kernel traps, and sync tells.
+template <typename T> static __global__ void write_rows(struct kv_write w)
+{
+    int row = blockIdx.x, pos = w.in.pos[row], width = w.lora + w.rope;
+    if (pos < 0) return;
+    int index = pos / KV_BLOCK_ROWS;
+    if (index >= w.in.max_blocks) __trap();
+    int id = w.in.blocks[(size_t) w.in.slot[row] * w.in.max_blocks + index];
+    if (id < 0 || id >= w.kv.n_blocks) __trap();
+    T *to = (T *) w.kv.pool + ((size_t) id * KV_BLOCK_ROWS + pos % KV_BLOCK_ROWS) * width;
+    const float *c = w.c + (size_t) row * width, *turn = w.cos_sin + (size_t) row * w.rope;
+    float sum = 0;
+    for (int i = threadIdx.x; i < w.lora; i += THREADS) sum = fmaf(c[i], c[i], sum);
+    float scale = 1.0f / sqrtf(block_sum<THREADS>(sum) / (float) w.lora + w.eps);
+    for (int i = threadIdx.x; i < w.lora; i += THREADS) store(to + i, c[i] * scale * w.norm[i]);
+    for (int i = threadIdx.x * 2; i < w.rope; i += THREADS * 2) {
+        float2 value = turned(c[w.lora + i], c[w.lora + i + 1], turn + i);
+        store(to + w.lora + i, value.x);
+        store(to + w.lora + i + 1, value.y);
+    }
+}
+
+void cuda_kv_write(struct device *d, const struct attention_shape *a, const float *c,
+                   const float *norm, const float *cos_sin, const struct step_inputs *in,
+                   const struct kv_layer *kv, int n_rows)
+{
+    if (n_rows == 0) return;
+    struct kv_write w = {a->kv_lora, a->rope, a->norm_eps, c, norm, cos_sin, *in, *kv};
+    if (d->precision == PRECISION_F32) write_rows<float><<<n_rows, THREADS, 0, d->stream>>>(w);
+    else write_rows<__nv_bfloat16><<<n_rows, THREADS, 0, d->stream>>>(w);
+    device_launched(d, "kv_write");
+}

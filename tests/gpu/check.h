@@ -1,0 +1,27 @@
+// The parts of the GPU check and its table. Each part adds lines; a line with a bar that is missed
+// makes the check fail.
+#ifndef PENSTOCK_TESTS_GPU_CHECK_H
+#define PENSTOCK_TESTS_GPU_CHECK_H
+
+#include "kernels/backend.h"
+
+struct result {
+    int passed, failed;
+};
+
+// A relative error that may be at most `bar`.
+void result_error(struct result *r, const char *name, double off, double bar);
+
+// A figure that must be at least `bar` (0: none).
+void result_figure(struct result *r, const char *name, double figure, const char *unit, double bar);
+
+void check_ops(struct result *r, enum precision p);
+
+// Golden files of the checkpoints in `fixtures` and the shipped model: prompts through one stage.
+// `brief`: few prompts of the smallest, for tools under which all is slow.
+void check_golden(struct result *r, const char *fixtures, const char *model, bool brief);
+
+// Times of the kernels beside limits probed in the same run.
+void check_speed(struct result *r);
+
+#endif

@@ -1,0 +1,185 @@
+// Golden files: a checkpoint's prompts through one stage with all layers, on the GPU, against the
+// logits of the reference implementation; then greedy tokens, one step each.
+#include "tests/gpu/check.h"
+
+#include "common/checkpoint.h"
+#include "common/layout.h"
+#include "tests/support/golden.h"
+#include "workers/stage.h"
+
+#include <math.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { CONTEXT = 512, SLOTS = 4, ROWS_MAX = 8 * CONTEXT };
+
+struct model {
+    struct model_config config;
+    struct checkpoint *checkpoint;
+    struct stage *stage;
+    void *memory, *staging; // the stage's
+    struct golden golden;
+    uint64_t number; // of the last step
+    double errors[ROWS_MAX];
+    int n_errors;
+    double first_prompt; // median error of p0
+    int n_same, n_clear; // greedy tokens as in the golden file, and those that leave no doubt
+};
+
+static void must(enum status status, const struct error *e) { check(status == OK, "%s", e->text); }
+
+static void wait_for(struct model *m)
+{
+    struct pollfd p = {.fd = stage_fd(m->stage), .events = POLLIN};
+    uint64_t events;
+    check(poll(&p, 1, 60000) == 1, "the stage is silent for a minute");
+    check(read(p.fd, &events, sizeof events) == sizeof events);
+}
+
+static void open_model(struct model *m, const char *weights, const char *golden, enum precision p)
+{
+    struct error e = {0};
+    must(model_config_load(&m->config, weights, &e), &e);
+    must(checkpoint_open(&m->checkpoint, weights, &e), &e);
+    golden_load(&m->golden, golden);
+    struct stage_options o = {
+        .config = &m->config, .checkpoint = m->checkpoint, .backend = backend_cuda(), .first = 0,
+        .last = m->config.n_layers, .head = true, .tail = true, .tp = 1, .precision = p,
+        .limits = {.max_rows = CONTEXT, .slots = SLOTS, .max_blocks = CONTEXT / KV_BLOCK_ROWS,
+                   .n_blocks = CONTEXT / KV_BLOCK_ROWS, .max_out = CONTEXT,
+                   .vocab_size = m->config.vocab_size, .score = true},
+        .n_steps = 1};
+    m->memory = calloc(1, stage_memory_bytes(&o));
+    m->staging = malloc(stage_staging_bytes(&o));
+    check(m->memory != NULL && m->staging != NULL);
+    o.memory = m->memory;
+    o.staging = m->staging;
+    must(stage_create(&m->stage, &o, &e), &e);
+    enum stage_state state;
+    while ((state = stage_state(m->stage, &e)) == STAGE_LOADING) wait_for(m);
+    check(state == STAGE_READY, "%s", e.text);
+}
+
+// Runs rows [pos, pos + n) of the sequence in slot 1; `open` begins it, `end` ends the one before.
+static const struct stage_step *run(struct model *m, const int32_t *ids, int pos, int n, bool open,
+                                    bool end)
+{
+    struct stage_step *s = stage_next(m->stage);
+    check(s != NULL);
+    step_reset(&s->step, ++m->number);
+    if (end) s->step.closes[s->step.n_closes++] = 1;
+    if (open) {
+        s->step.opens[s->step.n_opens++] = (struct step_open){
+            .slot = 1, .n_blocks = CONTEXT / KV_BLOCK_ROWS, .n_prompt = n,
+            .sampling = sampling_default()};
+        for (int i = 0; i < CONTEXT / KV_BLOCK_ROWS; i++) {
+            s->step.blocks[s->step.n_blocks++] = CONTEXT / KV_BLOCK_ROWS - 1 - i;
+        }
+    }
+    s->step.runs[s->step.n_runs++] = (struct step_run){1, pos, n, RUN_ALL_ROWS};
+    memcpy(s->step.ids, ids, (size_t) n * sizeof *ids);
+    s->step.n_rows = n;
+    step_expand(&s->step);
+    stage_submit(m->stage);
+    struct error e = {0};
+    enum status status = OK;
+    struct stage_step *done;
+    while ((done = stage_done(m->stage, &status, &e)) == NULL) {
+        must(status, &e);
+        wait_for(m);
+    }
+    return done;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *) a, y = *(const double *) b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, int n)
+{
+    qsort(values, (size_t) n, sizeof *values, by_size);
+    return values[n / 2];
+}
+
+static double row_error(const float *have, const float *want, int n)
+{
+    double off = 0, all = 0;
+    for (int i = 0; i < n; i++) {
+        double d = (double) have[i] - (double) want[i];
+        off += d * d;
+        all += (double) want[i] * (double) want[i];
+    }
+    return isnan(off) ? INFINITY : sqrt(off / all);
+}
+
+static void run_prompt(struct model *m, int prompt)
+{
+    const struct golden_prompt *p = &m->golden.prompts[prompt];
+    int vocab = m->golden.vocab;
+    const struct stage_step *s = run(m, p->ids, 0, p->n_ids, true, prompt > 0);
+    int first = m->n_errors;
+    for (int i = 0; i < p->n_rows && m->n_errors < ROWS_MAX; i++) {
+        const float *have = s->logits + (size_t) (p->n_ids - p->n_rows + i) * (size_t) vocab;
+        m->errors[m->n_errors++] = row_error(have, p->logits + (size_t) i * (size_t) vocab, vocab);
+    }
+    if (prompt == 0) m->first_prompt = median(m->errors + first, m->n_errors - first);
+    int32_t id = s->tokens[p->n_ids - 1].id;
+    stage_release(m->stage);
+    for (int i = 0; i < p->n_greedy && p->n_ids + i < CONTEXT; i++) {
+        if (p->margin[i] > 0.01f) {
+            m->n_clear++;
+            m->n_same += id == p->greedy[i];
+        }
+        int32_t next = p->greedy[i]; // what the golden file went on with
+        s = run(m, &next, p->n_ids + i, 1, false, false);
+        id = s->tokens[0].id;
+        stage_release(m->stage);
+    }
+}
+
+static void check_model(struct result *r, const char *name, const char *weights, const char *golden,
+                        enum precision p, double bar, bool brief)
+{
+    static struct model m;
+    char line[160];
+    m = (struct model){0};
+    open_model(&m, weights, golden, p);
+    int n_prompts = brief ? 3 : m.golden.n_prompts;
+    for (int i = 0; i < n_prompts; i++) run_prompt(&m, i);
+    snprintf(line, sizeof line, "golden %s: median row error", name);
+    result_error(r, line, median(m.errors, m.n_errors), bar);
+    snprintf(line, sizeof line, "golden %s: largest row error", name);
+    result_error(r, line, m.errors[m.n_errors - 1], p == PRECISION_F32 ? 1e-3 : INFINITY);
+    snprintf(line, sizeof line, "golden %s: p0", name);
+    result_error(r, line, m.first_prompt, p == PRECISION_F32 ? 1e-4 : 0.02);
+    snprintf(line, sizeof line, "golden %s: greedy tokens that differ, of %d", name, m.n_clear);
+    // In bf16 a random model's router flips experts, and a token with it.
+    result_error(r, line, m.n_clear - m.n_same, p == PRECISION_F32 ? 0 : m.n_clear * 0.2);
+    stage_destroy(&m.stage);
+    free(m.memory);
+    free(m.staging);
+    checkpoint_close(&m.checkpoint);
+    golden_free(&m.golden);
+}
+
+void check_golden(struct result *r, const char *fixtures, const char *model, bool brief)
+{
+    static const struct {
+        const char *name;
+        double bf16;
+    } models[] = {{"tiny-fp8", 0.10}, {"tiny-bf16", 0.05}, {"shipped", 0.05}};
+    for (int i = 0; i < (brief ? 2 : 6); i++) {
+        bool shipped = i / 2 == 2, f32 = i % 2 == 0;
+        char golden[512], name[64];
+        snprintf(golden, sizeof golden, "%s/%s", fixtures, models[i / 2].name);
+        snprintf(name, sizeof name, "%s %s", models[i / 2].name, f32 ? "f32" : "bf16");
+        check_model(r, name, shipped ? model : golden, golden,
+                    f32 ? PRECISION_F32 : PRECISION_BF16, f32 ? 1e-4 : models[i / 2].bf16,
+                    brief);
+    }
+}

@@ -1,0 +1,480 @@
+// CPU and CUDA op by op on identical inputs, over a table of shapes; and twice on CUDA, whose
+// results must be the same bits.
+#include "tests/gpu/check.h"
+#include "tests/gpu/side.h"
+
+#include "kernels/cpu/bf16.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { OUT_POISON = 0xff }; // NaN: what is not written shows
+
+static struct side cpu, gpu;
+static enum precision precision;
+static struct result *results;
+
+static double bar(void) { return precision == PRECISION_F32 ? 1e-4 : 1e-2; }
+
+static void reset(const struct scratch_shape *shape)
+{
+    side_reset(&cpu, shape);
+    side_reset(&gpu, shape);
+}
+
+static float *take_out(struct side *s, size_t n)
+{
+    float *out = side_take(s, n * sizeof *out);
+    void *poison = malloc(n * sizeof *out);
+    check(poison != NULL);
+    memset(poison, OUT_POISON, n * sizeof *out);
+    s->b->upload(s->d, out, poison, n * sizeof *out);
+    free(poison);
+    return out;
+}
+
+static float *fetch(struct side *s, const float *from, size_t n)
+{
+    float *to = malloc(n * sizeof *to);
+    check(to != NULL);
+    side_get(s, to, from, n * sizeof *to);
+    return to;
+}
+
+// Compares outputs of both sides, and of a second run on the GPU (`again` NULL: none).
+static void compare(const char *name, const float *want, const float *have, const float *again,
+                    size_t n)
+{
+    float *a = fetch(&cpu, want, n), *b = fetch(&gpu, have, n);
+    double off = difference(b, a, n);
+    if (again != NULL) {
+        float *c = fetch(&gpu, again, n);
+        if (memcmp(b, c, n * sizeof *b) != 0) off = INFINITY;
+        free(c);
+    }
+    result_error(results, name, off, bar());
+    free(a);
+    free(b);
+}
+
+// --- matrix products
+
+struct gemm_case {
+    enum dtype dtype;
+    int n, k, row_phase, col_phase, rows;
+};
+
+static void check_gemm(const struct gemm_case *c)
+{
+    struct scratch_shape shape = {.max_rows = c->rows, .hidden = c->k, .intermediate = c->k};
+    struct matrix m = {.dtype = c->dtype, .n = c->n, .k = c->k, .row_phase = c->row_phase,
+                       .col_phase = c->col_phase};
+    void *rows = noise_rows(&m);
+    float *scales = noise_scales(&m);
+    int x_stride = c->k + 3, out_stride = c->n + 5;
+    size_t n_out = (size_t) c->rows * (size_t) out_stride;
+    float *x = noises((size_t) c->rows * (size_t) x_stride, 2), *out[3];
+    struct side *sides[] = {&cpu, &gpu, &gpu};
+    reset(&shape);
+    for (int i = 0; i < 3; i++) {
+        struct matrix packed = side_matrix(sides[i], &m, rows, scales);
+        const float *in = side_put(sides[i], x, (size_t) c->rows * (size_t) x_stride * 4);
+        out[i] = take_out(sides[i], n_out);
+        sides[i]->b->gemm(sides[i]->d, &packed, in, x_stride, out[i], out_stride, c->rows);
+    }
+    char name[96];
+    snprintf(name, sizeof name, "gemm %s %d x %d (+%d, +%d), %d rows", dtype_name(c->dtype), c->n,
+             c->k, c->row_phase, c->col_phase, c->rows);
+    compare(name, out[0], out[1], out[2], n_out);
+    free(rows);
+    free(scales);
+    free(x);
+}
+
+static void check_gemms(void)
+{
+    static const struct gemm_case cases[] = {
+        {DTYPE_F8_E4M3, 1, 1, 0, 0, 1},         {DTYPE_F8_E4M3, 17, 130, 120, 5, 3},
+        {DTYPE_F8_E4M3, 300, 257, 64, 127, 9},  {DTYPE_F8_E4M3, 576, 1024, 0, 0, 16},
+        {DTYPE_F8_E4M3, 1000, 640, 1, 64, 33},  {DTYPE_F8_E4M3, 128, 2048, 0, 0, 64},
+        {DTYPE_F8_E4M3, 257, 512, 0, 0, 65},    {DTYPE_F8_E4M3, 129, 384, 7, 3, 300},
+        {DTYPE_F8_E4M3, 1536, 7168, 0, 0, 1},   {DTYPE_F8_E4M3, 576, 7168, 0, 0, 4},
+        {DTYPE_F8_E4M3, 256, 1536, 0, 0, 4096}, {DTYPE_BF16, 1, 3, 0, 0, 2},
+        {DTYPE_BF16, 100, 129, 0, 0, 8},        {DTYPE_BF16, 515, 1030, 0, 0, 12},
+        {DTYPE_BF16, 1024, 896, 0, 0, 31},      {DTYPE_BF16, 77, 333, 0, 0, 130},
+        {DTYPE_BF16, 512, 7168, 0, 0, 1},       {DTYPE_F32, 65, 33, 0, 0, 5},
+        {DTYPE_F32, 200, 300, 0, 0, 40},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_gemm(&cases[i]);
+}
+
+// A weight that is not a number makes its output one, whatever x is.
+static void check_nan_weights(void)
+{
+    struct scratch_shape shape = {.max_rows = 4, .hidden = 256};
+    struct matrix m = {.dtype = DTYPE_F8_E4M3, .n = 40, .k = 256};
+    uint8_t *rows = noise_rows(&m);
+    float *scales = noise_scales(&m), *x = noises(4 * 256, 1), *out[2];
+    rows[7 * 256 + 13] = 0x7f;
+    rows[39 * 256 + 255] = 0xff;
+    struct side *sides[] = {&cpu, &gpu};
+    reset(&shape);
+    for (int i = 0; i < 2; i++) {
+        struct matrix packed = side_matrix(sides[i], &m, rows, scales);
+        const float *in = side_put(sides[i], x, 4 * 256 * 4);
+        out[i] = take_out(sides[i], 4 * 40);
+        sides[i]->b->gemm(sides[i]->d, &packed, in, 256, out[i], 40, 4);
+    }
+    float *have = fetch(&gpu, out[1], 4 * 40);
+    bool right = true;
+    for (int i = 0; i < 4 * 40; i++) {
+        right = right && isnan(have[i]) == (i % 40 == 7 || i % 40 == 39);
+    }
+    result_error(results, "gemm with weights that are not numbers", right ? 0 : INFINITY, 0);
+    free(have);
+    compare("gemm beside weights that are not numbers", out[0], out[1], NULL, 4 * 40);
+    free(rows);
+    free(scales);
+    free(x);
+}
+
+static void check_heads(enum dtype dtype, int n_heads, int n, int k, int phase_step, int n_rows)
+{
+    struct scratch_shape shape = {.max_rows = n_rows, .n_heads = n_heads, .nope = k, .kv_lora = n,
+                                  .v = n};
+    struct matrix *m[2];
+    int x_head = k + 2, out_head = n + 1, x_stride = x_head * n_heads + 3;
+    int out_stride = out_head * n_heads;
+    float *x = noises((size_t) n_rows * (size_t) x_stride, 1), *out[2];
+    struct side *sides[] = {&cpu, &gpu};
+    reset(&shape);
+    for (int i = 0; i < 2; i++) m[i] = calloc((size_t) n_heads, sizeof **m);
+    for (int h = 0; h < n_heads; h++) {
+        struct matrix s = {.dtype = dtype, .n = n, .k = k,
+                           .row_phase = h * phase_step % SCALE_BLOCK,
+                           .col_phase = h * phase_step % SCALE_BLOCK};
+        void *rows = noise_rows(&s);
+        float *scales = noise_scales(&s);
+        for (int i = 0; i < 2; i++) m[i][h] = side_matrix(sides[i], &s, rows, scales);
+        free(rows);
+        free(scales);
+    }
+    for (int i = 0; i < 2; i++) {
+        const float *in = side_put(sides[i], x, (size_t) n_rows * (size_t) x_stride * 4);
+        out[i] = take_out(sides[i], (size_t) n_rows * (size_t) out_stride);
+        sides[i]->b->gemm_heads(sides[i]->d, m[i], n_heads, in, x_stride, x_head, out[i],
+                                out_stride, out_head, n_rows);
+        free(m[i]);
+    }
+    char name[96];
+    snprintf(name, sizeof name, "gemm_heads %s %d of %d x %d, %d rows", dtype_name(dtype), n_heads,
+             n, k, n_rows);
+    compare(name, out[0], out[1], NULL, (size_t) n_rows * (size_t) out_stride);
+    free(x);
+}
+
+// --- attention
+
+static void check_mla(int heads, int kv_lora, int rope, int n_rows, int context)
+{
+    int slots = n_rows < 5 ? n_rows : 5, max_blocks = context / KV_BLOCK_ROWS + 1;
+    int n_blocks = slots * max_blocks, width = kv_lora + rope, q_head = 7 + rope;
+    struct attention_shape a = {.n_heads = heads, .nope = 7, .rope = rope, .v = kv_lora,
+                                .kv_lora = kv_lora, .softmax_scale = 0.13f, .norm_eps = 1e-6f};
+    struct scratch_shape shape = {.max_rows = n_rows, .n_heads = heads, .kv_lora = kv_lora,
+                                  .rope = rope, .max_context = context, .slots = slots};
+    size_t pool = (size_t) n_blocks * KV_BLOCK_ROWS * (size_t) width, value =
+        precision == PRECISION_F32 ? 4 : 2;
+    float *kv = noises(pool, 1);
+    uint16_t *halves = (uint16_t *) (void *) kv;
+    if (value == 2) {
+        for (size_t i = 0; i < pool; i++) halves[i] = bf16_round(kv[i]);
+    }
+    int32_t *blocks = malloc((size_t) n_blocks * 4), *rows = malloc((size_t) n_rows * 8);
+    for (int i = 0; i < n_blocks; i++) blocks[i] = i * 7 % n_blocks; // 7 and n_blocks: no factor
+    if (n_blocks % 7 == 0) {
+        for (int i = 0; i < n_blocks; i++) blocks[i] = n_blocks - 1 - i;
+    }
+    for (int i = 0; i < n_rows; i++) {
+        rows[i] = i == 1 && n_rows > 2 ? -1 : (context - 1 - i * 37 % context);
+        rows[n_rows + i] = i % slots;
+    }
+    size_t n_q = (size_t) n_rows * (size_t) heads * (size_t) q_head;
+    size_t n_out = (size_t) n_rows * (size_t) heads * (size_t) kv_lora;
+    float *q = noises(n_q, 1), *q_abs = noises(n_out, 1), *out[3];
+    struct side *sides[] = {&cpu, &gpu, &gpu};
+    reset(&shape);
+    for (int i = 0; i < 3; i++) {
+        struct side *s = sides[i];
+        int32_t *in = side_put(s, rows, (size_t) n_rows * 8);
+        struct step_inputs inputs = {.pos = in, .slot = in + n_rows, .max_blocks = max_blocks,
+                                     .blocks = side_put(s, blocks, (size_t) n_blocks * 4)};
+        struct kv_layer layer = {side_put(s, kv, pool * value), n_blocks};
+        float *q_side = side_put(s, q, n_q * 4);
+        out[i] = take_out(s, n_out);
+        s->b->mla(s->d, &a, side_put(s, q_abs, n_out * 4), q_side + 7, heads * q_head, q_head,
+                  &inputs, &layer, out[i], n_rows);
+    }
+    char name[96];
+    snprintf(name, sizeof name, "mla %d heads of %d + %d, %d rows at %d", heads, kv_lora, rope,
+             n_rows, context);
+    compare(name, out[0], out[1], out[2], n_out);
+    free(kv);
+    free(blocks);
+    free(rows);
+    free(q);
+    free(q_abs);
+}
+
+static void check_kv_write(int kv_lora, int rope, int n_rows)
+{
+    int width = kv_lora + rope, max_blocks = n_rows / KV_BLOCK_ROWS + 2, n_blocks = max_blocks;
+    struct attention_shape a = {.n_heads = 1, .rope = rope, .kv_lora = kv_lora, .norm_eps = 1e-6f};
+    struct scratch_shape shape = {.max_rows = n_rows, .kv_lora = kv_lora, .rope = rope};
+    size_t pool = (size_t) n_blocks * KV_BLOCK_ROWS * (size_t) width;
+    float *c = noises((size_t) n_rows * (size_t) width, 3), *norm = noises((size_t) kv_lora, 1);
+    float *freq = noises((size_t) rope / 2, 1), *out[2];
+    int32_t *blocks = malloc((size_t) n_blocks * 4), *rows = malloc((size_t) n_rows * 8);
+    for (int i = 0; i < n_blocks; i++) blocks[i] = n_blocks - 1 - i;
+    for (int i = 0; i < n_rows; i++) {
+        rows[i] = i == 2 ? -1 : i + 5;
+        rows[n_rows + i] = 0;
+    }
+    size_t value = precision == PRECISION_F32 ? 4 : 2;
+    struct side *sides[] = {&cpu, &gpu};
+    reset(&shape);
+    for (int i = 0; i < 2; i++) {
+        struct side *s = sides[i];
+        int32_t *in = side_put(s, rows, (size_t) n_rows * 8);
+        struct step_inputs inputs = {.pos = in, .slot = in + n_rows, .max_blocks = max_blocks,
+                                     .blocks = side_put(s, blocks, (size_t) n_blocks * 4)};
+        float *cos_sin = take_out(s, (size_t) n_rows * (size_t) rope);
+        out[i] = side_take(s, pool * value);
+        char *zeros = calloc(pool, value);
+        s->b->upload(s->d, out[i], zeros, pool * value);
+        free(zeros);
+        struct kv_layer layer = {out[i], n_blocks};
+        s->b->rope_angles(s->d, side_put(s, freq, (size_t) rope / 2 * 4), 1.25f, rope, in, cos_sin,
+                          n_rows);
+        s->b->kv_write(s->d, &a, side_put(s, c, (size_t) n_rows * (size_t) width * 4),
+                       side_put(s, norm, (size_t) kv_lora * 4), cos_sin, &inputs, &layer, n_rows);
+    }
+    float *wide[2];
+    for (int i = 0; i < 2; i++) {
+        wide[i] = malloc(pool * 4);
+        side_get(sides[i], wide[i], out[i], pool * value);
+        for (size_t j = pool; value == 2 && j-- > 0;) {
+            wide[i][j] = bf16_widen(((uint16_t *) (void *) wide[i])[j]);
+        }
+    }
+    char name[96];
+    snprintf(name, sizeof name, "rope_angles, kv_write %d + %d, %d rows", kv_lora, rope, n_rows);
+    result_error(results, name, difference(wide[1], wide[0], pool), bar());
+    free(wide[0]);
+    free(wide[1]);
+    free(c);
+    free(norm);
+    free(freq);
+    free(blocks);
+    free(rows);
+}
+
+// --- router and experts
+
+static void check_route(int n_experts, int n_groups, int kept, int n_chosen, int hidden, int n_rows)
+{
+    struct scratch_shape shape = {.max_rows = n_rows, .hidden = hidden, .n_experts = n_experts,
+                                  .n_chosen = n_chosen};
+    float *x = noises((size_t) n_rows * (size_t) hidden, 1);
+    float *bias = noises((size_t) n_experts, 0.1f);
+    float *weight = noises((size_t) n_experts * (size_t) hidden, 3 / sqrtf((float) hidden));
+    size_t n = (size_t) n_rows * (size_t) n_chosen;
+    int32_t *chosen[2];
+    float *weights[2];
+    struct side *sides[] = {&cpu, &gpu};
+    reset(&shape);
+    for (int i = 0; i < 2; i++) {
+        struct side *s = sides[i];
+        struct router r = {
+            .weight = side_put(s, weight, (size_t) n_experts * (size_t) hidden * 4),
+            .bias = side_put(s, bias, (size_t) n_experts * 4), .n_experts = n_experts,
+            .hidden = hidden, .n_groups = n_groups, .n_groups_kept = kept, .n_chosen = n_chosen,
+            .normalize = true, .scaling = 2.5f};
+        chosen[i] = side_take(s, n * 4);
+        weights[i] = take_out(s, n);
+        s->b->route(s->d, &r, side_put(s, x, (size_t) n_rows * (size_t) hidden * 4), chosen[i],
+                    weights[i], n_rows);
+    }
+    int32_t *a = malloc(n * 4), *b = malloc(n * 4);
+    side_get(&cpu, a, chosen[0], n * 4);
+    side_get(&gpu, b, chosen[1], n * 4);
+    char name[96];
+    snprintf(name, sizeof name, "route %d of %d in %d groups, %d rows: same experts", n_chosen,
+             n_experts, n_groups, n_rows);
+    result_error(results, name, memcmp(a, b, n * 4) == 0 ? 0 : INFINITY, 0);
+    snprintf(name, sizeof name, "route %d of %d in %d groups, %d rows: weights", n_chosen,
+             n_experts, n_groups, n_rows);
+    compare(name, weights[0], weights[1], NULL, n);
+    free(a);
+    free(b);
+    free(x);
+    free(bias);
+    free(weight);
+}
+
+struct moe_case {
+    enum dtype dtype;
+    int n_experts, n_chosen, hidden, part, phase, rows;
+};
+
+static void check_moe(const struct moe_case *c)
+{
+    struct scratch_shape shape = {.max_rows = c->rows, .hidden = c->hidden, .n_chosen = c->n_chosen,
+                                  .n_experts = c->n_experts, .moe_intermediate = c->part};
+    struct matrix in = {.dtype = c->dtype, .n = c->part, .k = c->hidden, .row_phase = c->phase};
+    struct matrix down = {.dtype = c->dtype, .n = c->hidden, .k = c->part, .col_phase = c->phase};
+    struct expert *experts[2];
+    struct side *sides[] = {&cpu, &gpu};
+    reset(&shape);
+    for (int i = 0; i < 2; i++) experts[i] = calloc((size_t) c->n_experts, sizeof **experts);
+    for (int e = 0; e < c->n_experts; e++) {
+        void *rows[3] = {noise_rows(&in), noise_rows(&in), noise_rows(&down)};
+        float *scales[3] = {noise_scales(&in), noise_scales(&in), noise_scales(&down)};
+        for (int i = 0; i < 2; i++) {
+            experts[i][e].gate = side_matrix(sides[i], &in, rows[0], scales[0]);
+            experts[i][e].up = side_matrix(sides[i], &in, rows[1], scales[1]);
+            experts[i][e].down = side_matrix(sides[i], &down, rows[2], scales[2]);
+        }
+        for (int i = 0; i < 3; i++) {
+            free(rows[i]);
+            free(scales[i]);
+        }
+    }
+    size_t pairs = (size_t) c->rows * (size_t) c->n_chosen;
+    size_t n = (size_t) c->rows * (size_t) c->hidden;
+    int32_t *chosen = malloc(pairs * 4), *pos = malloc((size_t) c->rows * 4);
+    for (int row = 0; row < c->rows; row++) {
+        int first = (int) (noise_bits() % (uint32_t) c->n_experts);
+        if (row % 3 == 0) first = 0; // some experts have many rows
+        for (int i = 0; i < c->n_chosen; i++) {
+            chosen[row * c->n_chosen + i] = (first + i) % c->n_experts;
+        }
+        pos[row] = row == 1 ? -1 : row;
+    }
+    float *x = noises(n, 1), *weights = noises(pairs, 1), *out[3];
+    struct side *three[] = {&cpu, &gpu, &gpu};
+    float *zeros = calloc(n, 4);
+    for (int i = 0; i < 3; i++) {
+        struct side *s = three[i];
+        out[i] = side_put(s, zeros, n * 4); // a padding row stays as it was
+        s->b->moe(s->d, experts[i > 0], c->n_experts, c->n_chosen, side_put(s, x, n * 4),
+                  side_put(s, chosen, pairs * 4), side_put(s, weights, pairs * 4),
+                  side_put(s, pos, (size_t) c->rows * 4), out[i], c->rows);
+    }
+    char name[96];
+    snprintf(name, sizeof name, "moe %s %d of %d, %d x %d (+%d), %d rows", dtype_name(c->dtype),
+             c->n_chosen, c->n_experts, c->part, c->hidden, c->phase, c->rows);
+    compare(name, out[0], out[1], out[2], n);
+    for (int i = 0; i < 2; i++) free(experts[i]);
+    free(zeros);
+    free(chosen);
+    free(pos);
+    free(x);
+    free(weights);
+}
+
+// --- rows
+
+static void check_rows(int dim, int n_rows)
+{
+    struct scratch_shape shape = {.max_rows = n_rows, .hidden = dim};
+    int rope = 64, vocab = 50;
+    size_t n = (size_t) n_rows * (size_t) dim;
+    float *x = noises(n, 2), *y = noises(n, 4), *weight = noises((size_t) dim, 1), *out[2][6];
+    float *table = noises((size_t) vocab * (size_t) dim, 1);
+    float *turn = noises((size_t) n_rows * (size_t) rope, 1);
+    int32_t *ids = malloc((size_t) n_rows * 4), *rows = malloc((size_t) n_rows * 4);
+    for (int i = 0; i < n_rows; i++) {
+        ids[i] = i % (vocab + 20);
+        rows[i] = n_rows - 1 - i;
+    }
+    struct side *sides[] = {&cpu, &gpu};
+    char *wire = malloc(n * 4);
+    reset(&shape);
+    for (int i = 0; i < 2; i++) {
+        struct side *s = sides[i];
+        float *in = side_put(s, x, n * 4), *other = side_put(s, y, n * 4);
+        for (int j = 0; j < 6; j++) out[i][j] = take_out(s, n);
+        s->b->embed(s->d, side_put(s, table, (size_t) vocab * (size_t) dim * 4), DTYPE_F32, 3,
+                    vocab - 3, dim, side_put(s, ids, (size_t) n_rows * 4), out[i][0], n_rows);
+        s->b->rmsnorm(s->d, in, dim, side_put(s, weight, (size_t) dim * 4), 1e-6f, out[i][1], dim,
+                      n_rows);
+        s->b->swiglu(s->d, in, other, out[i][2], dim, n_rows);
+        s->b->gather(s->d, in, side_put(s, rows, (size_t) n_rows * 4), dim, out[i][3], n_rows);
+        s->b->export_act(s->d, wire, in, n);
+        side_sync(s);
+        s->b->import_act(s->d, out[i][5], wire, n);
+        side_sync(s);
+        out[i][4] = in;
+        s->b->add(s->d, in, other, n);
+        if (dim >= 2 * rope) {
+            s->b->rope(s->d, in, dim, dim / 2, 2, rope,
+                       side_put(s, turn, (size_t) n_rows * (size_t) rope * 4), n_rows);
+        }
+    }
+    static const char *const names[] = {"embed", "rmsnorm", "swiglu", "gather", "add, rope",
+                                        "export_act, import_act"};
+    for (int j = 0; j < 6; j++) {
+        char name[96];
+        snprintf(name, sizeof name, "%s %d, %d rows", names[j], dim, n_rows);
+        compare(name, out[0][j], out[1][j], NULL, n);
+    }
+    free(x);
+    free(y);
+    free(weight);
+    free(table);
+    free(turn);
+    free(ids);
+    free(rows);
+    free(wire);
+}
+
+void check_ops(struct result *r, enum precision p)
+{
+    results = r;
+    precision = p;
+    side_open(&cpu, backend_cpu(), p, 6ull << 30);
+    side_open(&gpu, backend_cuda(), p, 6ull << 30);
+    static const int row_counts[] = {1, 7, 300};
+    for (int i = 0; i < 3; i++) check_rows(i == 0 ? 7168 : i == 1 ? 129 : 512, row_counts[i]);
+    check_gemms();
+    check_nan_weights();
+    check_heads(DTYPE_F8_E4M3, 16, 512, 128, 0, 1);
+    check_heads(DTYPE_F8_E4M3, 5, 40, 130, 24, 6);
+    check_heads(DTYPE_F8_E4M3, 130, 128, 512, 0, 33);
+    check_heads(DTYPE_BF16, 3, 33, 70, 24, 100);
+    check_kv_write(512, 64, 200);
+    check_kv_write(48, 6, 3);
+    check_mla(16, 512, 64, 3, 700);
+    check_mla(128, 512, 64, 4, 100);
+    check_mla(70, 512, 64, 6, 333);
+    check_mla(16, 512, 64, 1, 4096);
+    check_mla(5, 512, 64, 300, 200);
+    check_mla(3, 100, 6, 5, 130);
+    check_route(256, 8, 4, 8, 7168, 1);
+    check_route(256, 8, 4, 8, 512, 77);
+    check_route(384, 1, 1, 8, 300, 9);
+    check_route(16, 8, 2, 6, 64, 3);
+    static const struct moe_case moes[] = {
+        {DTYPE_F8_E4M3, 16, 4, 256, 128, 0, 1},   {DTYPE_F8_E4M3, 16, 4, 256, 128, 0, 40},
+        {DTYPE_F8_E4M3, 8, 3, 300, 70, 20, 23},   {DTYPE_F8_E4M3, 64, 8, 512, 256, 0, 128},
+        {DTYPE_F8_E4M3, 32, 8, 640, 384, 0, 700}, {DTYPE_BF16, 8, 2, 200, 65, 0, 17},
+        {DTYPE_BF16, 16, 4, 512, 256, 0, 300},    {DTYPE_F32, 8, 2, 64, 48, 0, 90},
+        {DTYPE_F8_E4M3, 8, 8, 7168, 256, 0, 4},
+    };
+    for (size_t i = 0; i < sizeof moes / sizeof *moes; i++) check_moe(&moes[i]);
+    side_close(&gpu);
+    side_close(&cpu);
+}

@@ -1,0 +1,246 @@
+// Times of the kernels at V3's shapes, beside limits probed in the same run. Weights are random and
+// more than the caches hold.
+#include "tests/gpu/check.h"
+#include "tests/gpu/side.h"
+
+#include "kernels/cuda/probe.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { REPEATS = 20 };
+#define ARENA (40ull << 30)
+
+static struct side gpu;
+static struct result *results;
+static double copy_rate, mma_rate;
+static int bucket;
+
+// Seconds of the ops that were put on the stream since speed_begin, as a graph.
+static void speed_begin(void) { check(gpu.b->graph_begin(gpu.d, ++bucket)); }
+
+static double speed_end(void)
+{
+    gpu.b->graph_end(gpu.d, bucket);
+    double s = cuda_probe_graph(gpu.d, bucket, REPEATS);
+    side_sync(&gpu);
+    return s;
+}
+
+// A matrix of random bits: rows repeat, which no kernel can tell.
+static struct matrix quick_matrix(enum dtype dtype, int n, int k)
+{
+    static char *rows;
+    static size_t bytes;
+    struct matrix m = {.dtype = dtype, .n = n, .k = k};
+    size_t row_bytes = (size_t) k * dtype_size(dtype);
+    if (bytes < 512 * row_bytes) {
+        free(rows);
+        bytes = 512 * row_bytes;
+        struct matrix all = {.dtype = DTYPE_F8_E4M3, .n = 1, .k = (int) bytes};
+        rows = noise_rows(&all);
+        for (size_t i = 1; i < bytes; i += 2) rows[i] &= (char) 0xbf; // small as bf16, too
+    }
+    float *scales = noise_scales(&m);
+    m.data = side_take(&gpu, matrix_bytes(gpu.b, &m));
+    for (int row = 0; row < n; row += 512) {
+        gpu.b->matrix_pack(gpu.d, &m, row, n - row < 512 ? n - row : 512, rows);
+    }
+    if (scales != NULL) {
+        size_t blocks = (size_t) ((n + 127) / 128) * (size_t) ((k + 127) / 128);
+        m.scales = side_put(&gpu, scales, blocks * sizeof(float));
+        free(scales);
+    }
+    return m;
+}
+
+static void line_bytes(const char *name, double seconds, double bytes, double bar)
+{
+    char line[160];
+    snprintf(line, sizeof line, "%s: %.1f us, %.0f GB/s, of copy", name, seconds * 1e6,
+             bytes / seconds * 1e-9);
+    result_figure(results, line, bytes / seconds / copy_rate, "", bar);
+}
+
+static void line_flops(const char *name, double seconds, double flops, double bar)
+{
+    char line[160];
+    snprintf(line, sizeof line, "%s: %.1f us, %.0f TFLOP/s, of mma.sync", name, seconds * 1e6,
+             flops / seconds * 1e-12);
+    result_figure(results, line, flops / seconds / mma_rate, "", bar);
+}
+
+static float *put_noise(size_t n, float scale)
+{
+    float *x = noises(n, scale), *there = side_put(&gpu, x, n * sizeof *x);
+    side_sync(&gpu);
+    free(x);
+    return there;
+}
+
+static void speed_gemm(enum dtype dtype, int n, int k)
+{
+    enum { COPIES_MAX = 16 };
+    static const int row_counts[] = {1, 4, 8, 16, 32, 64, 512, 4096};
+    struct scratch_shape shape = {.max_rows = 4096, .hidden = k};
+    struct matrix m[COPIES_MAX];
+    double bytes = (double) n * k * (double) dtype_size(dtype);
+    int copies = (int) (400e6 / bytes) + 1; // beyond the caches
+    if (copies > COPIES_MAX) copies = COPIES_MAX;
+    side_reset(&gpu, &shape);
+    for (int i = 0; i < copies; i++) m[i] = quick_matrix(dtype, n, k);
+    float *x = put_noise((size_t) 4096 * (size_t) k, 1);
+    float *out = side_take(&gpu, (size_t) 4096 * (size_t) n * sizeof *out);
+    for (size_t r = 0; r < sizeof row_counts / sizeof *row_counts; r++) {
+        int rows = row_counts[r];
+        char name[96];
+        snprintf(name, sizeof name, "gemm %s %d x %d, %d rows", dtype_name(dtype), n, k, rows);
+        speed_begin();
+        for (int i = 0; i < copies; i++) {
+            gpu.b->gemm(gpu.d, &m[i], x, k, out, n, rows);
+        }
+        double s = speed_end() / copies;
+        if (rows <= 64) {
+            line_bytes(name, s, bytes, bytes >= 50e6 && dtype == DTYPE_F8_E4M3 ? 0.75 : 0);
+        } else {
+            line_flops(name, s, 2.0 * n * k * rows, 0);
+        }
+    }
+}
+
+static void speed_moe(void)
+{
+    enum { EXPERTS = 256, CHOSEN = 8, HIDDEN = 7168, PART = 2048, MOST = 2048 };
+    static const int row_counts[] = {1, 8, 32, 128, 512, 2048};
+    struct scratch_shape shape = {.max_rows = MOST, .hidden = HIDDEN, .moe_intermediate = PART,
+                                  .n_experts = EXPERTS, .n_chosen = CHOSEN};
+    static struct expert experts[EXPERTS];
+    side_reset(&gpu, &shape);
+    for (int e = 0; e < EXPERTS; e++) {
+        experts[e].gate = quick_matrix(DTYPE_F8_E4M3, PART, HIDDEN);
+        experts[e].up = quick_matrix(DTYPE_F8_E4M3, PART, HIDDEN);
+        experts[e].down = quick_matrix(DTYPE_F8_E4M3, HIDDEN, PART);
+    }
+    float *x = put_noise((size_t) MOST * HIDDEN, 1), *weights = put_noise(MOST * CHOSEN, 1);
+    float *out = side_take(&gpu, (size_t) MOST * HIDDEN * sizeof *out);
+    static int32_t chosen[MOST * CHOSEN], pos[MOST];
+    for (int row = 0; row < MOST; row++) {
+        bool taken[EXPERTS] = {false};
+        for (int i = 0; i < CHOSEN; i++) { // distinct, uniform
+            int32_t e;
+            do e = (int32_t) (noise_bits() % EXPERTS);
+            while (taken[e]);
+            taken[e] = true;
+            chosen[row * CHOSEN + i] = e;
+        }
+        pos[row] = row;
+    }
+    const int32_t *chosen_there = side_put(&gpu, chosen, sizeof chosen);
+    const int32_t *pos_there = side_put(&gpu, pos, sizeof pos);
+    for (size_t r = 0; r < sizeof row_counts / sizeof *row_counts; r++) {
+        int rows = row_counts[r], touched = 0;
+        bool seen[EXPERTS] = {false};
+        for (int i = 0; i < rows * CHOSEN; i++) {
+            touched += !seen[chosen[i]];
+            seen[chosen[i]] = true;
+        }
+        speed_begin();
+        gpu.b->moe(gpu.d, experts, EXPERTS, CHOSEN, x, chosen_there, weights, pos_there, out, rows);
+        double s = speed_end();
+        char name[96];
+        snprintf(name, sizeof name, "moe 8 of 256, %d rows, %d experts, %.3f ms", rows, touched,
+                 s * 1e3);
+        line_bytes(name, s, 3.0 * HIDDEN * PART * touched, 0);
+        if (rows >= 512) line_flops(name, s, 6.0 * HIDDEN * PART * rows * CHOSEN, 0);
+    }
+}
+
+static void speed_mla(int heads, int n_rows, int context, int slots)
+{
+    int max_blocks = context / KV_BLOCK_ROWS, n_blocks = max_blocks * slots, width = 576;
+    struct attention_shape a = {.n_heads = heads, .nope = 128, .rope = 64, .v = 128,
+                                .kv_lora = 512, .softmax_scale = 0.13f, .norm_eps = 1e-6f};
+    struct scratch_shape shape = {.max_rows = n_rows, .n_heads = heads, .kv_lora = 512,
+                                  .rope = 64};
+    side_reset(&gpu, &shape);
+    size_t pool = (size_t) n_blocks * KV_BLOCK_ROWS * (size_t) width;
+    struct matrix all = {.dtype = DTYPE_BF16, .n = 512, .k = width};
+    char *rows = noise_rows(&all);
+    struct kv_layer layer = {side_take(&gpu, pool * 2), n_blocks};
+    for (size_t i = 0; i < pool / ((size_t) 512 * (size_t) width); i++) {
+        gpu.b->upload(gpu.d, (char *) layer.pool + i * 1024 * (size_t) width, rows,
+                      1024 * (size_t) width);
+    }
+    free(rows);
+    int32_t *tables = malloc(((size_t) n_blocks + 2 * (size_t) n_rows) * 4);
+    check(tables != NULL);
+    for (int i = 0; i < n_blocks; i++) tables[i] = n_blocks - 1 - i;
+    bool prefill = n_rows > slots;
+    double tokens = 0;
+    for (int i = 0; i < n_rows; i++) {
+        tables[n_blocks + i] = prefill ? i : context - 1;
+        tables[n_blocks + n_rows + i] = prefill ? 0 : i;
+        tokens += tables[n_blocks + i] + 1;
+    }
+    int32_t *there = side_put(&gpu, tables, ((size_t) n_blocks + 2 * (size_t) n_rows) * 4);
+    free(tables);
+    struct step_inputs in = {.blocks = there, .max_blocks = max_blocks, .pos = there + n_blocks,
+                             .slot = there + n_blocks + n_rows};
+    size_t n = (size_t) n_rows * (size_t) heads;
+    float *q_abs = put_noise(n * 512, 1), *q = put_noise(n * 192, 1);
+    float *out = side_take(&gpu, n * 512 * sizeof *out);
+    speed_begin();
+    gpu.b->mla(gpu.d, &a, q_abs, q + 128, heads * 192, 192, &in, &layer, out, n_rows);
+    double s = speed_end();
+    char name[96];
+    snprintf(name, sizeof name, "mla %d heads, %d rows of %d at %d", heads, n_rows, slots, context);
+    line_flops(name, s, 2.0 * tokens * heads * (576 + 512), 0);
+    if (!prefill) line_bytes(name, s, tokens * width * 2, 0);
+}
+
+static void speed_route(int n_rows)
+{
+    enum { EXPERTS = 256, HIDDEN = 7168 };
+    struct scratch_shape shape = {.max_rows = n_rows, .hidden = HIDDEN, .n_experts = EXPERTS,
+                                  .n_chosen = 8};
+    side_reset(&gpu, &shape);
+    struct router r = {.weight = put_noise(EXPERTS * HIDDEN, 0.02f),
+                       .bias = put_noise(EXPERTS, 0.1f), .n_experts = EXPERTS,
+                       .hidden = HIDDEN, .n_groups = 8, .n_groups_kept = 4,
+                       .n_chosen = 8, .normalize = true, .scaling = 2.5f};
+    const float *x = put_noise((size_t) n_rows * HIDDEN, 1);
+    int32_t *chosen = side_take(&gpu, (size_t) n_rows * 32);
+    float *weights = side_take(&gpu, (size_t) n_rows * 32);
+    speed_begin();
+    gpu.b->route(gpu.d, &r, x, chosen, weights, n_rows);
+    double s = speed_end();
+    char name[96];
+    snprintf(name, sizeof name, "route, %d rows: us", n_rows);
+    result_figure(results, name, s * 1e6, "us", 0);
+}
+
+void check_speed(struct result *r)
+{
+    results = r;
+    side_open(&gpu, backend_cuda(), PRECISION_BF16, ARENA);
+    copy_rate = cuda_probe_copy(gpu.d, 4ull << 30);
+    mma_rate = cuda_probe_mma(gpu.d);
+    result_figure(r, "device copy, read and written", copy_rate * 1e-9, "GB/s", 0);
+    result_figure(r, "mma.sync between registers", mma_rate * 1e-12, "TFLOP/s", 0);
+    speed_gemm(DTYPE_F8_E4M3, 7168, 16384);
+    speed_gemm(DTYPE_F8_E4M3, 24576, 1536);
+    speed_gemm(DTYPE_F8_E4M3, 4096, 7168);
+    speed_gemm(DTYPE_F8_E4M3, 576, 7168);
+    speed_gemm(DTYPE_BF16, 16160, 7168);
+    speed_moe();
+    speed_mla(16, 64, 4096, 64);
+    speed_mla(16, 1, 4096, 1);
+    speed_mla(128, 64, 4096, 64);
+    speed_mla(128, 1, 4096, 1);
+    speed_mla(128, 2048, 2048, 1);
+    speed_route(1);
+    speed_route(128);
+    speed_route(2048);
+    side_close(&gpu);
+}

@@ -1,0 +1,59 @@
+// gpu_check PARTS FIXTURES MODEL: checks the CUDA backend on the GPU at hand and prints a table.
+// PARTS: letters of o (ops), g (golden files), b (few of them, for slow tools), s (speed). Exit
+// status 0: all bars are met, 77: no device.
+#include "tests/gpu/check.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static void count(struct result *r, bool passed)
+{
+    *(passed ? &r->passed : &r->failed) += 1;
+}
+
+void result_error(struct result *r, const char *name, double off, double bar)
+{
+    bool passed = off <= bar; // not if it is no number
+    printf("%-6s %-64s %10.2e  (<= %.0e)\n", passed ? "ok" : "MISSED", name, off, bar);
+    fflush(stdout);
+    count(r, passed);
+}
+
+void result_figure(struct result *r, const char *name, double figure, const char *unit, double bar)
+{
+    bool passed = figure >= bar;
+    printf("%-6s %-64s %10.3f %s", passed ? "ok" : "MISSED", name, figure, unit);
+    if (bar > 0) printf("  (>= %g)", bar);
+    printf("\n");
+    fflush(stdout);
+    count(r, passed);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 4) {
+        fprintf(stderr, "usage: gpu_check PARTS FIXTURES MODEL\n");
+        return 2;
+    }
+    const struct backend *b = backend_cuda();
+    struct device *d = NULL;
+    struct error e = {0};
+    struct device_options options = {.precision = PRECISION_BF16};
+    if (b == NULL || b->open(&d, &options, &e) != OK) {
+        printf("skipped: %s\n", b == NULL ? "built without CUDA" : e.text);
+        return 77;
+    }
+    b->close(&d);
+    struct result r = {0};
+    if (strchr(argv[1], 'o') != NULL) {
+        printf("--- ops, f32\n");
+        check_ops(&r, PRECISION_F32);
+        printf("--- ops, bf16\n");
+        check_ops(&r, PRECISION_BF16);
+    }
+    if (strchr(argv[1], 'g') != NULL) check_golden(&r, argv[2], argv[3], false);
+    if (strchr(argv[1], 'b') != NULL) check_golden(&r, argv[2], argv[3], true);
+    if (strchr(argv[1], 's') != NULL) check_speed(&r);
+    printf("%d passed, %d failed\n", r.passed, r.failed);
+    return r.failed == 0 ? 0 : 1;
+}
