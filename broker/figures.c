@@ -133,7 +133,7 @@ bool figures_hear(struct group_figures *g, struct model_figures *model, int stag
     if (stage >= 0 || !g->told) g->stage = stage;
     count_model(model, g->stage, &g->last, f);
     g->last = *f;
-    memcpy(g->ranks, f->ranks, (size_t) f->n_ranks * sizeof *f->ranks);
+    if (f->n_ranks > 0) memcpy(g->ranks, f->ranks, (size_t) f->n_ranks * sizeof *f->ranks);
     g->last.ranks = g->ranks;
     move_marks(g, now_ms);
     g->told = true;

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { PIECE_MAX = 1024, AMOUNT_SIZE = 24, STALE_MS = 5000, BAR_TEXT = 33, BAR_LEAST = 8 };
+enum { PIECE_MAX = 1024, AMOUNT_SIZE = 24, STALE_MS = 15000, BAR_TEXT = 33, BAR_LEAST = 8 };
 
 struct page {
     struct buffer *to;
@@ -19,6 +19,22 @@ struct page {
     int at;      // columns of the line so far
     char colour; // letter of the colour that is on; 0: none
 };
+
+// --- members that may be missing, or anything: as numbers that can be calculated with
+
+#define NUMBER_MAX (1ll << 53)
+
+static double real(const json_t *object, const char *name)
+{
+    double x = json_number_value(json_object_get(object, name));
+    return x > 0 ? x < (double) NUMBER_MAX ? x : (double) NUMBER_MAX : 0;
+}
+
+static json_int_t number(const json_t *object, const char *name)
+{
+    json_int_t n = json_integer_value(json_object_get(object, name));
+    return n > 0 ? n < NUMBER_MAX ? n : NUMBER_MAX : 0;
+}
 
 // --- text within the columns
 
@@ -147,10 +163,6 @@ static const char *time_of(json_int_t us, char to[AMOUNT_SIZE])
     return to;
 }
 
-static double real(const json_t *object, const char *name)
-{
-    return json_number_value(json_object_get(object, name));
-}
 
 // --- bars
 
@@ -209,7 +221,7 @@ static void put_leader(struct page *p, const json_t *view)
     const json_t *leads = json_object_get(view, "leads"), *fleet = json_object_get(view, "fleet");
     const json_t *said = json_object_get(fleet, "leader");
     bool own = json_is_object(leads) &&
-               fleet_number(leads, "term") == fleet_number(said, "term");
+               number(leads, "term") == number(said, "term");
     if (!json_is_object(leads)) {
         colour(p, '!');
         put(p, "nobody leads");
@@ -217,8 +229,8 @@ static void put_leader(struct page *p, const json_t *view)
         return;
     }
     put(p, "%s leads, term %lld", fleet_text(leads, "name"),
-        (long long) fleet_number(leads, "term"));
-    if (own) put(p, ", for %s", age(p->style->now_ms - fleet_number(said, "since"), text));
+        (long long) number(leads, "term"));
+    if (own) put(p, ", for %s", age(p->style->now_ms - number(said, "since"), text));
 }
 
 static void put_clock(struct page *p)
@@ -239,7 +251,7 @@ static void put_counts(struct page *p, const json_t *jobs, const char *const *na
     for (int i = 0; names[i] != NULL; i++) {
         put(p, "%s%s ", i > 0 ? "   " : "", names[i]);
         colour(p, 'b');
-        put(p, "%s", count(fleet_number(jobs, names[i]), text));
+        put(p, "%s", count(number(jobs, names[i]), text));
         colour(p, 0);
     }
 }
@@ -272,8 +284,12 @@ static json_int_t depth(const json_t *tenant)
 {
     size_t i;
     json_t *n;
-    json_int_t sum = fleet_number(tenant, "inbox") + fleet_number(tenant, "running");
-    json_array_foreach(json_object_get(tenant, "ready"), i, n) sum += json_integer_value(n);
+    json_int_t sum = number(tenant, "inbox") + number(tenant, "running");
+    json_array_foreach(json_object_get(tenant, "ready"), i, n) {
+        json_int_t ready = json_integer_value(n);
+        if (ready > 0 && ready < NUMBER_MAX) sum += ready;
+        if (sum > NUMBER_MAX) sum = NUMBER_MAX;
+    }
     return sum;
 }
 
@@ -300,12 +316,12 @@ static void put_tenant(struct page *p, const json_t *t)
     snprintf(name, sizeof name, "%.*s%s", paused ? NAME_COLUMNS - 9 : TENANT_MAX,
              fleet_text(t, "name"), paused ? " (paused)" : "");
     put_field(p, NAME_COLUMNS, name);
-    put(p, "%7s", count(fleet_number(t, "inbox"), text));
+    put(p, "%7s", count(number(t, "inbox"), text));
     for (size_t i = 0; i < JOB_CLASSES; i++) {
         put(p, "%9s", count(json_integer_value(json_array_get(ready, i)), text));
     }
-    put(p, "%9s", count(fleet_number(t, "running"), text));
-    json_int_t waited_ms = fleet_number(t, "waited_ms");
+    put(p, "%9s", count(number(t, "running"), text));
+    json_int_t waited_ms = number(t, "waited_ms");
     put(p, "%10s", waited_ms > 0 ? age(waited_ms, text) : "-");
     end_line(p);
 }
@@ -335,8 +351,8 @@ static void put_tenants(struct page *p, const json_t *view)
     }
     if (!json_is_object(oldest)) return;
     put(p, "oldest ready job: %s of %s, class %lld, %s", fleet_text(oldest, "id"),
-        fleet_text(oldest, "tenant"), (long long) fleet_number(oldest, "class"),
-        age(fleet_number(oldest, "waited_ms"), text));
+        fleet_text(oldest, "tenant"), (long long) number(oldest, "class"),
+        age(number(oldest, "waited_ms"), text));
     end_line(p);
 }
 
@@ -358,12 +374,12 @@ static void put_group(struct page *p, const json_t *g, const char *place)
         put(p, "%s", json_is_true(json_object_get(g, "draining")) ? "leaves" : state);
     }
     if (f != NULL && json_is_integer(json_object_get(g, "stage"))) {
-        json_int_t decode = fleet_number(json_object_get(f, "decode_steps"), "median_us");
+        json_int_t decode = number(json_object_get(f, "decode_steps"), "median_us");
         fill_to(p, 37);
         put(p, "%8s steps/s", rate(real(f, "steps_per_s"), text));
         put(p, " %3.0f%% busy", 100 * real(f, "busy"));
         if (decode > 0) put(p, "  decode %s", time_of(decode, text));
-        if (fleet_number(f, "heap_calls") > 0) put(p, "  HEAP CALLS");
+        if (number(f, "heap_calls") > 0) put(p, "  HEAP CALLS");
     }
     end_line(p);
     if (failure == NULL) return;
@@ -405,7 +421,7 @@ static const json_t *group_of(const json_t *model, json_int_t pipeline, json_int
     size_t i;
     json_t *g;
     json_array_foreach(json_object_get(model, "groups"), i, g) {
-        if (fleet_number(g, "pipeline") == pipeline && fleet_number(g, "stage") == stage &&
+        if (number(g, "pipeline") == pipeline && number(g, "stage") == stage &&
             json_is_integer(json_object_get(g, "stage"))) {
             return g;
         }
@@ -431,14 +447,14 @@ static void put_pipeline(struct page *p, const json_t *model, const json_t *pipe
     size_t i;
     json_t *name;
     char text[2][AMOUNT_SIZE], place[32];
-    json_int_t id = fleet_number(pipeline, "id");
+    json_int_t id = number(pipeline, "id");
     const json_t *head = json_object_get(group_of(model, id, 0), "figures");
     const json_t *tokens = json_object_get(head, "tokens"), *kv = json_object_get(head, "kv");
     put(p, " pipeline %lld  %s", (long long) id, fleet_text(pipeline, "state"));
     if (json_is_true(json_object_get(pipeline, "paused"))) put(p, ", paused");
     if (tokens != NULL) {
-        put(p, "  %lld/%lld sequences", (long long) fleet_number(head, "running"),
-            (long long) fleet_number(head, "slots"));
+        put(p, "  %lld/%lld sequences", (long long) number(head, "running"),
+            (long long) number(head, "slots"));
         put(p, "  decode %s/s, prefill %s/s", rate(real(tokens, "decode_per_s"), text[0]),
             rate(real(tokens, "prefill_per_s"), text[1]));
     }
@@ -470,14 +486,14 @@ static void put_plan(struct page *p, const json_t *model)
         put(p, "   no plan: %s", fleet_text(refused, "message"));
     } else if (!json_is_object(plan)) {
         put(p, "   no plan yet; it takes %lld groups",
-            (long long) fleet_number(model, "stages_wanted"));
+            (long long) number(model, "stages_wanted"));
     } else {
         put(p, "   ");
         json_array_foreach(json_object_get(plan, "layers"), i, n) {
             put(p, "%s%lld", i > 0 ? "+" : "", (long long) json_integer_value(n));
         }
-        put(p, " layers, tp %lld, %s, context %lld", (long long) fleet_number(plan, "tp"),
-            fleet_text(plan, "precision"), (long long) fleet_number(plan, "max_context"));
+        put(p, " layers, tp %lld, %s, context %lld", (long long) number(plan, "tp"),
+            fleet_text(plan, "precision"), (long long) number(plan, "max_context"));
     }
     end_line(p);
 }
@@ -501,8 +517,8 @@ static void put_fleet(struct page *p, const json_t *view)
     size_t i;
     json_t *model;
     char text[AMOUNT_SIZE];
-    json_int_t old_ms = fleet_number(view, "at") - fleet_number(fleet, "at");
-    bool own = json_is_object(leads) && fleet_number(leads, "term") == fleet_number(said, "term");
+    json_int_t old_ms = number(view, "at") - number(fleet, "at");
+    bool own = json_is_object(leads) && number(leads, "term") == number(said, "term");
     if (!json_is_object(fleet)) {
         end_line(p);
         put(p, "Nothing is known of the fleet: no broker has said anything of it lately.");
@@ -510,7 +526,7 @@ static void put_fleet(struct page *p, const json_t *view)
         return;
     }
     // Every ten seconds it is said in any case.
-    if (!own || old_ms > 2 * STALE_MS + STALE_MS) {
+    if (!own || old_ms > STALE_MS) {
         end_line(p);
         colour(p, '!');
         put(p, "As %s said %s ago:", fleet_text(said, "name"), age(old_ms, text));
@@ -534,7 +550,7 @@ void top_page(const json_t *view, const struct top_style *style, struct buffer *
         if (view != NULL) {
             char text[AMOUNT_SIZE];
             put(&p, " (what follows is %s old)",
-                age(style->now_ms - fleet_number(view, "at"), text));
+                age(style->now_ms - number(view, "at"), text));
         }
         colour(&p, 0);
         end_line(&p);
