@@ -228,7 +228,7 @@ static void open_pin(const struct plan_request *r, const struct plan *p, const c
     plan_print_layers(p, layers, sizeof layers);
     plan_print_layers(&other, others, sizeof others);
     if (strcmp(layers, others) != 0 && at < ADVICE_SIZE) {
-        snprintf(text + at, ADVICE_SIZE - at, "%slayers %s instead of %s", at > 0 ? ", " : "",
+        snprintf(text + at, ADVICE_SIZE - at, "%slayers %.80s instead of %.80s", at > 0 ? ", " : "",
                  layers, others);
     }
     say(to, "%s: %.180s", flag, text[0] != '\0' ? text : "costs nothing, it would be chosen");
