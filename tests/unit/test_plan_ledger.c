@@ -212,6 +212,8 @@ static void expect_running(const struct plan_request *r, const struct checkpoint
                    .vocab_size = r->config->vocab_size},
         .n_steps = 1};
     o.memory = calloc(1, stage_memory_bytes(&o));
+    o.staging = aligned_alloc(CARVE_ALIGN, carve_aligned(stage_staging_bytes(&o)));
+    memset(o.staging, 0, stage_staging_bytes(&o));
     struct stage *s;
     struct error e = {0};
     assert_int_equal(stage_create(&s, &o, &e), OK);
@@ -232,6 +234,7 @@ static void expect_running(const struct plan_request *r, const struct checkpoint
     assert_int_equal(wait_loaded(s, &e), STAGE_FAILED);
     assert_string_equal(e.code, "does_not_fit");
     stage_destroy(&s);
+    free(o.staging);
     free(o.memory);
 }
 
