@@ -35,6 +35,10 @@ enum status log_level_parse(const char *text, enum log_level *level, struct erro
                      "\"%s\"", text);
 }
 
+static _Atomic bool overwrites;
+
+void log_overwrites(bool yes) { overwrites = yes; }
+
 bool log_enabled(enum log_level level) { return level >= config.least; }
 
 struct line {
@@ -134,6 +138,11 @@ void log_write(enum log_level level, const char *event, const struct log_field *
     static const char *const names[] = {"debug", "info", "warn", "error"};
     if (!log_enabled(level)) return;
     struct line l = {.n = 0};
+    if (overwrites) { // no other thread's, or one more empty line
+        overwrites = false;
+        ssize_t lost = write(STDERR_FILENO, "\r\033[K", 4);
+        (void) lost;
+    }
     if (config.json) put_str(&l, "{");
     put_field(&l, &log_int("t", clock_wall_ms()));
     put_field(&l, &log_str("level", names[level]));

@@ -3,6 +3,7 @@
 #include "broker/http.h"
 #include "broker/model.h"
 #include "broker/redis.h"
+#include "common/bars.h"
 #include "common/clock.h"
 #include "common/limits.h"
 #include "common/memory.h"
@@ -253,9 +254,37 @@ static void say(struct up *u, const char *format, ...)
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    bars_clear();
     fprintf(stderr, "penstock up: %s\n", text);
     fprintf(u->log, "penstock up: %s\n", text);
     fflush(u->log);
+}
+
+// The number that a log line has under `key`, in either form; false: it has none.
+static bool number_of(const char *line, const char *key, uint64_t *value)
+{
+    const char *at = strstr(line, key);
+    if (at == NULL) return false;
+    at += strlen(key);
+    while (*at == '"' || *at == ':' || *at == '=') at++;
+    char *end;
+    *value = strtoull(at, &end, 10);
+    return end != at;
+}
+
+// On a terminal a group that loads is a bar, and its lines are only in the log.
+static bool is_bar(const struct child *c, const char *line)
+{
+    uint64_t loaded, total;
+    if (isatty(STDERR_FILENO) != 1) return false;
+    if (strstr(line, "event=loaded ") != NULL || strstr(line, "\"event\":\"loaded\"") != NULL) {
+        bars_drop(c->name);
+    }
+    if (!number_of(line, "loaded_bytes", &loaded) || !number_of(line, "load_bytes", &total)) {
+        return false;
+    }
+    bars_show(c->name, loaded, total, clock_ms());
+    return true;
 }
 
 static void on_line(void *arg, struct child *c, const char *line)
@@ -265,6 +294,8 @@ static void on_line(void *arg, struct child *c, const char *line)
     bool broker = index >= u->first_broker && index < u->first_group;
     fprintf(u->log, "%s\n", line);
     fflush(u->log);
+    if (is_bar(c, line)) return;
+    bars_clear();
     bool redis = strcmp(c->name, "redis") == 0; // its banner is no news
     bool warns = strstr(line, "level=warn") != NULL || strstr(line, "level=error") != NULL ||
                  (!redis && strncmp(line, "t=", 2) != 0 && line[0] != '{');
@@ -290,6 +321,7 @@ static void on_started(void *arg, struct child *c)
 static void on_ended(void *arg, struct child *c, int status)
 {
     struct up *u = arg;
+    bars_drop(c->name);
     if (WIFSIGNALED(status)) {
         say(u, "%s ended by signal %d", c->name, WTERMSIG(status));
     } else {

@@ -6,6 +6,7 @@
 #include "common/seal.h"
 #include "workers/figures.h"
 #include "workers/host.h"
+#include "workers/loading.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -58,6 +59,7 @@ struct group {
     struct figures figures;
     struct health_writer health;
     struct error trouble;     // why it has no stage
+    struct loading loading;   // what people see of it
     bool leave;
     struct wire_running running[SLOTS_MAX];
     struct job_key kept[SLOTS_MAX];
@@ -134,24 +136,6 @@ static void send_ready(struct group *g)
     snprintf(m.ready.tokens_endpoint, sizeof m.ready.tokens_endpoint, "%s",
              g->epoch.tokens_in.endpoint);
     control_send(&g->control, &m);
-}
-
-static void log_loaded(struct group *g)
-{
-    struct ledger ledger = stage_ledger(g->stage);
-    char lines[LEDGER_TEXT_MAX];
-    uint64_t loaded, of_all;
-    ledger_print(&ledger, lines, sizeof lines);
-    stage_progress(g->stage, &loaded, &of_all);
-    log_line(LOG_INFO, "loaded", log_int("stage", g->assign.stage),
-             log_int("total_bytes", ledger_total(&ledger)), log_str("ledger", lines),
-             log_int("read_bytes", of_all),
-             log_int("read_ms", stage_load_ns(g->stage) / 1000000));
-    if (g->manifest == NULL) return;
-    log_line(LOG_INFO, "manifest", log_str("file", g->options.manifest),
-             log_int("compared", manifest_n_compared(g->manifest)),
-             log_int("learnt", manifest_n_learnt(g->manifest)));
-    manifest_close(&g->manifest);
 }
 
 static void send_linked(struct group *g)
@@ -431,7 +415,8 @@ static void try_ready(struct group *g, int64_t now_ms)
     } else {
         g->state = WIRE_LOADED;
         g->said_ms = now_ms;
-        log_loaded(g);
+        loading_report(g->assign.stage, g->stage, g->manifest, g->options.manifest);
+        manifest_close(&g->manifest);
         send_ready(g);
     }
 }
@@ -687,6 +672,11 @@ static enum status loop(struct group *g, struct error *e)
         try_linked(g, now_ms);
         if (g->state == WIRE_SERVING) try(serve(g, now_ms, e));
         say_again(g, now_ms);
+        if (g->state == WIRE_LOADING && g->stage != NULL) {
+            loading_turn(&g->loading, g->options.name, g->assign.stage, g->stage, now_ms);
+        } else {
+            loading_end(&g->loading);
+        }
         say_health(g, now_ms);
         watch_seal(g);
         stop_turn(g, now_ms);
@@ -709,6 +699,7 @@ enum status group_run(const struct group_options *o, struct error *e)
         for (int i = 0; i < g->control.n_links; i++) control_send_to(&g->control, i, &bye);
         control_close(&g->control, LEAVE_LINGER_MS);
     }
+    loading_end(&g->loading);
     health_end(&g->health);
     head_destroy(&g->head);
     stage_destroy(&g->stage);
