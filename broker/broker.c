@@ -321,10 +321,10 @@ static void on_planned(void *arg, int model, const struct plan *plan)
     int blocks = plan->max_blocks < plan->kv_blocks ? plan->max_blocks : plan->kv_blocks;
     int64_t context = (int64_t) blocks * KV_BLOCK_ROWS;
     if (context > plan->max_context) context = plan->max_context;
-    ingest_set_max_context(b->ingest, model, plan->max_context);
+    ingest_set_max_context(b->ingest, model, (int) context);
     // Before it leads no group was heard: chunks would be cut for memory that nobody has.
     if (b->led) joins_set_max_context(b->joins, model, (int) context);
-    claims_set_limits(b->claims[model], plan->max_context, (uint64_t) blocks);
+    claims_set_limits(b->claims[model], (int) context, (uint64_t) blocks);
 }
 
 static void on_up(void *arg, int model, const struct plan *plan, const struct pipeline *p,

@@ -107,7 +107,9 @@ static void take(struct round *round, const struct chosen *r, const struct queue
         return;
     }
     bool runs = !c->stopped && (r->unfit || jobs_serves(jobs, r->epoch));
-    if (!runs || !reader_add(round->reader, j, &key)) jobs_give_back(jobs, key.attempt);
+    bool unfit = c->max_blocks > 0 && j->need_blocks > c->max_blocks;
+    bool read = runs && reader_add(round->reader, j, &key, unfit ? c->max_blocks : 0);
+    if (!read) jobs_give_back(jobs, key.attempt);
 }
 
 static void on_claimed(void *arg, const struct queue_reply *r)

@@ -300,25 +300,44 @@ static const char *text_of(const redisReply *r, char digits[NUMBER_SIZE])
     return digits;
 }
 
-enum status queue_admin_show(struct queue_sync *s, const char *tenant, const char *id,
+// A function that replies names and values.
+static enum status ask_pairs(struct queue_sync *s, const char *function, const char *tenant,
+                             const char *id,
                              void (*fn)(void *arg, const char *name, const char *value), void *arg,
-                             struct error *e)
+                             size_t *n, struct error *e)
 {
     redisReply *r;
     char digits[NUMBER_SIZE];
     try(redis_name_check("id", id, JOB_ID_MAX, e));
-    enum status status = queue_sync_fcall(s, true, "show", 2, (const char *[]){tenant, id}, &r, e);
+    enum status status = queue_sync_fcall(s, true, function, 2, (const char *[]){tenant, id}, &r,
+                                          e);
     bool good = status == OK && r->type == REDIS_REPLY_ARRAY && r->elements % 2 == 0;
-    if (status == OK && !good) status = unknown_form("show", e);
-    if (good && r->elements == 0) {
-        status = error_set(e, ERR_STATE, "no_job",
-                           "nothing is known of the job %s of %s: it is still in the inbox, or its "
-                           "record has expired, or it never was", id, tenant);
-    }
+    if (status == OK && !good) status = unknown_form(function, e);
+    *n = good ? r->elements / 2 : 0;
     for (size_t i = 0; status == OK && i < r->elements; i += 2) {
         if (r->element[i]->type != REDIS_REPLY_STRING) continue;
         fn(arg, r->element[i]->str, text_of(r->element[i + 1], digits));
     }
     if (r != NULL) freeReplyObject(r);
     return status;
+}
+
+enum status queue_admin_show(struct queue_sync *s, const char *tenant, const char *id,
+                             void (*fn)(void *arg, const char *name, const char *value), void *arg,
+                             struct error *e)
+{
+    size_t n;
+    try(ask_pairs(s, "show", tenant, id, fn, arg, &n, e));
+    if (n > 0) return OK;
+    return error_set(e, ERR_STATE, "no_job",
+                     "nothing is known of the job %s of %s: it is still in the inbox, or its "
+                     "record has expired, or it never was", id, tenant);
+}
+
+enum status queue_admin_why(struct queue_sync *s, const char *tenant, const char *id,
+                            void (*fn)(void *arg, const char *name, const char *value), void *arg,
+                            struct error *e)
+{
+    size_t n;
+    return ask_pairs(s, "why", tenant, id, fn, arg, &n, e);
 }

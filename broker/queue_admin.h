@@ -94,4 +94,10 @@ enum status queue_admin_show(struct queue_sync *s, const char *tenant, const cha
                              void (*fn)(void *arg, const char *name, const char *value), void *arg,
                              struct error *e);
 
+// The same for `penstock why`, with what goes before it, or where its message is; of a job of which
+// nothing is known as well.
+enum status queue_admin_why(struct queue_sync *s, const char *tenant, const char *id,
+                            void (*fn)(void *arg, const char *name, const char *value), void *arg,
+                            struct error *e);
+
 #endif

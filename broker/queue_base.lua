@@ -1,8 +1,8 @@
 #!lua name=penstock_v1
 -- The state machine of Penstock's queue: every transition of a job is one of these functions, so
 -- that it happens wholly and in one order. README.md in this folder lists keys, arguments, replies.
--- The library is one program in seven files, in this order: base, ingest, split, run, admin, lead,
--- time.
+-- The library is one program in eight files, in this order: base, ingest, split, run, admin, why,
+-- lead, time.
 --
 -- A function is atomic but not transactional: an error in the middle keeps what was written. So
 -- every argument is validated before the first write, what is moved is copied first and removed

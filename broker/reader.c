@@ -19,6 +19,7 @@ struct item {
     struct prompt prompt;
     struct error error;
     struct queue_usage prior; // of what was done for it before
+    uint64_t need_blocks, most_blocks; // as admitted, and of pipelines; most 0: it fits
     uint32_t starts;
     bool stream;
     int64_t admitted_ms;
@@ -41,6 +42,12 @@ static void read_item(void *arg, void *work, int thread)
     prompt_read(&item->prompt, r->options.models, r->options.model, &item->limits,
                 item->key.tenant, item->bytes + item->n_resume, item->n_message,
                 &r->scratch[thread], &item->error);
+    if (item->error.status != OK || item->most_blocks == 0) return;
+    error_set(&item->error, ERR_LIMIT, "context_exceeded",
+              "the job was admitted with a need of %llu KV blocks of %d tokens, and pipelines have "
+              "%llu",
+              (unsigned long long) item->need_blocks, KV_BLOCK_ROWS,
+              (unsigned long long) item->most_blocks);
 }
 
 static void drop_item(void *work)
@@ -113,7 +120,8 @@ static int on_read(zloop_t *loop, zmq_pollitem_t *poll, void *arg)
     return 0;
 }
 
-bool reader_add(struct reader *r, const struct queue_job *j, const struct job_key *key)
+bool reader_add(struct reader *r, const struct queue_job *j, const struct job_key *key,
+                uint64_t most_blocks)
 {
     size_t n_resume = j->n_checkpoint / sizeof(int32_t) * sizeof(int32_t);
     struct item *item = malloc(sizeof *item + n_resume + j->n_bytes);
@@ -122,6 +130,8 @@ bool reader_add(struct reader *r, const struct queue_job *j, const struct job_ke
                           .key = *key,
                           .limits = r->options.limits,
                           .prior = queue_usage_read(j->prior),
+                          .need_blocks = j->need_blocks,
+                          .most_blocks = most_blocks,
                           .starts = j->starts,
                           .stream = j->stream, // as admitted, whatever the message is by now
                           .admitted_ms = j->admitted_ms,

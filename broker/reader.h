@@ -33,7 +33,9 @@ int reader_room(const struct reader *r);         // jobs
 size_t reader_bytes_room(const struct reader *r); // at least 1: one job may go over
 bool reader_idle(const struct reader *r);
 
-// Copies what it needs. False: no memory, or no room.
-bool reader_add(struct reader *r, const struct queue_job *j, const struct job_key *key);
+// Copies what it needs. most_blocks: what pipelines can give a job, where it was admitted with
+// more: it is to be refused, whatever it needs by now; 0: it fits. False: no memory, or no room.
+bool reader_add(struct reader *r, const struct queue_job *j, const struct job_key *key,
+                uint64_t most_blocks);
 
 #endif

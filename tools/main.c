@@ -18,6 +18,7 @@ static const struct {
     {"conformance", cmd_conformance, "tries a client of the queue"},
     {"stats", cmd_stats, "counts the jobs of a queue"},
     {"show", cmd_show, "where a job is, and what has happened to it"},
+    {"why", cmd_why, "why a job waits, in one line"},
     {"trace", cmd_trace, "what all processes said of a job"},
     {"dead", cmd_dead, "lists, retries or drops dead letters"},
     {"tenant", cmd_tenant, "who may use a queue, with which share and budgets"},

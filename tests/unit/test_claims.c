@@ -23,6 +23,7 @@ static struct call {
     uint64_t claim;
     char ids[KEYS_MAX][JOB_ID_MAX + 1];
     size_t n;
+    uint64_t need_blocks; // of each job of a claim
     queue_fn *fn;
     void *arg;
     bool open;
@@ -39,6 +40,8 @@ static struct world {
     char sent[CALLS_MAX][JOB_ID_MAX + 1]; // to the head, in order
     int n_sent, n_awaited;
     bool away; // Redis is
+    struct queue_failure why; // of the job that failed last, and what it points to
+    char why_code[64], why_text[256];
 } w;
 
 // --- the queue
@@ -53,7 +56,7 @@ static struct call *add_call(char what, queue_fn *fn, void *arg)
 {
     struct call *c = &calls[n_calls++];
     assert_true(n_calls <= CALLS_MAX);
-    *c = (struct call){.what = what, .fn = fn, .arg = arg, .open = true};
+    *c = (struct call){.what = what, .need_blocks = 1, .fn = fn, .arg = arg, .open = true};
     return c;
 }
 
@@ -83,7 +86,7 @@ struct queue_usage queue_usage_read(const char *text)
     return (struct queue_usage){0};
 }
 
-// Not of claims: nothing here ends or is saved.
+// Not of claims: nothing here is saved or ends well.
 enum status queue_renew(struct queue *q, int64_t lease_ms, const struct queue_attempt *attempts,
                         size_t n, queue_fn *fn, void *arg)
 {
@@ -101,8 +104,12 @@ enum status queue_nack(struct queue *q, const struct queue_attempt *a, bool lost
 enum status queue_fail(struct queue *q, const struct queue_attempt *a,
                        const struct queue_failure *f, queue_fn *fn, void *arg)
 {
-    (void) q, (void) a, (void) f, (void) fn, (void) arg;
-    return ERR_UNAVAILABLE;
+    (void) q, (void) fn, (void) arg;
+    snprintf(w.sent[w.n_sent++], sizeof w.sent[0], "%s", a->id);
+    w.why = *f;
+    snprintf(w.why_code, sizeof w.why_code, "%s", f->code);
+    snprintf(w.why_text, sizeof w.why_text, "%s", f->text);
+    return OK;
 }
 
 enum status queue_checkpoint(struct queue *q, const struct queue_attempt *a, uint64_t offset,
@@ -185,7 +192,8 @@ static void answer_claim(struct call *c)
         message_of(&messages[i], c->ids[i], 0);
         jobs[i] = (struct queue_job){.word = QUEUE_OK, .tenant = "t", .id = c->ids[i],
                                      .attempt = ++w.attempts, .bytes = messages[i].data,
-                                     .n_bytes = messages[i].n, .need_blocks = 1, .n_prompt = 3,
+                                     .n_bytes = messages[i].n, .need_blocks = c->need_blocks,
+                                     .n_prompt = 3,
                                      .max_tokens = 5, .prior = ""};
     }
     const struct queue_reply r = {.n = c->n, .jobs = jobs};
@@ -364,8 +372,24 @@ static void lost_claims_are_said_again(void **state)
     end_world();
 }
 
-// Two rounds read the same window; what one has chosen is not chosen by the other one, whose window
-// is older.
+// A plan came after it was admitted. It is refused with the numbers, whatever else waits.
+static void a_job_that_fits_nowhere_is_refused(void **state)
+{
+    (void) state;
+    start_world();
+    claims_set_limits(w.claims, 100, 9);
+    struct call *claim = first_claim(3, 2, 10);
+    for (size_t i = 0; i < claim->n; i++) claim->need_blocks = 10;
+    answer_claim(claim);
+    await_sent(2);
+    assert_string_equal(w.why_code, "context_exceeded");
+    assert_false(w.why.retryable);
+    assert_non_null(strstr(w.why_text, "10 KV blocks of 64 tokens, and pipelines have 9"));
+    end_world();
+}
+
+// Two rounds read the same window; what one has chosen is not chosen by the other one, whose
+// window is older.
 static void no_job_is_claimed_twice(void **state)
 {
     (void) state;
@@ -391,6 +415,7 @@ int main(void)
         cmocka_unit_test(class_0_waits_for_no_open_claim),
         cmocka_unit_test(class_0_among_itself_goes_in_rounds),
         cmocka_unit_test(lost_claims_are_said_again),
+        cmocka_unit_test(a_job_that_fits_nowhere_is_refused),
         cmocka_unit_test(no_job_is_claimed_twice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
