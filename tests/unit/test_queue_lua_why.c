@@ -61,8 +61,8 @@ static void test_a_message_that_is_not_admitted(void **state)
     (void) state;
     // {'v': 1, 'id': ...}
     static const char *const messages[] = {"\x82\xa1v\1\xa2id\xa1x", "\x82\xa1v\1\xa2id\xa2xy",
-                                           "\x82\xa1v\1\xa2id\xd9\x25"
-                                           "a234567890123456789012345678901234567"};
+                                           ("\x82\xa1v\1\xa2id\xd9\x25"
+                                            "a234567890123456789012345678901234567")};
     cmd("DEL", "%Tlead");
     for (int i = 0; i < 3; i++) cmd("RPUSH", "%Tin:default", messages[i]);
     expect("[place inbox position 1 inbox 3 waits no_broker]", "why", "default", "x");

@@ -188,8 +188,8 @@ static void damaged_records_do_no_harm(void **state)
     static const char *const fleets[] = {
         "[]", "{'models': 3}", "{'models': [3, {'name': 'm'}]}",
         "{'models': [{'name': 'm', 'pipelines': [1, {'state': 'serving'}], 'groups': {}}]}",
-        "{'models': [{'name': 'm', 'pipelines': [{'state': 'serving', 'id': 1}], 'groups': "
-        "[{'stage': 0, 'pipeline': 1, 'figures': {'kv': {'blocks': 'x'}, 'tokens': 4}}]}]}"};
+        ("{'models': [{'name': 'm', 'pipelines': [{'state': 'serving', 'id': 1}], 'groups': "
+         "[{'stage': 0, 'pipeline': 1, 'figures': {'kv': {'blocks': 'x'}, 'tokens': 4}}]}]}")};
     for (size_t i = 0; i < sizeof fleets / sizeof *fleets; i++) {
         struct why_fields f;
         struct why why;
