@@ -19,12 +19,13 @@ enum {
     MESSAGE_AGAIN_MS = 400, // a producer that finds Redis away
 };
 
-// After the last fault all jobs have ended so soon: leases, retries, and what there is to do.
+// After the last fault all jobs have ended so soon (leases, retries), and in the time that they take
+// one after the other.
 #define PATIENCE_NS (240 * SIM_S)
 // Then every result is committed, and every credit is back.
 #define IDLE_NS (60 * SIM_S)
 
-static int64_t base_ns, row_ns, load_most_ns;
+static int64_t base_ns, row_ns, load_most_ns, way_most_ns;
 static int n_tenants;
 
 static int64_t step_ns(const struct stage_options *o, const struct step *s)
@@ -68,8 +69,10 @@ static void choose_network(void)
     struct sim_net net = {.least_ns = 20000, .most_ns = sim_between(50, 5000) * 1000};
     if (sim_chance(20)) net.most_ns = sim_between(5, 80) * SIM_MS;
     net.blind_ns = sim_chance(60) ? sim_between(0, 20) * SIM_MS : sim_between(0, 8000) * SIM_MS;
+    int64_t wake_ns = sim_chance(50) ? 100000 : sim_between(0, 3 * SIM_MS);
     sim_net_set(&net);
-    sim_set_wake_ns(sim_chance(50) ? 100000 : sim_between(0, 3 * SIM_MS));
+    sim_set_wake_ns(wake_ns);
+    way_most_ns = net.most_ns + wake_ns;
 }
 
 // --- jobs
@@ -130,6 +133,19 @@ static void add_tenants(void)
 
 // --- the seed
 
+// Of all jobs, if each step had rows of one of them only.
+static int64_t work_ns(void)
+{
+    const struct world_options *w = &world.options;
+    int chunk = w->chunk > 0 ? w->chunk : w->max_rows;
+    int64_t steps = 0, rows = 0;
+    for (int i = 0; i < truth.n; i++) {
+        steps += truth.jobs[i].n_tokens + truth.jobs[i].n_prompt / chunk + 1;
+        rows += truth.jobs[i].n_tokens + truth.jobs[i].n_prompt;
+    }
+    return steps * (2 * base_ns + w->n_stages * way_most_ns) + rows * row_ns;
+}
+
 static void run_until_ended(void)
 {
     char why[256] = "";
@@ -139,7 +155,7 @@ static void run_until_ended(void)
         while (sim_step(at)) {}
         ended = truth_look();
         if (faults_end() > last) last = faults_end();
-        if (!ended && at > last + PATIENCE_NS) {
+        if (!ended && at > last + PATIENCE_NS + work_ns()) {
             truth_show();
             sim_fail("%d of %d jobs have not ended", truth.n - truth.n_ended, truth.n);
         }
