@@ -11,6 +11,7 @@ static const struct {
 } BENCHMARKS[] = {
     {"kernels", bench_kernels, "matrix products: rates beside what the CPU can do at most"},
     {"load", bench_load, "a checkpoint into memory, beside its disk and a copy with a check"},
+    {"pipeline", bench_pipeline, "decoding by stages on this machine, and their single steps"},
     {"queue", bench_queue, "jobs taken in a second, memory, claims over a long backlog"},
     {"sampler", bench_sampler, "choosing tokens: us a row beside reading the logits once"},
     {"tokenizer", bench_tokenizer, "text to ids: MB/s on one core"},

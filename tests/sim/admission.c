@@ -111,6 +111,7 @@ static bool show(const struct model_config *c, int context, int urgent_percent, 
     sim_begin(SEED, trace);
     sim_system_begin();
     sim_zmq_begin();
+    sim_pool_begin(false);
     sim_redis_begin();
     sim_stage_begin(&devices);
     int blocks = choose_jobs(c, context);

@@ -254,6 +254,7 @@ void deployment_play(const struct deployment *d, int batch, struct deployment_fi
     sim_begin(SEED, d->trace);
     sim_system_begin();
     sim_zmq_begin();
+    sim_pool_begin(true);
     sim_redis_begin();
     sim_stage_begin(&devices);
     struct sim_net net = network_of(d);

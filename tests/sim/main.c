@@ -1,6 +1,7 @@
 // sim: plays the true programs in a simulated room, seed by seed, and says in TAP's form how that
 // went. Exit status 0, 1 if an invariant was broken, 2 for usage.
 #include "tests/sim/admission.h"
+#include "tests/sim/calibrated.h"
 #include "tests/sim/deployment.h"
 #include "tests/sim/play.h"
 
@@ -23,7 +24,7 @@ static const uint64_t kept[] = {945, 1509};
 
 struct settings {
     int64_t seed, workers;
-    const char *seeds, *model, *deployment;
+    const char *seeds, *model, *deployment, *calibrated;
     int64_t context;
     bool trace, admission;
 };
@@ -169,6 +170,8 @@ int main(int argc, char **argv)
          .help = "Plays N nodes of G cards (4090, h100) by the cost model, and predicts tokens/s."},
         {.name = "admission", .kind = OPTION_FLAG, .value = &s.admission,
          .help = "Plays 10,000 jobs of mixed length over KV for 20 average ones."},
+        {.name = "calibrated", .kind = OPTION_STRING, .value = &s.calibrated, .argument = "FILE",
+         .help = "Predicts what penstock bench pipeline --csv FILE measured; with its --model."},
         {.name = "context", .kind = OPTION_INT, .value = &s.context, .argument = "N",
          .least = 0, .most = CONTEXT_MAX,
          .help = "Tokens of a sequence: with --deployment of each (default 4096), with "
@@ -186,6 +189,11 @@ int main(int argc, char **argv)
     if (o.help) return 0;
     if (s.model == NULL) s.model = s.deployment != NULL ? SIM_FIXTURES "/deepseek-v3" : SIM_MODEL;
     if (model_config_load(&config, s.model, &e) != OK) return usage(&e);
+    if (s.calibrated != NULL) {
+        bool good;
+        if (calibrated_show(&config, s.calibrated, s.trace, &good, &e) != OK) return usage(&e);
+        return say(good, "a measured pipeline is predicted within 10%");
+    }
     if (s.admission) {
         int context = s.context > 0 ? (int) s.context : 512;
         return say(admission_show(&config, context, s.trace), "mixed lengths fill the pool");

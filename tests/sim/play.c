@@ -19,8 +19,8 @@ enum {
     MESSAGE_AGAIN_MS = 400, // a producer that finds Redis away
 };
 
-// After the last fault all jobs have ended so soon (leases, retries), and in the time that they take
-// one after the other.
+// After the last fault all jobs have ended so soon (leases, retries), and in the time that they
+// take one after the other.
 #define PATIENCE_NS (240 * SIM_S)
 // Then every result is committed, and every credit is back.
 #define IDLE_NS (60 * SIM_S)
@@ -175,6 +175,7 @@ void play_seed(const struct model_config *c, uint64_t seed, bool trace, struct p
     sim_begin(seed, trace);
     sim_system_begin();
     sim_zmq_begin();
+    sim_pool_begin(false);
     sim_redis_begin();
     sim_stage_begin(&devices);
     choose_world(c, &w);

@@ -6,6 +6,7 @@
 
 void sim_system_begin(void);
 void sim_zmq_begin(void);
+void sim_pool_begin(bool at_once); // at_once: its work takes no time
 
 // The sockets of a process that died: its peers see their connections end.
 void sim_zmq_died(struct sim_proc *p);
