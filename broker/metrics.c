@@ -95,7 +95,9 @@ static void write_counts(const struct metrics *m, struct buffer *to)
     }
     exposition_family(to, "penstock_lease_expired_total", "counter",
                       "Leases that ended, seen by this broker.");
-    exposition_count(to, "penstock_lease_expired_total", queue, m->leases_expired);
+    if (m->jobs != NULL) {
+        exposition_count(to, "penstock_lease_expired_total", queue, m->leases_expired);
+    }
     exposition_family(to, "penstock_enqueue_to_done_seconds", "histogram",
                       "From admission to the stored result, of jobs that this broker sent.");
     if (m->jobs == NULL) return;
