@@ -33,9 +33,13 @@ struct comm {
 
 // Threads of one process: fills comms[tp]. Waits spin for a short while, then block (futex), so
 // ranks may outnumber cores. `max_elements` bounds all_reduce (f32 elements) and `max_gather` a
-// rank's all_gather bytes; buffers are allocated here, none later. A collective that waits longer
+// rank's all_gather bytes. `area`: comm_local_bytes at a cache line, which outlive all comms; NULL:
+// allocated here. Nothing is later. A collective that waits longer
 // than deadline_ms aborts all with ERR_TIMEOUT (a rank died or hangs); 0: no deadline.
 enum status comm_local_create(struct comm **comms, int tp, size_t max_elements, size_t max_gather,
-                              int64_t deadline_ms, struct error *e);
+                              int64_t deadline_ms, void *area, struct error *e);
+
+// Bytes that the ranks share; 0 with one rank.
+size_t comm_local_bytes(int tp, size_t max_elements, size_t max_gather);
 
 #endif

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -28,6 +29,7 @@ struct hub {
     size_t max_elements, max_gather, area_bytes;
     // all_reduce: parts (tp, max_elements) | sum (max_elements); else bytes, by rank.
     void *area;
+    bool owned; // the area
     _Atomic int n_comms;                       // not destroyed yet; the last one frees the hub
     _Alignas(LINE_BYTES) _Atomic int ended;    // OK, or why all collectives end
     _Alignas(LINE_BYTES) _Atomic uint32_t arrived; // ranks at the present meeting
@@ -176,7 +178,7 @@ static void local_abort(struct comm *c) { hub_end(hub_of(c), ERR_ABORTED); }
 static void hub_leave(struct hub *h)
 {
     if (atomic_fetch_sub(&h->n_comms, 1) > 1) return;
-    free(h->area);
+    if (h->owned) free(h->area);
     free(h);
 }
 
@@ -197,22 +199,35 @@ static const struct comm_ops local_ops = {
     .destroy = local_destroy,
 };
 
-static struct hub *hub_create(int tp, size_t max_elements, size_t max_gather, int64_t deadline_ms)
+// Rounded up so that each rank's part begins at a cache line.
+static size_t part_elements(size_t max_elements)
+{
+    size_t line = LINE_BYTES / sizeof(float);
+    return (max_elements + line - 1) / line * line;
+}
+
+size_t comm_local_bytes(int tp, size_t max_elements, size_t max_gather)
+{
+    if (tp == 1) return 0;
+    size_t parts = part_elements(max_elements) * (size_t) (tp + 1) * sizeof(float);
+    size_t gather = max_gather * (size_t) tp, most = parts > gather ? parts : gather;
+    if (most < AREA_BYTES_MIN) most = AREA_BYTES_MIN;
+    return (most + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES;
+}
+
+static struct hub *hub_create(int tp, size_t max_elements, size_t max_gather, int64_t deadline_ms,
+                              void *area)
 {
     struct hub *h = aligned_alloc(LINE_BYTES, sizeof *h);
     if (h == NULL) return NULL;
     *h = (struct hub) {.tp = tp, .n_comms = tp, .deadline_ms = deadline_ms};
     h->max_gather = max_gather;
-    // Rounded up so that each rank's part begins at a cache line.
-    size_t line = LINE_BYTES / sizeof(float);
-    h->max_elements = (max_elements + line - 1) / line * line;
+    h->max_elements = part_elements(max_elements);
     h->spins = sysconf(_SC_NPROCESSORS_ONLN) < tp ? 0 : SPINS;
     if (tp == 1) return h;
-    size_t parts = h->max_elements * (tp + 1) * sizeof(float), gather = max_gather * tp;
-    size_t most = parts > gather ? parts : gather;
-    if (most < AREA_BYTES_MIN) most = AREA_BYTES_MIN;
-    h->area_bytes = (most + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES;
-    h->area = aligned_alloc(LINE_BYTES, h->area_bytes);
+    h->area_bytes = comm_local_bytes(tp, max_elements, max_gather);
+    h->owned = area == NULL;
+    h->area = h->owned ? aligned_alloc(LINE_BYTES, h->area_bytes) : area;
     if (h->area == NULL) {
         free(h);
         return NULL;
@@ -222,10 +237,10 @@ static struct hub *hub_create(int tp, size_t max_elements, size_t max_gather, in
 }
 
 enum status comm_local_create(struct comm **comms, int tp, size_t max_elements, size_t max_gather,
-                              int64_t deadline_ms, struct error *e)
+                              int64_t deadline_ms, void *area, struct error *e)
 {
     check(tp >= 1 && tp <= TP_MAX, "tp %d", tp);
-    struct hub *h = hub_create(tp, max_elements, max_gather, deadline_ms);
+    struct hub *h = hub_create(tp, max_elements, max_gather, deadline_ms, area);
     if (h == NULL) goto no_memory;
     for (int rank = 0; rank < tp; rank++) {
         struct local *l = malloc(sizeof *l);

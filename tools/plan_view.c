@@ -1,5 +1,7 @@
 #include "tools/plan_view.h"
 
+#include "tools/plan_host.h"
+
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -179,6 +181,17 @@ void plan_view_table(const struct plan_view *v)
 
 // --- explanation
 
+// Of the node's own memory, one of which all ranks of the group use.
+static void explain_host(const struct plan_view *v, int stage)
+{
+    struct plan_host host = plan_host_of(v->plan, v->request, stage);
+    char lines[LEDGER_TEXT_MAX];
+    ledger_print(&host.ledger, lines, sizeof lines);
+    print_text("  host: ", 8, lines);
+    printf("  %-12s %16" PRIu64 " and up to %" PRIu64 " for frames\n", "host total",
+           ledger_total(&host.ledger), host.received_bytes);
+}
+
 static void explain_lines(const struct plan_view *v)
 {
     const struct plan *p = v->plan;
@@ -193,6 +206,7 @@ static void explain_lines(const struct plan_view *v)
         }
         printf("  %-12s %16" PRIu64 "\n  %-12s %16" PRIu64 "\n", "total", ledger_total(l), "device",
                v->request->device_bytes[i]);
+        explain_host(v, i);
         printf("  a KV block takes %" PRIu64 "; there is room for %" PRId64 "\n",
                p->kv_block_bytes[i], p->kv_room[i]);
         if (p->step_s[i] > 0) printf("  a step takes %.3f ms (predicted)\n", 1e3 * p->step_s[i]);
@@ -297,21 +311,27 @@ void plan_view_compare(const struct plan_view *v, const struct plan *other)
 
 static json_t *number(uint64_t n) { return json_integer((json_int_t) n); }
 
+static json_t *ledger_json(const struct ledger *l)
+{
+    json_t *lines = json_object();
+    for (int k = 0; k < LEDGER_LINES; k++) {
+        json_object_set_new(lines, ledger_name((enum ledger_line) k), number(l->bytes[k]));
+    }
+    return lines;
+}
+
 static json_t *stage_json(const struct plan_view *v, int i)
 {
     const struct plan *p = v->plan;
     uint64_t has = v->request->device_bytes[i], total = ledger_total(&p->stages[i]);
-    json_t *lines = json_object();
-    for (int k = 0; k < LEDGER_LINES; k++) {
-        json_object_set_new(lines, ledger_name((enum ledger_line) k),
-                            number(p->stages[i].bytes[k]));
-    }
-    json_t *j = json_pack("{s:i, s:i, s:o, s:o, s:I, s:o, s:o, s:I, s:o}", "first", p->first[i],
-                          "last", p->first[i] + p->layers[i], "weight_bytes_per_rank",
-                          number(p->weight_bytes[i]), "kv_block_bytes",
-                          number(p->kv_block_bytes[i]), "kv_room", (json_int_t) p->kv_room[i],
-                          "device_bytes", number(has), "total_bytes", number(total), "free_bytes",
-                          (json_int_t) (has - total), "ledger", lines);
+    struct plan_host host = plan_host_of(p, v->request, i);
+    json_t *j = json_pack(
+        "{s:i, s:i, s:o, s:o, s:I, s:o, s:o, s:I, s:o, s:o}", "first", p->first[i], "last",
+        p->first[i] + p->layers[i], "weight_bytes_per_rank", number(p->weight_bytes[i]),
+        "kv_block_bytes", number(p->kv_block_bytes[i]), "kv_room", (json_int_t) p->kv_room[i],
+        "device_bytes", number(has), "total_bytes", number(total), "free_bytes",
+        (json_int_t) (has - total), "ledger", ledger_json(&p->stages[i]), "host",
+        ledger_json(&host.ledger));
     if (p->step_s[i] > 0) json_object_set_new(j, "step_seconds", json_real(p->step_s[i]));
     return j;
 }

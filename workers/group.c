@@ -337,6 +337,7 @@ static enum status build_stage(struct group *g, const struct stage_shape *shape,
     }
     options.memory = g->host.steps;
     options.staging = g->host.staging;
+    options.comm = g->host.comm;
     options.manifest = g->manifest;
     log_line(LOG_INFO, "loading", log_int("stage", a->stage), log_int("first", a->first),
              log_int("last", a->last), log_int("ranks", o->tp));

@@ -6,6 +6,8 @@
 static void carve_host(struct host *h, const struct stage_options *stage,
                        const struct epoch_options *epoch, struct carve *c)
 {
+    carve_line(c, LEDGER_COMM);
+    h->comm = carve_take(c, stage_comm_bytes(stage));
     carve_line(c, LEDGER_STEPS);
     h->steps = carve_take(c, stage_memory_bytes(stage));
     carve_line(c, LEDGER_SEQUENCES);
@@ -14,6 +16,14 @@ static void carve_host(struct host *h, const struct stage_options *stage,
     h->links = carve_take(c, epoch_bytes(epoch));
     carve_line(c, LEDGER_STAGING);
     h->staging = carve_take(c, stage_staging_bytes(stage));
+}
+
+struct ledger host_ledger(const struct stage_options *stage, const struct epoch_options *epoch)
+{
+    struct host counted;
+    struct carve c = {0};
+    carve_host(&counted, stage, epoch, &c);
+    return c.ledger;
 }
 
 enum status host_create(struct host *h, const struct stage_options *stage,

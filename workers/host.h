@@ -11,12 +11,16 @@
 struct host {
     struct arena *arena;
     struct ledger ledger;    // of the arena; its total is the arena's bytes
+    void *comm;              // stage_comm_bytes
     void *steps;             // the ring between leader and ranks: stage_memory_bytes
     void *sequences;         // head_bytes; head only
     void *links;             // epoch_bytes
     void *staging;           // stage_staging_bytes
     uint64_t received_bytes; // most that libzmq's received frames take of the heap
 };
+
+// What host_create takes, line by line; pointers of the options need not be there.
+struct ledger host_ledger(const struct stage_options *stage, const struct epoch_options *epoch);
 
 // Takes what a stage and its epochs need. ERR_NOMEM does_not_fit.
 enum status host_create(struct host *h, const struct stage_options *stage,

@@ -282,6 +282,26 @@ uint64_t stage_staging_bytes(const struct stage_options *o)
            (uint64_t) o->tp * carve_aligned(pack_scratch_bytes(o->config));
 }
 
+// What a collective holds at most; rank 0 has the largest slice of the vocabulary.
+static void comm_sizes(const struct stage_options *o, size_t *elements, size_t *gather)
+{
+    struct rank_shape first = {.config = o->config,
+                               .place = {.tp = o->tp},
+                               .slots = o->limits.slots,
+                               .max_blocks = o->limits.max_blocks,
+                               .max_out = o->limits.max_out};
+    struct sampler_shape widest = rank_sampler_shape(&first);
+    *elements = (size_t) o->limits.max_rows * (size_t) o->config->hidden_size;
+    *gather = sampler_gather_max(&widest);
+}
+
+uint64_t stage_comm_bytes(const struct stage_options *o)
+{
+    size_t elements, gather;
+    comm_sizes(o, &elements, &gather);
+    return comm_local_bytes(o->tp, elements, gather);
+}
+
 static enum status start_ranks(struct stage *s, struct error *e)
 {
     const struct stage_options *o = &s->options;
@@ -289,16 +309,10 @@ static enum status start_ranks(struct stage *s, struct error *e)
         return error_set(e, ERR_UNSUPPORTED, "bad_tp",
                          "tp %d: on the %s backend a group has one rank", o->tp, o->backend->name);
     }
-    size_t elements = (size_t) o->limits.max_rows * (size_t) o->config->hidden_size;
-    // Rank 0 has the largest slice of the vocabulary.
-    struct rank_shape first = {.config = o->config,
-                               .place = {.tp = o->tp},
-                               .slots = o->limits.slots,
-                               .max_blocks = o->limits.max_blocks,
-                               .max_out = o->limits.max_out};
-    struct sampler_shape widest = rank_sampler_shape(&first);
-    try(comm_local_create(s->comms, o->tp, elements, sampler_gather_max(&widest),
-                          o->collective_deadline_ms, e));
+    size_t elements, gather;
+    comm_sizes(o, &elements, &gather);
+    try(comm_local_create(s->comms, o->tp, elements, gather, o->collective_deadline_ms, o->comm,
+                          e));
     struct load_options load = {.config = o->config,
                                 .checkpoint = o->checkpoint,
                                 .place = place_of(o, 0),

@@ -31,6 +31,7 @@ struct stage_options {
     struct manifest *manifest;             // compared with as it loads; NULL: none
     void *memory;                          // stage_memory_bytes, zeroed; outlives the stage
     void *staging;                         // stage_staging_bytes; the same
+    void *comm;                            // stage_comm_bytes; the same, or NULL: the heap's
 };
 
 enum stage_state { STAGE_LOADING, STAGE_READY, STAGE_FAILED };
@@ -53,6 +54,9 @@ uint64_t stage_memory_bytes(const struct stage_options *o);
 
 // Bytes of host memory that the checkpoint passes through.
 uint64_t stage_staging_bytes(const struct stage_options *o);
+
+// Bytes of host memory in which the ranks' collectives meet; 0 with one rank.
+uint64_t stage_comm_bytes(const struct stage_options *o);
 
 // Starts the rank threads, which lay out, check that it fits, load and report. The event descriptor
 // (stage_fd) becomes readable when the state changes or a step is done.

@@ -242,6 +242,13 @@ uint64_t stage_memory_bytes(const struct stage_options *o)
     return 0;
 }
 
+// It has no ranks.
+uint64_t stage_comm_bytes(const struct stage_options *o)
+{
+    (void) o;
+    return 0;
+}
+
 // It reads no checkpoint.
 uint64_t stage_staging_bytes(const struct stage_options *o)
 {

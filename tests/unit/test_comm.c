@@ -53,7 +53,7 @@ static void test_two_ranks_add(void **state)
     struct comm *comms[2];
     struct rank ranks[2];
     struct error e = {0};
-    assert_int_equal(comm_local_create(comms, 2, 3, 0, 0, &e), OK);
+    assert_int_equal(comm_local_create(comms, 2, 3, 0, 0, NULL, &e), OK);
     ranks_run(comms, 2, ranks, sum_once);
     for (int i = 0; i < 2; i++) {
         assert_int_equal(ranks[i].status, OK);
@@ -105,7 +105,7 @@ static void test_random_payloads_match_a_serial_sum(void **state)
         struct comm *comms[RANKS_MAX];
         struct rank ranks[RANKS_MAX];
         struct error e = {0};
-        assert_int_equal(comm_local_create(comms, tps[k], ELEMENTS, 400, 60000, &e), OK);
+        assert_int_equal(comm_local_create(comms, tps[k], ELEMENTS, 400, 60000, NULL, &e), OK);
         ranks_run(comms, tps[k], ranks, random_rounds);
         for (int i = 0; i < tps[k]; i++) {
             assert_int_equal(ranks[i].wrong, 0);
@@ -134,7 +134,7 @@ static void test_a_broadcast_may_be_larger_than_the_area(void **state)
     struct comm *comms[3];
     struct rank ranks[3];
     struct error e = {0};
-    assert_int_equal(comm_local_create(comms, 3, 10, 10, 0, &e), OK);
+    assert_int_equal(comm_local_create(comms, 3, 10, 10, 0, NULL, &e), OK);
     ranks_run(comms, 3, ranks, broadcast_large);
     for (int i = 0; i < 3; i++) {
         assert_int_equal(ranks[i].status, OK);
@@ -164,7 +164,7 @@ static void test_an_abort_ends_waiting_and_later_collectives(void **state)
         struct comm *comms[RANKS_MAX];
         struct rank ranks[RANKS_MAX];
         struct error e = {0};
-        assert_int_equal(comm_local_create(comms, tp, 64, 8, 0, &e), OK);
+        assert_int_equal(comm_local_create(comms, tp, 64, 8, 0, NULL, &e), OK);
         for (int i = 0; i < tp; i++) {
             ranks[i] = (struct rank) {.comm = comms[i]};
             assert_int_equal(pthread_create(&ranks[i].thread, NULL, reduce_forever, &ranks[i]), 0);
@@ -190,7 +190,7 @@ static void test_a_missing_rank_is_a_timeout_for_all(void **state)
     struct comm *comms[4];
     struct rank ranks[4];
     struct error e = {0};
-    assert_int_equal(comm_local_create(comms, 4, 64, 8, 200, &e), OK);
+    assert_int_equal(comm_local_create(comms, 4, 64, 8, 200, NULL, &e), OK);
     ranks_run(comms, 4, ranks, reduce_forever);
     for (int i = 0; i < 3; i++) assert_int_equal(ranks[i].status, ERR_TIMEOUT);
     float x[64] = {0};
@@ -205,7 +205,7 @@ static void test_one_rank_copies(void **state)
     (void) state;
     struct comm *comm;
     struct error e = {0};
-    assert_int_equal(comm_local_create(&comm, 1, 4, 4, 100, &e), OK);
+    assert_int_equal(comm_local_create(&comm, 1, 4, 4, 100, NULL, &e), OK);
     float x[4] = {1, 2, 3, 4};
     char in[4] = "abc", out[4] = "";
     assert_int_equal(comm->ops->all_reduce(comm, x, 4), OK);

@@ -1,0 +1,31 @@
+#include "tools/plan_host.h"
+
+#include "workers/host.h"
+
+struct plan_host plan_host_of(const struct plan *p, const struct plan_request *r, int stage)
+{
+    struct step_limits limits = {.max_rows = p->max_rows,
+                                 .slots = p->slots,
+                                 .max_blocks = p->max_blocks,
+                                 .n_blocks = p->kv_blocks,
+                                 .max_out = p->max_out,
+                                 .vocab_size = r->config->vocab_size,
+                                 .score = r->score};
+    enum precision precision = r->f32 ? PRECISION_F32 : PRECISION_BF16;
+    struct stage_options s = {.config = r->config,
+                              .first = p->first[stage],
+                              .last = p->first[stage] + p->layers[stage],
+                              .head = stage == 0,
+                              .tail = stage == p->pp - 1,
+                              .tp = p->tp,
+                              .precision = precision,
+                              .limits = limits,
+                              .n_steps = p->steps_in_flight};
+    struct epoch_options e = {.stage = stage,
+                              .n_stages = p->pp,
+                              .steps_in_flight = p->steps_in_flight,
+                              .config = r->config,
+                              .precision = precision,
+                              .limits = limits};
+    return (struct plan_host){host_ledger(&s, &e), epoch_received_bytes(&e)};
+}
