@@ -549,8 +549,8 @@ void top_page(const json_t *view, const struct top_style *style, struct buffer *
         put(&p, "%s", style->trouble);
         if (view != NULL) {
             char text[AMOUNT_SIZE];
-            put(&p, " (what follows is %s old)",
-                age(style->now_ms - number(view, "at"), text));
+            end_line(&p);
+            put(&p, "What follows is %s old.", age(style->now_ms - number(view, "at"), text));
         }
         colour(&p, 0);
         end_line(&p);

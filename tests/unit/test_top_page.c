@@ -125,7 +125,7 @@ static void what_is_missing_is_said(void **state)
     page = page_of(view, 80, false, "the connection is lost");
     assert_non_null(strstr(page, "nobody leads"));
     assert_non_null(strstr(page, "As broker-1:7300 said 20 s ago:"));
-    assert_non_null(strstr(page, "the connection is lost (what follows is 0 s old)"));
+    assert_non_null(strstr(page, "the connection is lost\nWhat follows is 0 s old.\n"));
     free(page);
     json_object_set_new(view, "fleet", json_null());
     page = page_of(view, 80, false, NULL);
