@@ -288,10 +288,11 @@ static void on_returned(void *arg, const char *tenant)
     if (b->stop_ms == 0) wake_tenant(b, tenant);
 }
 
-static void on_admitted(void *arg, const char *tenant, int class, int model)
+static void on_admitted(void *arg, const char *tenant, int class, int model,
+                        const struct queue_header *header)
 {
     struct broker *b = arg;
-    if (b->stop_ms == 0) claims_changed(b->claims[model], tenant, class);
+    if (b->stop_ms == 0) claims_admitted(b->claims[model], tenant, class, header);
 }
 
 static void on_waiting(void *arg)

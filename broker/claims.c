@@ -35,6 +35,7 @@ struct window {
     int n;
     bool stale; // to be read again
     bool more;  // are there
+    int n_open; // calls that read it
     struct ready ready[WINDOW_MOST];
     struct ready_job jobs[WINDOW_MOST]; // the same for dispatch
 };
@@ -276,6 +277,18 @@ static uint64_t steps_of(const struct queue_header *h)
     return (h->n_prompt + KV_BLOCK_ROWS - 1) / KV_BLOCK_ROWS + h->max_tokens;
 }
 
+static void add_ready(struct window *w, const struct queue_header *h, int64_t now_ms)
+{
+    struct ready *to = &w->ready[w->n];
+    *to = (struct ready){.need_blocks = h->need_blocks, .poison = h->poison,
+                         .steps = steps_of(h)};
+    snprintf(to->id, sizeof to->id, "%s", h->id);
+    w->jobs[w->n++] = (struct ready_job){.cost = h->n_prompt + h->max_tokens,
+                                         .since_ms = now_ms - h->waited_ms,
+                                         .seq = h->seq,
+                                         .steps = to->steps};
+}
+
 // The window may be older than the other round's claim.
 static bool is_chosen(const struct claims *c, int tenant, const char *id)
 {
@@ -294,16 +307,7 @@ static void read_window(struct claims *c, int tenant, int class, const struct qu
     int64_t now_ms = clock_ms();
     w->n = 0;
     for (size_t i = 0; i < r->n && i < WINDOW_MOST; i++) {
-        const struct queue_header *h = &r->headers[i];
-        if (is_chosen(c, tenant, h->id)) continue;
-        struct ready *to = &w->ready[w->n];
-        *to = (struct ready){.need_blocks = h->need_blocks, .poison = h->poison,
-                             .steps = steps_of(h)};
-        snprintf(to->id, sizeof to->id, "%s", h->id);
-        w->jobs[w->n++] = (struct ready_job){.cost = h->n_prompt + h->max_tokens,
-                                             .since_ms = now_ms - h->waited_ms,
-                                             .seq = h->seq,
-                                             .steps = to->steps};
+        if (!is_chosen(c, tenant, r->headers[i].id)) add_ready(w, &r->headers[i], now_ms);
     }
     w->more = r->n == WINDOW_MOST;
 }
@@ -315,11 +319,13 @@ static void on_window(void *arg, const struct queue_reply *r)
     int asked = round->asked[round->n_told++]; // replies come in the order of the calls
     int tenant = asked / JOB_CLASSES, class = asked % JOB_CLASSES;
     round->n_open--;
+    c->windows[tenant][class].n_open--;
     if (r->error.status == OK) read_window(c, tenant, class, r);
     else c->windows[tenant][class].stale = round->failed = true;
     if (round->n_open > 0) return;
     if (round->failed) round->state = IDLE;
     else choose(round);
+    step(c); // the other round may have waited for this one to be under way
 }
 
 static void look(struct round *round)
@@ -339,6 +345,7 @@ static void look(struct round *round)
             w->stale = status != OK;
             if (status != OK) round->failed = true;
             else round->asked[round->n_asked++] = t * JOB_CLASSES + class;
+            w->n_open += status == OK;
         }
     }
     round->n_open = round->n_asked;
@@ -430,6 +437,21 @@ void claims_changed(struct claims *c, const char *tenant, int class)
     for (int k = 0; t >= 0 && k < JOB_CLASSES; k++) {
         if (class < 0 || class == k) c->windows[t][k].stale = true;
     }
+    claims_wake(c);
+}
+
+void claims_admitted(struct claims *c, const char *tenant, int class,
+                     const struct queue_header *h)
+{
+    int t = tenants_find(&c->tenants, tenant);
+    struct window *w = t >= 0 ? &c->windows[t][class] : NULL;
+    // A read that is open may have been before it.
+    bool all = w != NULL && !w->stale && !w->more && w->n_open == 0 && w->n < WINDOW_MOST;
+    if (h == NULL || !all || (w->n > 0 && w->jobs[w->n - 1].seq > h->seq)) {
+        claims_changed(c, tenant, class);
+        return;
+    }
+    add_ready(w, h, clock_ms());
     claims_wake(c);
 }
 

@@ -48,6 +48,10 @@ void claims_each_chosen(const struct claims *c, claims_active_fn *fn, void *arg)
 void claims_wake(struct claims *c); // there may be room for work
 // Jobs of this tenant may be ready; class < 0: any.
 void claims_changed(struct claims *c, const char *tenant, int class);
+// One has been admitted. Where its window has all there are it is added to it, and need not be read
+// first. h NULL: it is not ready yet, or not known.
+void claims_admitted(struct claims *c, const char *tenant, int class,
+                     const struct queue_header *h);
 void claims_ready(struct claims *c); // the queue's event
 void claims_tick(struct claims *c, int64_t now_ms);
 bool claims_idle(const struct claims *c); // nothing is claimed that jobs does not know

@@ -32,6 +32,7 @@ struct item {
     struct error error;
     enum job_op op;
     int class, model;
+    struct queue_header header; // id NULL: it is scheduled for later
     char id[JOB_ID_MAX + 1]; // empty: it cannot be read
     char tenant[TENANT_MAX + 1];
     uint8_t bytes[];
@@ -137,7 +138,8 @@ static void on_admitted(void *arg, const struct queue_reply *r)
         bool waits = item->op == JOB_MAP_REDUCE;
         if (r->word == QUEUE_OK && waits) in->options.waiting(in->options.arg);
         if (r->word == QUEUE_OK && !waits) {
-            in->options.admitted(in->options.arg, item->tenant, item->class, item->model);
+            const struct queue_header *h = item->header.id != NULL ? &item->header : NULL;
+            in->options.admitted(in->options.arg, item->tenant, item->class, item->model, h);
         }
     }
     item_gone(item);
@@ -193,6 +195,13 @@ static enum status admit(struct item *item)
     const struct job *job = &p->job;
     item->class = job->class;
     item->model = p->model;
+    if (job->at_ms <= clock_wall_ms()) {
+        item->header = (struct queue_header){.id = item->id,
+                                             .seq = item->seq,
+                                             .need_blocks = p->need_blocks,
+                                             .n_prompt = (uint64_t) p->ids.n,
+                                             .max_tokens = (uint64_t) p->max_tokens};
+    }
     const struct queue_admit a = {
         .tenant = item->tenant,
         .id = item->id,

@@ -23,7 +23,9 @@ struct ingest_options {
     int n_threads;             // of the pool
     void *arg;
     // A job that may be ready.
-    void (*admitted)(void *arg, const char *tenant, int class, int model);
+    // header: how a window shows it; NULL: it is scheduled for later.
+    void (*admitted)(void *arg, const char *tenant, int class, int model,
+                     const struct queue_header *header);
     // A job that waits to be split.
     void (*waiting)(void *arg);
     // A cancel met a running job: its attempt is to be dropped.

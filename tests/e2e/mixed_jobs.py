@@ -55,12 +55,19 @@ class Jobs:
 
 
 def events_of(log, jobs):
-    """(ms, event, id) of `sent`, `accepted` and `ended`, in the order of the log's times."""
+    """(ms, event, id) of `sent`, `accepted` and `ended`, in the order of the log's times. Of one
+    millisecond ends come first, but for jobs that began in it."""
     found = re.findall(r"t=(\d+) \S+ who=\S+ event=(sent|accepted|ended) tenant=default "
                        r"id=(mixed-\d+) ", log)
-    order = {"ended": 0, "sent": 1, "accepted": 2}
     assert found and all(id in jobs.lengths for _, _, id in found)
-    return sorted(((int(t), e, id) for t, e, id in found), key=lambda x: (x[0], order[x[1]]))
+    accepted = {id: t for t, e, id in found if e == "accepted"}
+    order = {"sent": 1, "accepted": 2}
+
+    def place(event):
+        t, e, id = event
+        return (t, order[e] if e in order else 3 if accepted[id] == t else 0)
+
+    return [(int(t), e, id) for t, e, id in sorted(found, key=place)]
 
 
 class Books:

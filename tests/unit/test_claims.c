@@ -372,6 +372,38 @@ static void lost_claims_are_said_again(void **state)
     end_world();
 }
 
+// Its window has all there are: what was admitted is chosen without reading it again.
+static void what_was_admitted_is_claimed_without_a_look(void **state)
+{
+    (void) state;
+    struct queue_header h = {.id = "u1", .seq = 1000, .need_blocks = 1, .n_prompt = 3,
+                             .max_tokens = 5};
+    start_world();
+    claims_admitted(w.claims, "t", 0, &h); // its window is being read: it may be in it or not
+    struct call *bulk = first_claim(3, 2, 1);
+    answer_window(expect_call('w', 0, 0), 'u', 1, 1);
+    answer_claim(expect_call('c', 0, 1));
+    await_sent(1);
+    h = (struct queue_header){.id = "u2", .seq = 9999, .need_blocks = 1, .n_prompt = 3,
+                              .max_tokens = 5};
+    claims_admitted(w.claims, "t", 0, &h);
+    assert_false(is_open('w', 0, 0));
+    struct call *urgent = expect_call('c', 0, 1);
+    assert_string_equal(urgent->ids[0], "u2");
+    claims_admitted(w.claims, "t", 0, NULL);
+    claims_admitted(w.claims, "nobody", 0, &h);
+    answer_claim(urgent);
+    await_sent(2);
+    answer_claim(bulk);
+    await_sent(4);
+    // One that came before what is there: its place is not at the end.
+    answer_window(expect_call('w', 0, 0), 'v', 1, 20);
+    h.seq = 1;
+    claims_admitted(w.claims, "t", 0, &h);
+    assert_true(is_open('w', 0, 0));
+    end_world();
+}
+
 // A plan came after it was admitted. It is refused with the numbers, whatever else waits.
 static void a_job_that_fits_nowhere_is_refused(void **state)
 {
@@ -415,6 +447,7 @@ int main(void)
         cmocka_unit_test(class_0_waits_for_no_open_claim),
         cmocka_unit_test(class_0_among_itself_goes_in_rounds),
         cmocka_unit_test(lost_claims_are_said_again),
+        cmocka_unit_test(what_was_admitted_is_claimed_without_a_look),
         cmocka_unit_test(a_job_that_fits_nowhere_is_refused),
         cmocka_unit_test(no_job_is_claimed_twice),
     };
