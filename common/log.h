@@ -39,7 +39,7 @@ struct log_field {
     log_write((level), (event),                                                                    \
               (const struct log_field[]){__VA_ARGS__ __VA_OPT__(, ) {.kind = LOG_END}})
 
-// Whether the present line of the terminal is a bar (bars.h), and the next log line takes its place.
+// Whether the terminal shows a bar (bars.h) on its present line: the next log line takes its place.
 void log_overwrites(bool yes);
 
 void log_write(enum log_level level, const char *event, const struct log_field *fields);
