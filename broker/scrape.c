@@ -6,17 +6,19 @@
 
 #include <string.h>
 
-enum { STATS_MS = 1000, FRESH_MS = 200 };
+enum { STATS_MS = 1000, FRESH_MS = 200, SHARE = 20 }; // of the loop's time: one part in so many
 #define TEXT_MAX (32 * MIB)
 
 static void give_metrics(struct scrape *s, struct http_answer *a)
 {
     int64_t now_ms = clock_ms();
     s->metrics.requests++;
-    if (s->text.n == 0 || now_ms - s->written_ms >= FRESH_MS) {
+    if (s->text.n == 0 || now_ms - s->written_ms >= s->fresh_ms) {
         s->written_ms = now_ms;
         buffer_clear(&s->text);
         metrics_write(&s->metrics, &s->text);
+        int64_t cost_ms = clock_ms() - now_ms;
+        s->fresh_ms = SHARE * cost_ms > FRESH_MS ? SHARE * cost_ms : FRESH_MS;
     }
     if (s->text.status != OK) { // half a page would be taken for the whole
         log_line(LOG_ERROR, "metrics_too_large", log_int("most", TEXT_MAX));

@@ -16,6 +16,7 @@ struct scrape {
     const char *state;     // a word for that
     bool asking;
     int64_t asked_ms, written_ms;
+    int64_t fresh_ms; // that the page may be used again
     struct buffer text;
 };
 
