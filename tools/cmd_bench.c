@@ -14,6 +14,7 @@ static const struct {
     {"pipeline", bench_pipeline, "decoding by stages on this machine, and their single steps"},
     {"queue", bench_queue, "jobs taken in a second, memory, claims over a long backlog"},
     {"sampler", bench_sampler, "choosing tokens: us a row beside reading the logits once"},
+    {"sched", bench_sched, "choosing the rows of a step: us beside reading the slots once"},
     {"tokenizer", bench_tokenizer, "text to ids: MB/s on one core"},
     {NULL, NULL, NULL},
 };
