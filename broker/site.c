@@ -79,12 +79,14 @@ static void do_random(void *arg, void *bytes, size_t n)
 
 // --- the plan
 
-static bool plan_with(struct site *s, uint64_t bytes, int tp, bool f32, struct plan *plan,
-                      char hash[PLAN_HASH_SIZE], struct error *e)
+// With devices as this candidate has.
+static bool plan_with(struct site *s, const struct candidate *like, int tp, bool f32,
+                      struct plan *plan, char hash[PLAN_HASH_SIZE], struct error *e)
 {
     const struct groups_options *o = s->options;
     struct plan_request r = {.config = &s->model->config,
                              .types = &s->model->types,
+                             .device = like->device,
                              .pp = s->model->pp,
                              .tp = tp,
                              .f32 = f32,
@@ -94,7 +96,7 @@ static bool plan_with(struct site *s, uint64_t bytes, int tp, bool f32, struct p
                              .chunk = o->chunk,
                              .kv_blocks = o->kv_blocks};
     memcpy(r.layers, s->model->layers, sizeof r.layers);
-    for (int i = 0; i < s->model->pp; i++) r.device_bytes[i] = bytes;
+    for (int i = 0; i < s->model->pp; i++) r.device_bytes[i] = like->bytes;
     if (plan_make(plan, &r, e) != OK) return false;
     if (!plan->fits) {
         error_set(e, ERR_NOMEM, "does_not_fit", "%s", plan->reason);
@@ -122,7 +124,7 @@ static bool plan_again(struct site *s, int tp, struct plan *plan, bool *f32,
             *f32 = k % 2 == 1;
             if (!is_fresh(s, c)) continue;
             if (s->options->precision == (*f32 ? GROUPS_BF16 : GROUPS_F32)) continue;
-            if (plan_with(s, c->bytes, tp, *f32, plan, hash, &e) && strcmp(hash, held->plan) == 0) {
+            if (plan_with(s, c, tp, *f32, plan, hash, &e) && strcmp(hash, held->plan) == 0) {
                 return true;
             }
         }
@@ -195,7 +197,7 @@ static void start_fleet(struct site *s)
 static void try_plan(struct site *s, int64_t muster_ms)
 {
     int n = 0, tp = 0;
-    uint64_t least = UINT64_MAX;
+    const struct candidate *smallest = NULL;
     bool f32 = s->options->precision == GROUPS_F32;
     bool early = s->now_ms < muster_ms;
     if (s->planned || s->now_ms < s->plan_ms || (early && !holds_whole(s))) return;
@@ -204,10 +206,10 @@ static void try_plan(struct site *s, int64_t muster_ms)
         if (!is_fresh(s, c)) continue;
         n++;
         tp = c->tp;
-        if (c->bytes < least) least = c->bytes;
+        if (smallest == NULL || c->bytes < smallest->bytes) smallest = c;
         if (c->wants_f32 && s->options->precision == GROUPS_AUTO) f32 = true;
     }
-    if (n < s->model->pp) return;
+    if (n < s->model->pp || smallest == NULL) return;
     char hash[PLAN_HASH_SIZE];
     struct error e = {0};
     struct plan plan;
@@ -217,7 +219,7 @@ static void try_plan(struct site *s, int64_t muster_ms)
     } else if (early) { // the group whose memory made the plan may still come
         s->plan_ms = muster_ms;
         return;
-    } else if (!plan_with(s, least, tp, f32, &plan, hash, &e)) {
+    } else if (!plan_with(s, smallest, tp, f32, &plan, hash, &e)) {
         log_line(LOG_ERROR, "plan_refused", log_str("model", s->model->name),
                  log_str("code", e.code), log_str("error", e.text));
         s->plan_ms = s->now_ms + PLAN_AGAIN_MS;
@@ -244,6 +246,18 @@ static uint64_t smallest_device(const struct wire_hello *h)
         if (h->devices[i].bytes < least) least = h->devices[i].bytes;
     }
     return h->n_devices > 0 ? least : 0;
+}
+
+// A device's name begins with its kind, as in "cuda:1"; what is not known is planned as a CPU.
+static enum device_kind kind_of(const struct wire_hello *h)
+{
+    char kind[WIRE_NAME_MAX + 1] = "";
+    if (h->n_devices > 0) {
+        snprintf(kind, sizeof kind, "%.*s", (int) strcspn(h->devices[0].name, ":"),
+                 h->devices[0].name);
+    }
+    enum device_kind found = device_kind_named(kind);
+    return found < N_DEVICE_KINDS ? found : DEVICE_CPU;
 }
 
 static bool is_candidate(const struct candidate *c, const char *key, const char *name)
@@ -308,6 +322,7 @@ static void note_candidate(struct site *s, const struct peer *from, const struct
     *c = (struct candidate){.used = true,
                             .peer = *from,
                             .bytes = smallest_device(h),
+                            .device = kind_of(h),
                             .tp = h->tp,
                             .wants_f32 = strcmp(h->precision, "bf16") != 0,
                             .seen_ms = s->now_ms};

@@ -20,6 +20,7 @@ struct candidate {
     struct peer peer;
     char name[GROUP_NAME_MAX + 1];
     uint64_t bytes; // of its smallest device
+    enum device_kind device;
     int tp;
     bool wants_f32;
     char plan[PLAN_HASH_MAX + 1]; // of the stage it runs; empty: none
