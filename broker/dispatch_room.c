@@ -2,11 +2,27 @@
 
 #include <stddef.h>
 
+// After any change.
+static void sum_up(struct rooms *r)
+{
+    r->most_blocks = 0;
+    r->worst = -1;
+    for (int i = 0; i < r->n; i++) {
+        const struct room *room = &r->at[i];
+        int level = room->hold != NULL ? room->holder.level : DISPATCH_LEVELS;
+        if (room->now.slots > 0 && room->now.blocks > r->most_blocks) {
+            r->most_blocks = room->now.blocks;
+        }
+        if (level > r->worst) r->worst = level;
+    }
+}
+
 void rooms_init(struct rooms *r, const struct dispatch_view *v, int urgent_percent)
 {
     r->urgent_percent = urgent_percent;
     r->n = v->n_pipelines;
     for (int i = 0; i < r->n; i++) r->at[i] = (struct room){.now = v->pipelines[i]};
+    sum_up(r);
 }
 
 // --- one pipeline
@@ -126,6 +142,7 @@ int rooms_place(const struct rooms *r, const struct room_job *j)
 bool rooms_take_or_hold(const struct rooms *r, const struct room_job *j)
 {
     if (j->job->need_blocks == 0) return true;
+    if (j->job->need_blocks > r->most_blocks && !is_better(j->level, r->worst)) return false;
     for (int i = 0; i < r->n; i++) {
         const struct room *room = &r->at[i];
         if (fits(r, &room->now, j) && !delays_holder(r, room, j)) return true;
@@ -151,9 +168,14 @@ void rooms_hold(struct rooms *r, int pipeline, struct dispatch_hold *hold, const
     room->hold = hold;
     room->holder = *j;
     foresee(r, room);
+    sum_up(r);
 }
 
-void rooms_release(struct rooms *r, int pipeline) { r->at[pipeline].hold = NULL; }
+void rooms_release(struct rooms *r, int pipeline)
+{
+    r->at[pipeline].hold = NULL;
+    sum_up(r);
+}
 
 int rooms_place_holder(const struct rooms *r, int pipeline)
 {
@@ -166,6 +188,7 @@ void rooms_take(struct rooms *r, int pipeline, const struct room_job *j)
     struct room *room = &r->at[pipeline];
     if (j->job->need_blocks == 0) return;
     add(&room->now, j->job);
+    sum_up(r);
     if (room->hold == NULL) return;
     if (!is_better(j->level, room->holder.level)) room->hold->skipped++;
     if (j->job->steps <= room->steps) return;

@@ -22,6 +22,9 @@ struct room {
 struct rooms {
     int urgent_percent;
     int n;
+    // Of all of them, so that most jobs that find no room are seen at a glance:
+    uint64_t most_blocks; // free in one
+    int worst;            // level that holds; DISPATCH_LEVELS: one has no hold
     struct room at[PIPELINES_MAX];
 };
 
