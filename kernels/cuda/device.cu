@@ -77,6 +77,7 @@ enum status cuda_open(struct device **device, const struct device_options *optio
         return status;
     }
     d->n_sm = properties.multiProcessorCount;
+    d->hopper = properties.major == 9 && properties.minor == 0;
     d->block_bytes = (int) properties.sharedMemPerBlockOptin;
     if (error == cudaSuccess) error = create_parts(d);
     if (error != cudaSuccess) {

@@ -22,6 +22,7 @@ struct graph {
 struct device {
     enum precision precision;
     int ordinal, n_sm, block_bytes; // block_bytes: shared memory that a block may have
+    bool hopper; // code for sm_90a runs
     uint64_t memory_bytes;
     cudaStream_t stream;
     void *arena, *host;

@@ -3,31 +3,35 @@
 
 #include "kernels/cuda/exact.cuh"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 enum {
     FULL_BLOCKS = 264,    // enough without a split
     SPLIT_STEPS_MIN = 2,  // fewer steps of the inner loop are not worth a block
     ROUND_THREADS = 256,
+    NARROW_ROWS = 32,     // up to so many tokens mma.sync serves as well as wgmma
 };
 
 // --- rows in bf16
 
 // Grid: columns, rows, heads.
-static __global__ void round_rows(struct gemm_rows r, __nv_bfloat16 *to, int pitch)
+static __global__ void round_rows(struct gemm_rows r, enum input_order order, __nv_bfloat16 *to,
+                                  int pitch)
 {
     int row = blockIdx.y, head = blockIdx.z, at = blockIdx.x * ROUND_THREADS + threadIdx.x;
-    int k = at - r.phases[head];
+    int k = at / SCALE_BLOCK * SCALE_BLOCK + input_at(order, at % SCALE_BLOCK) - r.phases[head];
     if (at >= pitch) return;
     const float *from = r.x + (size_t) row * r.x_stride + (size_t) head * r.x_head_stride;
     to += ((size_t) head * r.n_rows + row) * pitch;
     to[at] = __float2bfloat16_rn(k >= 0 && k < r.k ? from[k] : 0.0f);
 }
 
-void gemm_round(struct device *d, const struct gemm_rows *r, int n_heads, void *to)
+void gemm_round(struct device *d, const struct gemm_rows *r, int n_heads, enum input_order order,
+                void *to)
 {
     int pitch = (int) cuda_input_pitch(r->k);
     dim3 grid((unsigned) ceil_div(pitch, ROUND_THREADS), (unsigned) r->n_rows, (unsigned) n_heads);
-    round_rows<<<grid, ROUND_THREADS, 0, d->stream>>>(*r, (__nv_bfloat16 *) to, pitch);
+    round_rows<<<grid, ROUND_THREADS, 0, d->stream>>>(*r, order, (__nv_bfloat16 *) to, pitch);
     device_launched(d, "gemm");
 }
 
@@ -57,18 +61,17 @@ static __device__ void store(const struct mat &m, const struct call &c, int head
 }
 
 // The last block of a tile adds what all its splits left, in their order.
-template <int NT, int WM, int SIZE>
+template <typename S>
 static __device__ void finish_split(const struct mat &m, const struct call &c, int head, int split,
                                     int token0, int n0, const char *shared)
 {
-    using S = mma_shape<NT, WM, SIZE>;
     constexpr int FLOATS = S::TOKENS * S::ROWS;
+    static_assert(FLOATS <= CUDA_TILE_FLOATS || S::TOKENS == 128, "scratch has room");
     __shared__ bool last;
     int tile = ((int) head * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
     float *parts = c.partial + (size_t) tile * c.splits * FLOATS;
     for (int i = threadIdx.x; i < FLOATS; i += MMA_THREADS) {
-        parts[(size_t) split * FLOATS + i] =
-            mma_sum<NT, WM, SIZE>(shared, i / S::ROWS, i % S::ROWS);
+        parts[(size_t) split * FLOATS + i] = tile_sum<S>(shared, i / S::ROWS, i % S::ROWS);
     }
     __threadfence();
     __syncthreads();
@@ -87,6 +90,30 @@ static __device__ void finish_split(const struct mat &m, const struct call &c, i
     }
 }
 
+template <typename S>
+static __device__ __forceinline__ void take_tokens(int32_t *token_rows, int token0, int n_rows)
+{
+    if (threadIdx.x < S::TOKENS) {
+        int token = token0 + threadIdx.x;
+        token_rows[threadIdx.x] = token < n_rows ? token : -1;
+    }
+    __syncthreads();
+}
+
+template <typename S>
+static __device__ __forceinline__ void finish(const struct mat &m, const struct call &c, int head,
+                                              int split, int token0, int n0, const char *shared)
+{
+    if (c.splits > 1) {
+        finish_split<S>(m, c, head, split, token0, n0, shared);
+        return;
+    }
+    for (int i = threadIdx.x; i < S::TOKENS * S::ROWS; i += MMA_THREADS) {
+        store(m, c, head, token0 + i / S::ROWS, n0 + i % S::ROWS,
+              tile_sum<S>(shared, i / S::ROWS, i % S::ROWS));
+    }
+}
+
 // Grid: tiles of tokens, tiles of outputs, heads times splits.
 template <int NT, int WM, int SIZE>
 static __global__ void __launch_bounds__(MMA_THREADS, 2)
@@ -98,24 +125,34 @@ mma_gemm(const __grid_constant__ struct mats w, const __grid_constant__ struct c
     int head = blockIdx.z / c.splits, split = blockIdx.z % c.splits;
     struct mat m = w.at[head];
     int token0 = blockIdx.x * S::TOKENS, n0 = blockIdx.y * S::ROWS;
-    if (threadIdx.x < S::TOKENS) {
-        int token = token0 + threadIdx.x;
-        token_rows[threadIdx.x] = token < c.n_rows ? token : c.n_rows - 1;
-    }
-    __syncthreads();
+    take_tokens<S>(token_rows, token0, c.n_rows);
     int blocks = mat_blocks(m.col_phase, m.k);
     int begin = blocks * split / c.splits, end = blocks * (split + 1) / c.splits;
     mma_tile<NT, WM, SIZE>(m, n0 + (int) threadIdx.x / WARP % WM * 16,
                            c.x + (size_t) head * c.n_rows * c.x_pitch, c.x_pitch, token_rows,
                            begin, end, shared);
-    if (c.splits > 1) {
-        finish_split<NT, WM, SIZE>(m, c, head, split, token0, n0, shared);
-        return;
-    }
-    for (int i = threadIdx.x; i < S::TOKENS * S::ROWS; i += MMA_THREADS) {
-        store(m, c, head, token0 + i / S::ROWS, n0 + i % S::ROWS,
-              mma_sum<NT, WM, SIZE>(shared, i / S::ROWS, i % S::ROWS));
-    }
+    finish<S>(m, c, head, split, token0, n0, shared);
+}
+
+// The same on Hopper.
+template <int N, int SIZE>
+static __global__ void __launch_bounds__(MMA_THREADS, N > 32 ? 1 : 2)
+wgmma_gemm(const __grid_constant__ struct mats w, const __grid_constant__ struct call c)
+{
+    using S = wgmma_shape<N, SIZE>;
+    extern __shared__ char dynamic[];
+    __shared__ int32_t token_rows[S::TOKENS];
+    char *shared = wgmma_shared(dynamic);
+    int head = blockIdx.z / c.splits, split = blockIdx.z % c.splits;
+    struct mat m = w.at[head];
+    int token0 = blockIdx.x * S::TOKENS, n0 = blockIdx.y * S::ROWS;
+    take_tokens<S>(token_rows, token0, c.n_rows);
+    int blocks = mat_blocks(m.col_phase, m.k);
+    int begin = blocks * split / c.splits, end = blocks * (split + 1) / c.splits;
+    wgmma_tile<N, SIZE>(m, n0 + (int) threadIdx.x / 128 * 64,
+                        c.x + (size_t) head * c.n_rows * c.x_pitch, c.x_pitch, token_rows, begin,
+                        end, shared);
+    finish<S>(m, c, head, split, token0, n0, shared);
 }
 
 // Grid: tiles of outputs, tiles of rows, heads.
@@ -140,27 +177,52 @@ exact_gemm(const __grid_constant__ struct mats w, const __grid_constant__ struct
 
 // --- launches
 
-template <int NT, int SIZE>
-static void launch(struct device *d, const struct mats &w, struct call &c)
+// The grid, with inputs split where there are few tiles (`may`: there is room for the parts).
+template <typename S>
+static dim3 grid_of(const struct mat &m, struct call &c, bool may)
 {
-    constexpr int WM = NT; // as many rows of weights as keep the reads of x below those of weights
-    using S = mma_shape<NT, WM, SIZE>;
-    const struct mat &m = w.at[0];
     dim3 grid((unsigned) ceil_div(c.n_rows, S::TOKENS), (unsigned) ceil_div(m.n, S::ROWS));
     int tiles = (int) grid.x * (int) grid.y * c.n_heads;
     int steps = (int) ceil_div(mat_blocks(m.col_phase, m.k), S::WK);
     int most = steps / SPLIT_STEPS_MIN;
-    c.splits = tiles >= FULL_BLOCKS ? 1 : CUDA_SPLIT_BLOCKS / tiles;
+    c.splits = tiles >= FULL_BLOCKS || !may ? 1 : CUDA_SPLIT_BLOCKS / tiles;
     if (c.splits > most) c.splits = most > 0 ? most : 1;
     grid.z = (unsigned) (c.n_heads * c.splits);
+    return grid;
+}
+
+template <int NT, int SIZE>
+static void launch(struct device *d, const struct mats &w, struct call &c)
+{
+    constexpr int WM = NT < 4 ? 4 : NT; // keeps the reads of x well below those of weights
+    dim3 grid = grid_of<mma_shape<NT, WM, SIZE>>(w.at[0], c, true);
     mma_gemm<NT, WM, SIZE><<<grid, MMA_THREADS, 0, d->stream>>>(w, c);
+}
+
+template <int N, int SIZE>
+static void launch_wide(struct device *d, const struct mats &w, struct call &c)
+{
+    using S = wgmma_shape<N, SIZE>;
+    dim3 grid = grid_of<S>(w.at[0], c, N < 128);
+    device_note(d, cudaFuncSetAttribute(wgmma_gemm<N, SIZE>,
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES),
+                "gemm");
+    wgmma_gemm<N, SIZE><<<grid, MMA_THREADS, S::BYTES, d->stream>>>(w, c);
+}
+
+static bool is_wide(const struct device *d, int n_rows)
+{
+    return d->hopper && n_rows > NARROW_ROWS;
 }
 
 template <int SIZE> static void launch_mma(struct device *d, const struct mats &w, struct call &c)
 {
+    bool wide = is_wide(d, c.n_rows);
     if (c.n_rows <= 8) launch<1, SIZE>(d, w, c);
     else if (c.n_rows <= 16) launch<2, SIZE>(d, w, c);
-    else if (c.n_rows <= 32) launch<4, SIZE>(d, w, c);
+    else if (c.n_rows <= NARROW_ROWS) launch<4, SIZE>(d, w, c);
+    else if (wide && c.n_rows <= 128) launch_wide<64, SIZE>(d, w, c);
+    else if (wide) launch_wide<128, SIZE>(d, w, c);
     else launch<8, SIZE>(d, w, c);
 }
 
@@ -189,7 +251,8 @@ static void run_heads(struct device *d, const struct matrix *w, struct call c,
     for (int done = 0; done < n_rows; done += c.n_rows) {
         c.n_rows = n_rows - done < most ? n_rows - done : most;
         rows.n_rows = c.n_rows;
-        gemm_round(d, &rows, c.n_heads, d->scratch.input);
+        gemm_round(d, &rows, c.n_heads, gemm_order(w->dtype, is_wide(d, c.n_rows)),
+                   d->scratch.input);
         if (w->dtype == DTYPE_F8_E4M3) launch_mma<1>(d, mats, c);
         else launch_mma<2>(d, mats, c);
         device_launched(d, "gemm");

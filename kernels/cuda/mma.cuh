@@ -74,22 +74,66 @@ template <int LEFT> static __device__ __forceinline__ void copy_wait()
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
-// Blocks [begin, end) of the inputs of the tokens, as `stage` of them: WK blocks from `block` on.
-template <int NT, int WM, int SIZE>
-static __device__ __forceinline__ void mma_stage(char *stage, const __nv_bfloat16 *x,
-                                                 size_t x_pitch, const int32_t *token_rows,
-                                                 int block, int end)
+// What a thread brings of each stage: 16-byte pieces of tokens' rows, always the same ones. S: a
+// shape of tiles. Places in x are in units of 8 values.
+template <typename S> struct feed {
+    static constexpr int ROW_PIECES = S::WK * SCALE_BLOCK / 8; // of a token and stage
+    static constexpr int PIECES = S::TOKENS * ROW_PIECES / MMA_THREADS;
+    static constexpr uint32_t NONE = ~0u;
+    uint32_t from[PIECES]; // of stage 0
+};
+
+template <typename S>
+static __device__ __forceinline__ void feed_init(struct feed<S> &f, const int32_t *token_rows,
+                                                 size_t x_pitch)
 {
-    using S = mma_shape<NT, WM, SIZE>;
-    constexpr int CHUNKS = SCALE_BLOCK * 2 / 16; // of a token and block
-    for (int i = threadIdx.x; i < S::TOKENS * S::WK * CHUNKS; i += MMA_THREADS) {
-        int token = i / (S::WK * CHUNKS), at = i % (S::WK * CHUNKS);
-        if (block + at / CHUNKS >= end) continue;
-        const __nv_bfloat16 *from = x + (size_t) token_rows[token] * x_pitch +
-                                    (size_t) block * SCALE_BLOCK + at * 8;
-        copy_async(stage + (size_t) token * S::X_PITCH * 2 + (size_t) at * 16, from);
+    static_assert(S::TOKENS * feed<S>::ROW_PIECES % MMA_THREADS == 0, "whole rounds");
+#pragma unroll
+    for (int j = 0; j < feed<S>::PIECES; j++) {
+        int i = threadIdx.x + j * MMA_THREADS, row = token_rows[i / feed<S>::ROW_PIECES];
+        f.from[j] = feed<S>::NONE;
+        if (row >= 0) {
+            f.from[j] = (uint32_t) row * (uint32_t) (x_pitch / 8) + i % feed<S>::ROW_PIECES;
+        }
+    }
+}
+
+// Brings WK blocks of the inputs from `block` on, those before `end`.
+template <typename S>
+static __device__ __forceinline__ void mma_stage(char *stage, const struct feed<S> &f,
+                                                 const __nv_bfloat16 *x, int block, int end)
+{
+#pragma unroll
+    for (int j = 0; j < feed<S>::PIECES; j++) {
+        int i = threadIdx.x + j * MMA_THREADS, at = i % feed<S>::ROW_PIECES;
+        if (f.from[j] == feed<S>::NONE || block + at / (SCALE_BLOCK / 8) >= end) continue;
+        copy_async(stage + i / feed<S>::ROW_PIECES * (S::X_PITCH * 2) + at * 16,
+                   x + (size_t) f.from[j] * 8 + (size_t) block * SCALE_BLOCK);
     }
     copy_commit();
+}
+
+// The fragments of two instructions (a[2 * octet], a[2 * octet + 1]) from an eighth of a row's 128
+// weights; `row` 0 or 1: the upper or the lower half of the instruction's rows.
+template <int SIZE, int LOADS, int STEPS>
+static __device__ __forceinline__ void widen_octet(const uint4 (&w)[LOADS], int octet, int row,
+                                                   uint32_t (&a)[STEPS][4])
+{
+    int to = STEPS == 2 ? 0 : octet * 2;
+    if (SIZE == 1) {
+        uint4 v = w[octet / 2 % LOADS];
+        uint32_t first = octet % 2 == 0 ? v.x : v.z, second = octet % 2 == 0 ? v.y : v.w;
+        a[to][row] = widen_pair(first, 0x1404);
+        a[to][row + 2] = widen_pair(first, 0x3424);
+        a[to + 1][row] = widen_pair(second, 0x1404);
+        a[to + 1][row + 2] = widen_pair(second, 0x3424);
+    } else {
+        uint4 v = w[octet % LOADS];
+        a[to][row] = v.x;
+        a[to][row + 2] = v.y;
+        a[to + 1][row] = v.z;
+        a[to + 1][row + 2] = v.w;
+    }
 }
 
 // acc += one block of 128 inputs: weights of two rows, w[row][load]; tokens in shared memory.
@@ -103,22 +147,7 @@ mma_block(const uint4 (&w)[2][mma_shape<NT, WM, SIZE>::LOADS], const char *x, fl
     for (int octet = 0; octet < 4; octet++) {
         uint32_t a[2][4];
 #pragma unroll
-        for (int row = 0; row < 2; row++) {
-            if (SIZE == 1) {
-                uint4 v = w[row][octet / 2];
-                uint32_t first = octet % 2 == 0 ? v.x : v.z, second = octet % 2 == 0 ? v.y : v.w;
-                a[0][row] = widen_pair(first, 0x1404);
-                a[0][row + 2] = widen_pair(first, 0x3424);
-                a[1][row] = widen_pair(second, 0x1404);
-                a[1][row + 2] = widen_pair(second, 0x3424);
-            } else {
-                uint4 v = w[row][octet % S::LOADS];
-                a[0][row] = v.x;
-                a[0][row + 2] = v.y;
-                a[1][row] = v.z;
-                a[1][row + 2] = v.w;
-            }
-        }
+        for (int row = 0; row < 2; row++) widen_octet<SIZE>(w[row], octet, row, a);
         int k = SIZE == 1 ? octet / 2 * 64 + t * 16 + octet % 2 * 8 : octet * 32 + t * 8;
 #pragma unroll
         for (int n = 0; n < NT; n++) {
@@ -132,7 +161,8 @@ mma_block(const uint4 (&w)[2][mma_shape<NT, WM, SIZE>::LOADS], const char *x, fl
 // Sums of the block's tile over input blocks [begin, end), left in shared memory: (WK, TOKENS,
 // SUM_PITCH) f32, to be added over WK in order. `row`: the warp's first row in its matrix `m`;
 // rows beyond the matrix repeat the last. token_rows (TOKENS) in shared memory: rows of x (bf16,
-// x_pitch values apart). All threads call; synchronised at the end.
+// x_pitch values apart), -1: none, whose sums mean nothing. All threads call; synchronised at the
+// end.
 template <int NT, int WM, int SIZE>
 static __device__ __forceinline__ void mma_tile(const struct mat &m, int row,
                                                 const __nv_bfloat16 *x, size_t x_pitch,
@@ -166,7 +196,9 @@ static __device__ __forceinline__ void mma_tile(const struct mat &m, int row,
             }
         }
     };
-    mma_stage<NT, WM, SIZE>(shared, x, x_pitch, token_rows, begin, end);
+    struct feed<S> f;
+    feed_init(f, token_rows, x_pitch);
+    mma_stage<S>(shared, f, x, begin, end);
 #pragma unroll
     for (int i = 0; i + 1 < S::DEPTH; i++) load(w[i], i);
     for (int first = 0; first < n_steps; first += S::DEPTH) {
@@ -178,8 +210,8 @@ static __device__ __forceinline__ void mma_tile(const struct mat &m, int row,
             copy_wait<0>();
             __syncthreads();
             if (step + 1 < n_steps) {
-                mma_stage<NT, WM, SIZE>(shared + (step + 1) % 2 * S::STAGE_BYTES, x, x_pitch,
-                                        token_rows, begin + (step + 1) * S::WK, end);
+                mma_stage<S>(shared + (step + 1) % 2 * S::STAGE_BYTES, f, x,
+                             begin + (step + 1) * S::WK, end);
             }
             if (block >= end) continue;
             const char *tokens = shared + step % 2 * S::STAGE_BYTES + wk * SCALE_BLOCK * 2;
@@ -211,11 +243,10 @@ static __device__ __forceinline__ void mma_tile(const struct mat &m, int row,
     __syncthreads();
 }
 
-// The sum of one token and row of the tile that mma_tile left.
-template <int NT, int WM, int SIZE>
-static __device__ __forceinline__ float mma_sum(const char *shared, int token, int row)
+// The sum of one token and row of the tile that mma_tile left; S: its mma_shape.
+template <typename S>
+static __device__ __forceinline__ float tile_sum(const char *shared, int token, int row)
 {
-    using S = mma_shape<NT, WM, SIZE>;
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < S::WK; i++) {

@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/exact.cuh"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 enum { SORT_THREADS = 256, COMBINE_THREADS = 256 };
 
@@ -93,43 +94,97 @@ struct moe {
     bool round;
     int hidden, part;
     size_t x_pitch, act_pitch; // of rows in bf16
+    enum input_order act_order;
     const float *x;            // (n_rows, hidden)
     float *gate_out, *up_out; // (pairs, part) of the exact way
     int n0, panel;  // columns of the output
 };
 
-// act = silu(gate x) * (up x) of a tile's pairs. Half of the warps' row groups are gate's, the
-// others the same rows of up. Grid: tiles of part, tiles of pairs.
+// The tile's pairs: rows of x where `pair_row` is given, else of act.
+template <typename S>
+static __device__ __forceinline__ void take_pairs(int32_t *token_rows, struct cuda_tile tile,
+                                                  const int32_t *pair_row)
+{
+    if (threadIdx.x < S::TOKENS) {
+        int pair = tile.pair + threadIdx.x;
+        token_rows[threadIdx.x] = (int) threadIdx.x >= tile.n ? -1
+                                  : pair_row != nullptr        ? pair_row[pair]
+                                                               : pair;
+    }
+    __syncthreads();
+}
+
+// act = silu(gate) * up of the sums of a tile: its first half of rows is gate's, the other up's.
+template <typename S>
+static __device__ __forceinline__ void store_act(const struct moe &m, struct cuda_tile tile,
+                                                 const struct mat &gate, const struct mat &up,
+                                                 int n0, const char *shared)
+{
+    constexpr int HALF = S::ROWS / 2;
+    __nv_bfloat16 *act = (__nv_bfloat16 *) m.room.act + (size_t) tile.pair * m.act_pitch;
+    for (int i = threadIdx.x; i < S::TOKENS * HALF; i += MMA_THREADS) {
+        int token = i / HALF, n = n0 + i % HALF;
+        if (token >= tile.n || n >= m.part) continue;
+        float g = tile_sum<S>(shared, token, i % HALF);
+        float u = tile_sum<S>(shared, token, HALF + i % HALF);
+        if (gate.nans != nullptr && (gate.nans[n] || up.nans[n])) g = NAN;
+        int at = m.down.first.col_phase + n, block = at / SCALE_BLOCK * SCALE_BLOCK;
+        act[(size_t) token * m.act_pitch + block + place_of(m.act_order, at % SCALE_BLOCK)] =
+            __float2bfloat16_rn(g / (1.0f + __expf(-g)) * u);
+    }
+}
+
+template <typename S>
+static __device__ __forceinline__ void store_outputs(const struct moe &m, struct cuda_tile tile,
+                                                     const struct mat &w, int first,
+                                                     const char *shared)
+{
+    for (int i = threadIdx.x; i < S::TOKENS * S::ROWS; i += MMA_THREADS) {
+        int token = i / S::ROWS, n = first + i % S::ROWS;
+        if (token >= tile.n || n >= m.panel || m.n0 + n >= w.n) continue;
+        float value = tile_sum<S>(shared, token, i % S::ROWS);
+        if (w.nans != nullptr && w.nans[m.n0 + n]) value = NAN;
+        m.room.outputs[(size_t) (tile.pair + token) * m.panel + n] = value;
+    }
+}
+
+// Half of the warps' row groups are gate's, the others the same rows of up. Grid: tiles of part,
+// tiles of pairs.
 template <int NT, int WM, int SIZE>
 static __global__ void __launch_bounds__(MMA_THREADS, 2)
 gate_up(const __grid_constant__ struct moe m)
 {
     using S = mma_shape<NT, WM, SIZE>;
-    constexpr int HALF = S::ROWS / 2;
     __shared__ __align__(16) char shared[S::BYTES];
     __shared__ int32_t token_rows[S::TOKENS];
     if ((int) blockIdx.y >= *m.room.n_tiles) return;
     struct cuda_tile tile = m.room.tiles[blockIdx.y];
-    if (threadIdx.x < S::TOKENS) {
-        int i = threadIdx.x < tile.n ? threadIdx.x : tile.n - 1;
-        token_rows[threadIdx.x] = m.room.pair_row[tile.pair + i];
-    }
-    __syncthreads();
+    take_pairs<S>(token_rows, tile, m.room.pair_row);
     struct mat gate = mat_of_row(m.gate, tile.expert), up = mat_of_row(m.up, tile.expert);
-    int wm = threadIdx.x / WARP % WM, n0 = blockIdx.x * HALF;
+    int wm = threadIdx.x / WARP % WM, n0 = blockIdx.x * (S::ROWS / 2);
     mma_tile<NT, WM, SIZE>(wm < WM / 2 ? gate : up, n0 + wm % (WM / 2) * 16,
                            (const __nv_bfloat16 *) m.room.input, m.x_pitch, token_rows, 0,
                            mat_blocks(gate.col_phase, gate.k), shared);
-    __nv_bfloat16 *act = (__nv_bfloat16 *) m.room.act + (size_t) tile.pair * m.act_pitch +
-                         m.down.first.col_phase;
-    for (int i = threadIdx.x; i < S::TOKENS * HALF; i += MMA_THREADS) {
-        int token = i / HALF, n = n0 + i % HALF;
-        if (token >= tile.n || n >= m.part) continue;
-        float g = mma_sum<NT, WM, SIZE>(shared, token, i % HALF);
-        float u = mma_sum<NT, WM, SIZE>(shared, token, HALF + i % HALF);
-        if (SIZE == 1 && (gate.nans[n] || up.nans[n])) g = NAN;
-        act[(size_t) token * m.act_pitch + n] = __float2bfloat16_rn(g / (1.0f + __expf(-g)) * u);
-    }
+    store_act<S>(m, tile, gate, up, n0, shared);
+}
+
+// One warpgroup takes gate, the other up.
+template <int N, int SIZE>
+static __global__ void __launch_bounds__(MMA_THREADS, N > 32 ? 1 : 2)
+gate_up_wide(const __grid_constant__ struct moe m)
+{
+    using S = wgmma_shape<N, SIZE>;
+    extern __shared__ char dynamic[];
+    __shared__ int32_t token_rows[S::TOKENS];
+    char *shared = wgmma_shared(dynamic);
+    if ((int) blockIdx.y >= *m.room.n_tiles) return;
+    struct cuda_tile tile = m.room.tiles[blockIdx.y];
+    take_pairs<S>(token_rows, tile, m.room.pair_row);
+    struct mat gate = mat_of_row(m.gate, tile.expert), up = mat_of_row(m.up, tile.expert);
+    int n0 = blockIdx.x * (S::ROWS / 2);
+    wgmma_tile<N, SIZE>(threadIdx.x < 128 ? gate : up, n0, (const __nv_bfloat16 *) m.room.input,
+                        m.x_pitch, token_rows, 0, mat_blocks(gate.col_phase, gate.k), shared);
+    store_act<S>(m, tile, gate, up, n0, shared);
 }
 
 // outputs (pairs, panel) = down of a tile's pairs. Grid: tiles of the panel, tiles of pairs.
@@ -142,21 +197,31 @@ down(const __grid_constant__ struct moe m)
     __shared__ int32_t token_rows[S::TOKENS];
     if ((int) blockIdx.y >= *m.room.n_tiles) return;
     struct cuda_tile tile = m.room.tiles[blockIdx.y];
-    if (threadIdx.x < S::TOKENS) {
-        token_rows[threadIdx.x] = tile.pair + (threadIdx.x < tile.n ? threadIdx.x : tile.n - 1);
-    }
-    __syncthreads();
+    take_pairs<S>(token_rows, tile, nullptr);
     struct mat w = mat_of_row(m.down, tile.expert);
     int first = blockIdx.x * S::ROWS, wm = threadIdx.x / WARP % WM;
     mma_tile<NT, WM, SIZE>(w, m.n0 + first + wm * 16, (const __nv_bfloat16 *) m.room.act,
                            m.act_pitch, token_rows, 0, mat_blocks(w.col_phase, w.k), shared);
-    for (int i = threadIdx.x; i < S::TOKENS * S::ROWS; i += MMA_THREADS) {
-        int token = i / S::ROWS, n = first + i % S::ROWS;
-        if (token >= tile.n || n >= m.panel || m.n0 + n >= w.n) continue;
-        float value = mma_sum<NT, WM, SIZE>(shared, token, i % S::ROWS);
-        if (SIZE == 1 && w.nans[m.n0 + n]) value = NAN;
-        m.room.outputs[(size_t) (tile.pair + token) * m.panel + n] = value;
-    }
+    store_outputs<S>(m, tile, w, first, shared);
+}
+
+template <int N, int SIZE>
+static __global__ void __launch_bounds__(MMA_THREADS, N > 32 ? 1 : 2)
+down_wide(const __grid_constant__ struct moe m)
+{
+    using S = wgmma_shape<N, SIZE>;
+    extern __shared__ char dynamic[];
+    __shared__ int32_t token_rows[S::TOKENS];
+    char *shared = wgmma_shared(dynamic);
+    if ((int) blockIdx.y >= *m.room.n_tiles) return;
+    struct cuda_tile tile = m.room.tiles[blockIdx.y];
+    take_pairs<S>(token_rows, tile, nullptr);
+    struct mat w = mat_of_row(m.down, tile.expert);
+    int first = blockIdx.x * S::ROWS;
+    wgmma_tile<N, SIZE>(w, m.n0 + first + threadIdx.x / 128 * 64,
+                        (const __nv_bfloat16 *) m.room.act, m.act_pitch, token_rows, 0,
+                        mat_blocks(w.col_phase, w.k), shared);
+    store_outputs<S>(m, tile, w, first, shared);
 }
 
 // The exact way: one matrix at a time. `which` 0: gate, 1: up (rows of x), 2: down (rows of act).
@@ -209,23 +274,45 @@ static __global__ void combine_rows(struct combine c)
 
 // --- launches
 
-template <int NT, int SIZE>
-static void launch_gate_up(struct device *d, const struct moe &m, unsigned tiles)
-{
-    constexpr int WM = NT < 2 ? 2 : NT;
-    dim3 grid((unsigned) ceil_div(m.part, 8 * WM), tiles);
-    gate_up<NT, WM, SIZE><<<grid, MMA_THREADS, 0, d->stream>>>(m);
-    device_launched(d, "moe");
-}
+template <int NT, int SIZE> struct narrow {
+    static constexpr int TOKENS = 8 * NT;
+    static constexpr bool WIDE = false;
+    static void gate_and_up(struct device *d, const struct moe &m, unsigned tiles)
+    {
+        constexpr int WM = NT < 2 ? 2 : NT;
+        dim3 grid((unsigned) ceil_div(m.part, 8 * WM), tiles);
+        gate_up<NT, WM, SIZE><<<grid, MMA_THREADS, 0, d->stream>>>(m);
+    }
+    static void down_panel(struct device *d, const struct moe &m, unsigned tiles)
+    {
+        constexpr int WM = NT < 4 ? 4 : NT;
+        dim3 grid((unsigned) ceil_div(m.panel, 16 * WM), tiles);
+        down<NT, WM, SIZE><<<grid, MMA_THREADS, 0, d->stream>>>(m);
+    }
+};
 
-template <int NT, int SIZE>
-static void launch_down(struct device *d, const struct moe &m, unsigned tiles)
-{
-    constexpr int WM = NT < 4 ? 4 : NT;
-    dim3 grid((unsigned) ceil_div(m.panel, 16 * WM), tiles);
-    down<NT, WM, SIZE><<<grid, MMA_THREADS, 0, d->stream>>>(m);
-    device_launched(d, "moe");
-}
+template <int N, int SIZE> struct wide {
+    using S = wgmma_shape<N, SIZE>;
+    static constexpr int TOKENS = N;
+    static constexpr bool WIDE = true;
+    static void gate_and_up(struct device *d, const struct moe &m, unsigned tiles)
+    {
+        allow(d, (const void *) gate_up_wide<N, SIZE>);
+        dim3 grid((unsigned) ceil_div(m.part, S::ROWS / 2), tiles);
+        gate_up_wide<N, SIZE><<<grid, MMA_THREADS, S::BYTES, d->stream>>>(m);
+    }
+    static void down_panel(struct device *d, const struct moe &m, unsigned tiles)
+    {
+        allow(d, (const void *) down_wide<N, SIZE>);
+        dim3 grid((unsigned) ceil_div(m.panel, S::ROWS), tiles);
+        down_wide<N, SIZE><<<grid, MMA_THREADS, S::BYTES, d->stream>>>(m);
+    }
+    static void allow(struct device *d, const void *kernel)
+    {
+        device_note(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                            S::BYTES), "moe");
+    }
+};
 
 struct step {
     const int32_t *chosen, *pos;
@@ -259,18 +346,18 @@ static unsigned list_work(struct device *d, const struct moe &m, const struct st
     return (unsigned) cuda_moe_tiles(s.n_experts, pairs, tokens);
 }
 
-// NT: tiles of 8 pairs in a tile of the work list.
-template <int NT, int SIZE>
-static void run_mma(struct device *d, struct moe m, const struct step &s)
+// WAY: narrow or wide.
+template <typename WAY> static void run_mma(struct device *d, struct moe m, const struct step &s)
 {
-    unsigned tiles = list_work(d, m, s, 8 * NT);
+    unsigned tiles = list_work(d, m, s, WAY::TOKENS);
     struct gemm_rows rows = {};
     rows.x = m.x;
     rows.x_stride = (size_t) m.hidden;
     rows.n_rows = s.n_rows;
     rows.k = m.hidden;
     rows.phases[0] = m.gate.first.col_phase;
-    gemm_round(d, &rows, 1, m.room.input);
+    m.act_order = gemm_order(m.dtype, WAY::WIDE);
+    gemm_round(d, &rows, 1, m.act_order, m.room.input);
     m.x_pitch = cuda_input_pitch(m.hidden);
     m.act_pitch = cuda_input_pitch(m.part);
     int phase = m.down.first.col_phase;
@@ -278,9 +365,11 @@ static void run_mma(struct device *d, struct moe m, const struct step &s)
         size_t pairs = (size_t) s.n_rows * (size_t) s.n_chosen;
         device_note(d, cudaMemsetAsync(m.room.act, 0, pairs * m.act_pitch * 2, d->stream), "moe");
     }
-    launch_gate_up<NT, SIZE>(d, m, tiles);
+    WAY::gate_and_up(d, m, tiles);
+    device_launched(d, "moe");
     down_panels(d, m, s, [&](const struct moe &panel) {
-        launch_down<NT, SIZE>(d, panel, tiles);
+        WAY::down_panel(d, panel, tiles);
+        device_launched(d, "moe");
     });
 }
 
@@ -288,10 +377,13 @@ template <int SIZE> static void run_tensor(struct device *d, const struct moe &m
                                            const struct step &s)
 {
     int each = s.n_rows * s.n_chosen / s.n_experts; // pairs of an expert, were they even
-    if (each <= 4) run_mma<1, SIZE>(d, m, s);
-    else if (each <= 10) run_mma<2, SIZE>(d, m, s);
-    else if (each <= 24) run_mma<4, SIZE>(d, m, s);
-    else run_mma<8, SIZE>(d, m, s);
+    if (each <= 4) run_mma<narrow<1, SIZE>>(d, m, s);
+    else if (each <= 10) run_mma<narrow<2, SIZE>>(d, m, s);
+    else if (d->hopper && each <= 24) run_mma<wide<32, SIZE>>(d, m, s);
+    else if (d->hopper && each <= 96) run_mma<wide<64, SIZE>>(d, m, s);
+    else if (d->hopper) run_mma<wide<128, SIZE>>(d, m, s);
+    else if (each <= 24) run_mma<narrow<4, SIZE>>(d, m, s);
+    else run_mma<narrow<8, SIZE>>(d, m, s);
 }
 
 static void run_exact(struct device *d, struct moe m, struct step s)

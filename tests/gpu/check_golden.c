@@ -117,7 +117,7 @@ static double row_error(const float *have, const float *want, int n)
     return isnan(off) ? INFINITY : sqrt(off / all);
 }
 
-static void run_prompt(struct model *m, int prompt)
+static void run_prompt(struct model *m, int prompt, int n_greedy)
 {
     const struct golden_prompt *p = &m->golden.prompts[prompt];
     int vocab = m->golden.vocab;
@@ -130,7 +130,7 @@ static void run_prompt(struct model *m, int prompt)
     if (prompt == 0) m->first_prompt = median(m->errors + first, m->n_errors - first);
     int32_t id = s->tokens[p->n_ids - 1].id;
     stage_release(m->stage);
-    for (int i = 0; i < p->n_greedy && p->n_ids + i < CONTEXT; i++) {
+    for (int i = 0; i < p->n_greedy && i < n_greedy && p->n_ids + i < CONTEXT; i++) {
         if (p->margin[i] > 0.01f) {
             m->n_clear++;
             m->n_same += id == p->greedy[i];
@@ -150,7 +150,7 @@ static void check_model(struct result *r, const char *name, const char *weights,
     m = (struct model){0};
     open_model(&m, weights, golden, p);
     int n_prompts = brief ? 3 : m.golden.n_prompts;
-    for (int i = 0; i < n_prompts; i++) run_prompt(&m, i);
+    for (int i = 0; i < n_prompts; i++) run_prompt(&m, i, brief ? 1 : CONTEXT);
     snprintf(line, sizeof line, "golden %s: median row error", name);
     result_error(r, line, median(m.errors, m.n_errors), bar);
     snprintf(line, sizeof line, "golden %s: largest row error", name);
