@@ -64,6 +64,12 @@ static void check_group(struct doctor *d, const json_t *model, const json_t *g)
                     fleet_text(failure, "code"), fleet_text(failure, "message"));
         return;
     }
+    long long calls = fleet_number(json_object_get(g, "figures"), "heap_calls");
+    if (calls > 0) {
+        doctor_find(d, false, "heap", "report it, with the group's log line event=heap_call",
+                    "threads of %.64s that may not use the heap did so %lld times",
+                    fleet_text(g, "name"), calls);
+    }
     if (json_is_integer(json_object_get(g, "stage"))) {
         check_memory(d, json_object_get(model, "plan"), g);
         return;
