@@ -5,10 +5,13 @@
 enum { LEAST_CHUNK = 16 }; // rows of prefill that a step has room for, however long it takes
 
 // Prefill is dealt out over so many more rounds, where a share of 1 / MANY of the work is decodes.
-static const double MORE_ROUNDS = 4, MANY = 8;
+static const double MORE_ROUNDS = 5, MANY = 8;
 
 // A way with fewer, larger steps must be better by so much.
 static const double BETTER = 1.02;
+
+// What each hop takes beside its link: loops that poll, and processes that wait for a core.
+static const double HOP_S = 0.3e-3;
 
 static int least_of(int a, int b) { return a < b ? a : b; }
 
@@ -60,7 +63,7 @@ static double away(const struct choice *c, const struct round *r)
 {
     struct pace_step s = {.content.rows = r->decodes + r->prefill};
     if (c->pace == NULL || c->limits->stages == 1) return 0;
-    return c->limits->stages * pace_away(c->pace, &s);
+    return c->limits->stages * (HOP_S + pace_away(c->pace, &s));
 }
 
 // `r` with all but its seconds; keeps it if it is better.
