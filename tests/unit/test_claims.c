@@ -192,7 +192,9 @@ static void answer_claim(struct call *c)
         message_of(&messages[i], c->ids[i], 0);
         jobs[i] = (struct queue_job){.word = QUEUE_OK, .tenant = "t", .id = c->ids[i],
                                      .attempt = ++w.attempts, .bytes = messages[i].data,
-                                     .n_bytes = messages[i].n, .need_blocks = c->need_blocks,
+                                     .n_bytes = messages[i].n,
+                                     .checkpoint = (const uint8_t *) "",
+                                     .need_blocks = c->need_blocks,
                                      .n_prompt = 3,
                                      .max_tokens = 5, .prior = ""};
     }
