@@ -9,6 +9,7 @@ enum {
     FULL_BLOCKS = 264,    // enough without a split
     SPLIT_STEPS_MIN = 2,  // fewer steps of the inner loop are not worth a block
     ROUND_THREADS = 256,
+    ROUNDING_ROWS = 16,   // up to so many tokens are rounded by the product itself
     NARROW_ROWS = 32,     // up to so many tokens mma.sync serves as well as wgmma
 };
 
@@ -45,7 +46,8 @@ struct call {
     size_t exact_stride, exact_head_stride;
     enum dtype dtype;
     int size;
-    bool round;
+    bool round;  // the exact kernel's x, to bf16
+    bool rounds; // the kernel reads f32, and there is no x in bf16
     float *out;
     size_t out_stride, out_head_stride;
     float *partial;
@@ -114,8 +116,19 @@ static __device__ __forceinline__ void finish(const struct mat &m, const struct 
     }
 }
 
+// Where the head's rows are, as the kernel for rows of type X wants them.
+static __device__ const __nv_bfloat16 *rows_of(const struct call &c, int head, __nv_bfloat16)
+{
+    return c.x + (size_t) head * c.n_rows * c.x_pitch;
+}
+
+static __device__ const float *rows_of(const struct call &c, int head, float)
+{
+    return c.exact_x + (size_t) head * c.exact_head_stride;
+}
+
 // Grid: tiles of tokens, tiles of outputs, heads times splits.
-template <int NT, int WM, int SIZE>
+template <int NT, int WM, int SIZE, typename X>
 static __global__ void __launch_bounds__(MMA_THREADS, 2)
 mma_gemm(const __grid_constant__ struct mats w, const __grid_constant__ struct call c)
 {
@@ -128,8 +141,8 @@ mma_gemm(const __grid_constant__ struct mats w, const __grid_constant__ struct c
     take_tokens<S>(token_rows, token0, c.n_rows);
     int blocks = mat_blocks(m.col_phase, m.k);
     int begin = blocks * split / c.splits, end = blocks * (split + 1) / c.splits;
-    mma_tile<NT, WM, SIZE>(m, n0 + (int) threadIdx.x / WARP % WM * 16,
-                           c.x + (size_t) head * c.n_rows * c.x_pitch, c.x_pitch, token_rows,
+    mma_tile<NT, WM, SIZE>(m, n0 + (int) threadIdx.x / WARP % WM * 16, rows_of(c, head, X()),
+                           sizeof(X) == sizeof(float) ? c.exact_stride : c.x_pitch, token_rows,
                            begin, end, shared);
     finish<S>(m, c, head, split, token0, n0, shared);
 }
@@ -196,7 +209,10 @@ static void launch(struct device *d, const struct mats &w, struct call &c)
 {
     constexpr int WM = NT < 4 ? 4 : NT; // keeps the reads of x well below those of weights
     dim3 grid = grid_of<mma_shape<NT, WM, SIZE>>(w.at[0], c, true);
-    mma_gemm<NT, WM, SIZE><<<grid, MMA_THREADS, 0, d->stream>>>(w, c);
+    if (!c.rounds) mma_gemm<NT, WM, SIZE, __nv_bfloat16><<<grid, MMA_THREADS, 0, d->stream>>>(w, c);
+    if constexpr (NT * 8 <= ROUNDING_ROWS) {
+        if (c.rounds) mma_gemm<NT, WM, SIZE, float><<<grid, MMA_THREADS, 0, d->stream>>>(w, c);
+    }
 }
 
 template <int N, int SIZE>
@@ -226,6 +242,15 @@ template <int SIZE> static void launch_mma(struct device *d, const struct mats &
     else launch<8, SIZE>(d, w, c);
 }
 
+// Whether the rows are few and lie as rounding_feed wants them.
+static bool may_round(const struct call &c, int k, const int *phases)
+{
+    bool aligned = (uintptr_t) c.exact_x % 16 == 0 && c.exact_stride % 4 == 0 &&
+                   c.exact_head_stride % 4 == 0 && k % 8 == 0;
+    for (int h = 0; h < c.n_heads; h++) aligned = aligned && phases[h] == 0;
+    return aligned && c.n_rows <= ROUNDING_ROWS;
+}
+
 // Up to CUDA_HEADS_MAX heads.
 static void run_heads(struct device *d, const struct matrix *w, struct call c,
                       struct gemm_rows rows)
@@ -251,12 +276,14 @@ static void run_heads(struct device *d, const struct matrix *w, struct call c,
     for (int done = 0; done < n_rows; done += c.n_rows) {
         c.n_rows = n_rows - done < most ? n_rows - done : most;
         rows.n_rows = c.n_rows;
-        gemm_round(d, &rows, c.n_heads, gemm_order(w->dtype, is_wide(d, c.n_rows)),
-                   d->scratch.input);
+        c.rounds = may_round(c, w->k, rows.phases);
+        enum input_order order = gemm_order(w->dtype, is_wide(d, c.n_rows));
+        if (!c.rounds) gemm_round(d, &rows, c.n_heads, order, d->scratch.input);
         if (w->dtype == DTYPE_F8_E4M3) launch_mma<1>(d, mats, c);
         else launch_mma<2>(d, mats, c);
         device_launched(d, "gemm");
         rows.x += (size_t) c.n_rows * rows.x_stride;
+        c.exact_x = rows.x;
         c.out += (size_t) c.n_rows * c.out_stride;
     }
 }

@@ -113,6 +113,66 @@ static __device__ __forceinline__ void mma_stage(char *stage, const struct feed<
     copy_commit();
 }
 
+// The same for few tokens whose rows are f32 (aligned to 16 bytes, at phase 0, k a multiple of 8):
+// rounded on their way, which saves a kernel before the product. Places are in units of 4 values.
+template <typename S> struct rounding_feed {
+    static constexpr int PIECES = feed<S>::PIECES;
+    uint32_t from[PIECES];
+    float4 values[PIECES][2]; // of the next stage
+};
+
+template <typename S>
+static __device__ __forceinline__ void feed_init(struct rounding_feed<S> &f,
+                                                 const int32_t *token_rows, size_t x_pitch)
+{
+#pragma unroll
+    for (int j = 0; j < feed<S>::PIECES; j++) {
+        int i = threadIdx.x + j * MMA_THREADS, row = token_rows[i / feed<S>::ROW_PIECES];
+        f.from[j] = feed<S>::NONE;
+        if (row >= 0) {
+            f.from[j] = (uint32_t) row * (uint32_t) (x_pitch / 4) + i % feed<S>::ROW_PIECES * 2;
+        }
+    }
+}
+
+template <typename S>
+static __device__ __forceinline__ void rounding_load(struct rounding_feed<S> &f, const float *x,
+                                                     int k, int block, int end)
+{
+#pragma unroll
+    for (int j = 0; j < feed<S>::PIECES; j++) {
+        int i = threadIdx.x + j * MMA_THREADS, at = i % feed<S>::ROW_PIECES;
+        bool there = f.from[j] != feed<S>::NONE && block + at / (SCALE_BLOCK / 8) < end &&
+                     block * SCALE_BLOCK + at * 8 < k;
+        const float4 *from = (const float4 *) x + f.from[j] + (size_t) block * (SCALE_BLOCK / 4);
+        f.values[j][0] = there ? __ldg(from) : float4 {};
+        f.values[j][1] = there ? __ldg(from + 1) : float4 {};
+    }
+}
+
+template <typename S>
+static __device__ __forceinline__ void rounding_store(const struct rounding_feed<S> &f, char *stage)
+{
+#pragma unroll
+    for (int j = 0; j < feed<S>::PIECES; j++) {
+        int i = threadIdx.x + j * MMA_THREADS, at = i % feed<S>::ROW_PIECES;
+        float4 a = f.values[j][0], b = f.values[j][1];
+        __nv_bfloat162 halves[4] = {
+            __floats2bfloat162_rn(a.x, a.y), __floats2bfloat162_rn(a.z, a.w),
+            __floats2bfloat162_rn(b.x, b.y), __floats2bfloat162_rn(b.z, b.w)};
+        uint4 piece;
+        memcpy(&piece, halves, sizeof piece);
+        *(uint4 *) (stage + i / feed<S>::ROW_PIECES * (S::X_PITCH * 2) + at * 16) = piece;
+    }
+}
+
+template <typename S, bool ROUNDS> struct feed_of {
+    using type = struct feed<S>;
+};
+template <typename S> struct feed_of<S, true> {
+    using type = struct rounding_feed<S>;
+};
+
 // The fragments of two instructions (a[2 * octet], a[2 * octet + 1]) from an eighth of a row's 128
 // weights; `row` 0 or 1: the upper or the lower half of the instruction's rows.
 template <int SIZE, int LOADS, int STEPS>
@@ -160,15 +220,15 @@ mma_block(const uint4 (&w)[2][mma_shape<NT, WM, SIZE>::LOADS], const char *x, fl
 
 // Sums of the block's tile over input blocks [begin, end), left in shared memory: (WK, TOKENS,
 // SUM_PITCH) f32, to be added over WK in order. `row`: the warp's first row in its matrix `m`;
-// rows beyond the matrix repeat the last. token_rows (TOKENS) in shared memory: rows of x (bf16,
-// x_pitch values apart), -1: none, whose sums mean nothing. All threads call; synchronised at the
-// end.
-template <int NT, int WM, int SIZE>
-static __device__ __forceinline__ void mma_tile(const struct mat &m, int row,
-                                                const __nv_bfloat16 *x, size_t x_pitch,
-                                                const int32_t *token_rows, int begin, int end,
-                                                char *shared)
+// rows beyond the matrix repeat the last. token_rows (TOKENS) in shared memory: rows of x (X: bf16,
+// or f32 as rounding_feed wants it; x_pitch values apart), -1: none, whose sums mean nothing. All
+// threads call; synchronised at the end.
+template <int NT, int WM, int SIZE, typename X>
+static __device__ __forceinline__ void mma_tile(const struct mat &m, int row, const X *x,
+                                                size_t x_pitch, const int32_t *token_rows,
+                                                int begin, int end, char *shared)
 {
+    constexpr bool ROUNDS = sizeof(X) == sizeof(float);
     using S = mma_shape<NT, WM, SIZE>;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     int wm = warp % WM, wk = warp / WM, blocks = mat_blocks(m.col_phase, m.k);
@@ -196,26 +256,27 @@ static __device__ __forceinline__ void mma_tile(const struct mat &m, int row,
             }
         }
     };
-    struct feed<S> f;
+    typename feed_of<S, ROUNDS>::type f;
     feed_init(f, token_rows, x_pitch);
-    mma_stage<S>(shared, f, x, begin, end);
+    if constexpr (ROUNDS) rounding_load<S>(f, x, m.k, begin, end);
+    else mma_stage<S>(shared, f, x, begin, end);
 #pragma unroll
     for (int i = 0; i + 1 < S::DEPTH; i++) load(w[i], i);
+    if constexpr (ROUNDS) rounding_store<S>(f, shared);
     for (int first = 0; first < n_steps; first += S::DEPTH) {
 #pragma unroll
         for (int i = 0; i < S::DEPTH; i++) {
             int step = first + i, block = begin + step * S::WK + wk;
             if (step >= n_steps) break;
             load(w[(i + S::DEPTH - 1) % S::DEPTH], step + S::DEPTH - 1);
-            copy_wait<0>();
+            if constexpr (!ROUNDS) copy_wait<0>();
             __syncthreads();
-            if (step + 1 < n_steps) {
-                mma_stage<S>(shared + (step + 1) % 2 * S::STAGE_BYTES, f, x,
-                             begin + (step + 1) * S::WK, end);
-            }
-            if (block >= end) continue;
+            char *next = shared + (step + 1) % 2 * S::STAGE_BYTES;
+            int ahead = begin + (step + 1) * S::WK;
+            if constexpr (ROUNDS) rounding_load<S>(f, x, m.k, ahead, end);
+            else if (step + 1 < n_steps) mma_stage<S>(next, f, x, ahead, end);
             const char *tokens = shared + step % 2 * S::STAGE_BYTES + wk * SCALE_BLOCK * 2;
-            if (SIZE == 1) {
+            if (SIZE == 1 && block < end) {
                 float acc[NT][4] = {};
                 mma_block<NT, WM, SIZE>(w[i], tokens, acc);
                 float s0 = scales[0][block], s1 = scales[1][block];
@@ -226,9 +287,10 @@ static __device__ __forceinline__ void mma_tile(const struct mat &m, int row,
                     total[n][2] = fmaf(acc[n][2], s1, total[n][2]);
                     total[n][3] = fmaf(acc[n][3], s1, total[n][3]);
                 }
-            } else {
+            } else if (block < end) {
                 mma_block<NT, WM, SIZE>(w[i], tokens, total);
             }
+            if constexpr (ROUNDS) rounding_store<S>(f, next);
         }
     }
     __syncthreads();

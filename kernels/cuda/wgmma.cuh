@@ -21,7 +21,8 @@ template <int N, int SIZE> struct wgmma_shape {
     static constexpr int STAGES = N == 128 ? 3 : 4;
     static constexpr int SUM_PITCH = ROWS + 4;
     static constexpr int BYTES = STAGES * STAGE_BYTES + 1024; // aligned to 1024
-    static constexpr int DEPTH = 2; // blocks of weights in registers
+    // Blocks of weights in registers: as many as there is room for.
+    static constexpr int DEPTH = N != 64 ? 2 : SIZE == 1 ? 4 : 3;
     static constexpr int LOADS = SIZE == 1 ? 2 : 4;
     static_assert(TOKENS * SUM_PITCH * 4 <= STAGES * STAGE_BYTES, "the sums have room");
 };
