@@ -20,15 +20,33 @@ static enum status lacking(struct error *e, uint64_t bytes, const char *what, in
                      strerror(why));
 }
 
-// The pool's pages are reserved by mmap or refused by it: touching them cannot fail.
+// Takes the pages now, so that a lack of memory shows here and not in the middle of a step.
+static bool populate(struct arena *a, uint64_t page)
+{
+#ifdef MADV_POPULATE_WRITE
+    if (madvise(a->base, a->mapped, MADV_POPULATE_WRITE) == 0) return true;
+    if (errno != EINVAL) return false; // EINVAL: a kernel before 5.14
+#endif
+    for (uint64_t at = 0; at < a->mapped; at += page) ((volatile char *) a->base)[at] = 0;
+    return true;
+}
+
+// The pool's pages are reserved by mmap or refused by it; a container's limit on them may still
+// forbid to touch them.
 static bool map_pool(struct arena *a)
 {
     uint64_t whole = round_up(a->bytes, HUGE_PAGE);
     void *base = mmap(NULL, whole, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE, -1, 0);
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
     if (base == MAP_FAILED) return false;
     a->base = base;
-    a->mapped = a->huge_bytes = whole;
+    a->mapped = whole;
+    if (!populate(a, HUGE_PAGE)) {
+        munmap(base, whole);
+        a->base = NULL;
+        return false;
+    }
+    a->huge_bytes = whole;
     a->pages = ARENA_HUGETLB;
     return true;
 }
@@ -50,17 +68,6 @@ static bool map_small(struct arena *a, uint64_t page)
     a->pages = ARENA_SMALL;
     if (mprotect(base, whole, PROT_READ | PROT_WRITE) != 0) return false;
     madvise(base, whole, MADV_HUGEPAGE); // or small pages, where they are switched off
-    return true;
-}
-
-// Takes the pages now, so that a lack of memory shows here and not in the middle of a step.
-static bool populate(struct arena *a, uint64_t page)
-{
-#ifdef MADV_POPULATE_WRITE
-    if (madvise(a->base, a->mapped, MADV_POPULATE_WRITE) == 0) return true;
-    if (errno != EINVAL) return false; // EINVAL: a kernel before 5.14
-#endif
-    for (uint64_t at = 0; at < a->mapped; at += page) ((volatile char *) a->base)[at] = 0;
     return true;
 }
 
