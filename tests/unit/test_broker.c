@@ -41,6 +41,15 @@ static void the_life_of_a_job(void **state)
     assert_int_equal(program_stop(&w.broker), 0);
 }
 
+static void heads_are_told_how_long_steps_may_wait_and_take(void **state)
+{
+    (void) state;
+    struct fake_group *g =
+        start_world((const char *[]){"--wait-fill-ms", "7", "--step-ms", "900", NULL});
+    assert_int_equal(g->assign.fill_ms, 7);
+    assert_int_equal(g->assign.step_ms, 900);
+}
+
 static void many_jobs_within_the_credit(void **state)
 {
     (void) state;
@@ -448,6 +457,8 @@ static void starts_that_fail_say_why(void **state)
     fails(2, "--precision wants", "--model", model, "--precision", "f64");
     fails(2, "there is no option", "--model", model, "--no-such");
     fails(1, "config.json", "--model", FIXTURES, "--listen", any);
+    fails(2, "--wait-fill-ms", "--model", model, "--wait-fill-ms", "60001", "--listen", any);
+    fails(2, "--step-ms", "--model", model, "--step-ms", "600001", "--listen", any);
     fails(1, "code=bad_redis_url", "--model", model, "--redis", "http://x", "--listen", any);
 }
 
@@ -457,6 +468,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         test(the_life_of_a_job),
+        test(heads_are_told_how_long_steps_may_wait_and_take),
         test(many_jobs_within_the_credit),
         test(two_stages_are_assigned_and_linked),
         test(groups_that_do_not_fit_are_told_so),
