@@ -198,7 +198,7 @@ static dim3 grid_of(const struct mat &m, struct call &c, bool may)
     int tiles = (int) grid.x * (int) grid.y * c.n_heads;
     int steps = (int) ceil_div(mat_blocks(m.col_phase, m.k), S::WK);
     int most = steps / SPLIT_STEPS_MIN;
-    c.splits = tiles >= FULL_BLOCKS || !may ? 1 : CUDA_SPLIT_BLOCKS / tiles;
+    c.splits = tiles >= FULL_BLOCKS || !may ? 1 : FULL_BLOCKS / tiles; // in one wave
     if (c.splits > most) c.splits = most > 0 ? most : 1;
     grid.z = (unsigned) (c.n_heads * c.splits);
     return grid;
