@@ -2,17 +2,20 @@
 
 static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+// The same on every rank, so from no rank's own slice.
 static int batch_of(const struct sampler_shape *s)
 {
     // Alone a rank takes row by row, which keeps a row in its cache from one pass to the next.
     if (s->tp == 1) return 1;
-    return s->max_out < SAMPLER_BATCH_MAX ? s->max_out : SAMPLER_BATCH_MAX;
-}
-
-int sampler_select_words(int n, int want)
-{
-    int blocks = ceil_div(n, SAMPLER_BLOCK);
-    return blocks > SAMPLER_SLACK * want ? blocks : SAMPLER_SLACK * want;
+    int slice = ceil_div(s->vocab_size, s->tp), batch = SAMPLER_BATCH_MAX;
+    int patches = (s->max_context < slice ? s->max_context : slice) + 1;
+    // Half of the scratch for patches of a row's logits; what is gathered grows with the ranks.
+    int by_patches = (int) (SAMPLER_SCRATCH_MAX / 2 / sizeof(struct sampler_patch)) / patches;
+    int by_ranks = ceil_div(8 * SAMPLER_BATCH_MAX, s->tp);
+    batch = batch < by_patches ? batch : by_patches;
+    batch = batch < by_ranks ? batch : by_ranks;
+    batch = batch < s->max_out ? batch : s->max_out;
+    return batch > 0 ? batch : 1;
 }
 
 void sampler_carve(struct sampler_parts *p, const struct sampler_shape *s, struct carve *c)
@@ -21,18 +24,18 @@ void sampler_carve(struct sampler_parts *p, const struct sampler_shape *s, struc
     uint64_t vocab_n = (uint64_t) s->vocab_n, word = sizeof(uint64_t);
     p->batch = (int) batch;
     p->n_chunks = ceil_div(s->vocab_n, SAMPLER_CHUNK);
-    p->work_stride = ceil_div(s->vocab_n, 64) * 64; // rows begin a cache line each
+    p->n_patches = (s->max_context < s->vocab_n ? s->max_context : s->vocab_n) + 1;
     carve_line(c, LEDGER_HISTORY);
     p->history = carve_take(c, slots * (uint64_t) s->max_context * sizeof *p->history);
     p->sequences = carve_take(c, slots * SAMPLER_SEQUENCE_BYTES);
     carve_line(c, LEDGER_SAMPLER);
     p->state = carve_take(c, SAMPLER_STATE_BYTES);
     p->rows = carve_take(c, batch * SAMPLER_ROW_BYTES);
-    p->work = carve_take(c, batch * (uint64_t) p->work_stride * sizeof *p->work);
+    p->patches = carve_take(c, batch * (uint64_t) p->n_patches * sizeof *p->patches);
     p->maxima = carve_take(c, (uint64_t) ceil_div(s->vocab_n, SAMPLER_BLOCK) * sizeof *p->maxima);
-    p->seen = carve_take(c, vocab_n * sizeof *p->seen);
-    int select = sampler_select_words(s->vocab_n, SAMPLER_CANDIDATES_MAX);
-    p->select = carve_take(c, (uint64_t) select * word);
+    p->seen = carve_take(c, (uint64_t) ceil_div(s->vocab_n, 64) * sizeof *p->seen);
+    p->counts = carve_take(c, vocab_n * sizeof *p->counts);
+    p->select = carve_take(c, SAMPLER_SLACK * SAMPLER_CANDIDATES_MAX * word);
     p->kept = carve_take(c, tp * SAMPLER_CANDIDATES_MAX * word);
     p->chunk_mass = carve_take(c, batch * (uint64_t) p->n_chunks * word);
     p->lists = carve_take(c, tp * batch * SAMPLER_HEAD_WORDS * word);

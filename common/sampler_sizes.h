@@ -34,21 +34,30 @@ enum {
     // Bytes of the sampler's own structs, at most: its state, a sequence, a row.
     SAMPLER_STATE_BYTES = 256,
     SAMPLER_SEQUENCE_BYTES = 96,
-    SAMPLER_ROW_BYTES = 416,
+    SAMPLER_ROW_BYTES = 512,
+    // Scratch at most, for DeepSeek-V3's vocabulary and 256 rows.
+    SAMPLER_SCRATCH_MAX = 8 * 1024 * 1024,
+};
+
+// A logit that penalties changed, as it was.
+struct sampler_patch {
+    int32_t at; // in the slice
+    float l;
 };
 
 struct sampler_parts {
     int batch;            // rows that share their collectives
     int n_chunks;         // of the slice
-    int work_stride;
+    int n_patches;        // room for one row
     void *state;
     void *sequences;      // (slots)
     int32_t *history;     // (slots, max_context)
     void *rows;           // (batch)
-    float *work;          // (batch, work_stride) penalised logits
+    struct sampler_patch *patches; // (batch, n_patches)
     float *maxima;        // (blocks of the slice)
-    uint32_t *seen;       // (vocab_n)
-    uint64_t *select;     // (sampler_select_words)
+    uint64_t *seen;       // (vocab_n) bits
+    uint32_t *counts;     // (vocab_n)
+    uint64_t *select;     // (SAMPLER_SLACK * SAMPLER_CANDIDATES_MAX)
     uint64_t *kept;       // (tp * SAMPLER_CANDIDATES_MAX)
     uint64_t *chunk_mass; // (batch, n_chunks)
     uint64_t *lists;      // (tp, batch * SAMPLER_HEAD_WORDS)
@@ -61,9 +70,6 @@ void sampler_carve(struct sampler_parts *p, const struct sampler_shape *s, struc
 
 // Bytes of all parts.
 uint64_t sampler_bytes(const struct sampler_shape *s);
-
-// Words of scratch for choosing `want` of n logits.
-int sampler_select_words(int n, int want);
 
 // Bytes that one rank passes to all_gather, at most.
 size_t sampler_gather_max(const struct sampler_shape *s);

@@ -5,7 +5,6 @@
 
 enum {
     BATCH_MAX = SAMPLER_BATCH_MAX, // rows that share their collectives
-    HEAD_WORDS_MAX = SAMPLER_HEAD_WORDS,
     NARROW_WORDS = SAMPLER_NARROW_WORDS,
 };
 
@@ -23,19 +22,11 @@ struct sampler {
     struct sampler_shape shape;
     struct comm *comm;
     const struct scan *scan;
-    int rank, batch, n_chunks, work_stride;
-    uint64_t n_rows, n_fallbacks;
+    int rank;
+    struct sampler_counts counts;
     struct sequence *sequences; // (slots)
-    int32_t *history;           // (slots, max_context)
     struct row *rows;           // (batch)
-    float *work;                // (batch, work_stride) penalised logits
-    float *maxima;              // (blocks of the slice)
-    uint32_t *seen;             // (vocab_n) zeros, for penalty_apply
-    uint64_t *scratch;          // select_top's
-    uint64_t *kept;             // (tp * CANDIDATES_MAX)
-    uint64_t *chunk_mass;       // (batch, n_chunks) kept mass of each chunk of the slice
-    uint64_t *lists;            // (tp, batch * HEAD_WORDS_MAX) what came of the first round
-    uint64_t *send, *receive;   // (batch * SAMPLER_ROW_WORDS), (tp, the same)
+    struct sampler_parts parts;
 };
 
 _Static_assert(sizeof(struct sampler) <= SAMPLER_STATE_BYTES, "the plan has room for it");
@@ -55,26 +46,15 @@ struct sampler *sampler_init(void *memory, const struct sampler_shape *shape,
     sampler_carve(&p, shape, &carve);
     struct sampler *s = p.state;
     *s = (struct sampler){.shape = *shape,
-                          .batch = p.batch,
-                          .n_chunks = p.n_chunks,
-                          .work_stride = p.work_stride,
+                          .comm = comm,
+                          .scan = scan_best(),
+                          .rank = shape->tp > 1 ? comm->rank : 0,
                           .sequences = p.sequences,
-                          .history = p.history,
                           .rows = p.rows,
-                          .work = p.work,
-                          .maxima = p.maxima,
-                          .seen = p.seen,
-                          .scratch = p.select,
-                          .kept = p.kept,
-                          .chunk_mass = p.chunk_mass,
-                          .lists = p.lists,
-                          .send = p.send,
-                          .receive = p.receive};
+                          .parts = p};
     memset(s->sequences, 0, (size_t) shape->slots * sizeof *s->sequences);
-    memset(s->seen, 0, (size_t) shape->vocab_n * sizeof *s->seen);
-    s->comm = comm;
-    s->rank = shape->tp > 1 ? comm->rank : 0;
-    s->scan = scan_best();
+    memset(p.seen, 0, ((size_t) shape->vocab_n + 63) / 64 * sizeof *p.seen);
+    memset(p.counts, 0, (size_t) shape->vocab_n * sizeof *p.counts);
     return s;
 }
 
@@ -94,15 +74,97 @@ void sampler_open(struct sampler *s, int slot, const struct sampling *sampling, 
 void sampler_history(struct sampler *s, int slot, int pos, const int32_t *ids, int n)
 {
     check(sequence_at(s, slot)->open && pos >= 0 && n >= 0 && n <= s->shape.max_context - pos);
-    int32_t *to = s->history + (size_t) slot * (size_t) s->shape.max_context + pos;
+    int32_t *to = s->parts.history + (size_t) slot * (size_t) s->shape.max_context + pos;
     memcpy(to, ids, (size_t) n * sizeof *to);
 }
 
 void sampler_close(struct sampler *s, int slot) { sequence_at(s, slot)->open = false; }
 
-struct sampler_counts sampler_counts(const struct sampler *s)
+struct sampler_counts sampler_counts(const struct sampler *s) { return s->counts; }
+
+// --- one row on this rank
+
+static struct sampler_patch *patches_of(const struct sampler *s, int i)
 {
-    return (struct sampler_counts){.rows = s->n_rows, .fallbacks = s->n_fallbacks};
+    return s->parts.patches + (size_t) i * (size_t) s->parts.n_patches;
+}
+
+static struct slice slice_of(const struct sampler *s, int i, struct softmax softmax)
+{
+    return (struct slice){.scan = s->scan,
+                          .l = s->rows[i].logits,
+                          .n = s->shape.vocab_n,
+                          .softmax = softmax,
+                          .chunk_mass = s->parts.chunk_mass +
+                                        (size_t) i * (size_t) s->parts.n_chunks};
+}
+
+static void begin_row(struct sampler *s, int i, float *logits, int slot, int pos)
+{
+    const struct sequence *q = sequence_at(s, slot);
+    check(q->open && pos >= 0 && pos <= s->shape.max_context);
+    s->rows[i] = (struct row){.rule = &q->rule,
+                              .logits = logits,
+                              .random = sampling_random(q->rule.sampling.seed, (uint64_t) pos),
+                              .slot = slot,
+                              .n_ids = pos,
+                              .kept = KEPT_ALL,
+                              .id = -1};
+}
+
+static void penalise(struct sampler *s, int i)
+{
+    struct row *row = &s->rows[i];
+    const struct sampler_shape *p = &s->shape;
+    const struct sequence *q = &s->sequences[row->slot];
+    struct sampler_patch *patches = patches_of(s, i);
+    struct penalty_marks marks = {s->parts.seen, s->parts.counts};
+    const int32_t *ids = s->parts.history + (size_t) row->slot * (size_t) p->max_context;
+    float *max = s->parts.maxima;
+    row->n_patches = penalty_apply(&q->rule.sampling, row->logits, p->vocab_begin, p->vocab_n, ids,
+                                   row->n_ids, q->n_prompt, &marks, max, patches);
+    for (int k = 0; k < row->n_patches; k++) {
+        int b = patches[k].at / SCAN_BLOCK, begin = b * SCAN_BLOCK, left = p->vocab_n - begin;
+        if (patches[k].l < max[b]) continue;
+        s->scan->maxima(row->logits + begin, left < SCAN_BLOCK ? left : SCAN_BLOCK, &max[b]);
+    }
+}
+
+static void restore(struct sampler *s, int i)
+{
+    penalty_swap(s->rows[i].logits, patches_of(s, i), s->rows[i].n_patches);
+    s->rows[i].n_patches = 0;
+}
+
+// Mass of the raw logits of a row that may have penalties.
+static uint64_t raw_mass(struct sampler *s, int i)
+{
+    struct row *row = &s->rows[i];
+    struct slice slice = slice_of(s, i, row->raw_softmax);
+    slice.chunk_mass = NULL;
+    penalty_swap(row->logits, patches_of(s, i), row->n_patches);
+    uint64_t mass = slice_mass(&slice, KEPT_ALL, NULL);
+    penalty_swap(row->logits, patches_of(s, i), row->n_patches);
+    return mass;
+}
+
+// What the raw logits have more mass than the penalised ones in the same softmax; modulo 2^64.
+static uint64_t penalty_mass(const struct sampler *s, int i)
+{
+    const struct row *row = &s->rows[i];
+    const struct sampler_patch *patches = patches_of(s, i);
+    float before[SCAN_CHUNK], after[SCAN_CHUNK];
+    uint64_t more = 0;
+    for (int begin = 0; begin < row->n_patches; begin += SCAN_CHUNK) {
+        int left = row->n_patches - begin, n = left < SCAN_CHUNK ? left : SCAN_CHUNK;
+        for (int k = 0; k < n; k++) {
+            before[k] = patches[begin + k].l;
+            after[k] = row->logits[patches[begin + k].at];
+        }
+        more += s->scan->sum(before, n, row->softmax, NULL) -
+                s->scan->sum(after, n, row->softmax, NULL);
+    }
+    return more;
 }
 
 // --- rounds. Each fills `send` for the rows it concerns, gathers, and lets every row decide.
@@ -113,27 +175,19 @@ static enum status gather(struct sampler *s, uint64_t *to, int words, struct err
     if (words == 0) return OK;
     size_t bytes = (size_t) words * sizeof *to;
     if (s->shape.tp == 1) {
-        memcpy(to, s->send, bytes);
+        memcpy(to, s->parts.send, bytes);
         return OK;
     }
-    enum status status = s->comm->ops->all_gather(s->comm, s->send, to, bytes);
+    enum status status = s->comm->ops->all_gather(s->comm, s->parts.send, to, bytes);
     if (status != OK) return error_set(e, status, NULL, "the sampler's all_gather failed");
     return OK;
 }
 
-static void begin_row(struct sampler *s, int i, const float *logits, int slot, int pos)
+static uint64_t sum_words(const struct sampler *s, const uint64_t *at, int words)
 {
-    const struct sequence *q = sequence_at(s, slot);
-    check(q->open && pos >= 0 && pos <= s->shape.max_context);
-    struct row *row = &s->rows[i];
-    *row = (struct row){.rule = &q->rule, .logits = logits, .raw = logits, .id = -1};
-    row->random = sampling_random(q->rule.sampling.seed, (uint64_t) pos);
-    if (!q->rule.penalties) return;
-    float *work = s->work + (size_t) i * (size_t) s->work_stride;
-    memcpy(work, logits, (size_t) s->shape.vocab_n * sizeof *work);
-    penalty_apply(&q->rule.sampling, work, s->shape.vocab_begin, s->shape.vocab_n, s->seen,
-                  s->history + (size_t) slot * (size_t) s->shape.max_context, pos, q->n_prompt);
-    row->logits = work;
+    uint64_t sum = 0;
+    for (int r = 0; r < s->shape.tp; r++) sum += at[r * words];
+    return sum;
 }
 
 // Words of a row in the first round: whether a NaN was seen, the list, the raw list.
@@ -142,19 +196,20 @@ static int head_words(const struct row *row)
     return 1 + row->rule->n_list + row->rule->n_raw_list;
 }
 
-static void fill_head(struct sampler *s, const struct row *row, uint64_t *words)
+static void fill_head(struct sampler *s, int i, uint64_t *words)
 {
     const struct sampler_shape *p = &s->shape;
+    const struct row *row = &s->rows[i];
     const struct rule *r = row->rule;
+    uint64_t *list = words + 1, *raw_list = list + r->n_list, *scratch = s->parts.select;
+    float *max = s->parts.maxima;
     memset(words, 0xff, (size_t) head_words(row) * sizeof *words); // ENTRY_NONE
-    words[0] = !s->scan->maxima(row->logits, p->vocab_n, s->maxima);
+    words[0] = !s->scan->maxima(row->logits, p->vocab_n, max);
     if (words[0] != 0) return;
-    select_top(row->logits, p->vocab_n, p->vocab_begin, s->maxima, r->n_list, s->scratch,
-               words + 1);
-    if (r->n_raw_list == 0) return;
-    s->scan->maxima(row->raw, p->vocab_n, s->maxima);
-    select_top(row->raw, p->vocab_n, p->vocab_begin, s->maxima, r->n_raw_list, s->scratch,
-               words + 1 + r->n_list);
+    select_top(s->scan, row->logits, p->vocab_n, p->vocab_begin, max, r->n_raw_list, scratch,
+               raw_list);
+    if (r->penalties) penalise(s, i);
+    select_top(s->scan, row->logits, p->vocab_n, p->vocab_begin, max, r->n_list, scratch, list);
 }
 
 static enum status bad_logits(struct error *e, int row, const char *what)
@@ -162,178 +217,200 @@ static enum status bad_logits(struct error *e, int row, const char *what)
     return error_set(e, ERR_STATE, "bad_logits", "row %d of the sampled rows has %s", row, what);
 }
 
-static enum status round_head(struct sampler *s, int n, int first_row, int *stride, struct error *e)
+static enum status round_head(struct sampler *s, int n, int first_row, struct error *e)
 {
-    int words = 0;
+    int words = 0, at = 0;
     for (int i = 0; i < n; i++) {
-        fill_head(s, &s->rows[i], s->send + words);
+        fill_head(s, i, s->parts.send + words);
         words += head_words(&s->rows[i]);
     }
-    try(gather(s, s->lists, words, e));
-    *stride = words;
-    const uint64_t *at = s->lists;
+    try(gather(s, s->parts.lists, words, e));
     for (int i = 0; i < n; i++) {
         struct row *row = &s->rows[i];
+        const uint64_t *head = s->parts.lists + at;
+        at += head_words(row);
         for (int r = 0; r < s->shape.tp; r++) {
-            if (at[r * words] != 0) return bad_logits(e, first_row + i, "a logit of NaN");
+            if (head[r * words] != 0) return bad_logits(e, first_row + i, "a logit of NaN");
         }
-        const uint64_t *lists = at + 1, *raw_lists = lists + row->rule->n_list;
-        if (!row_decide_lists(row, lists, raw_lists, words, s->shape.tp, s->shape.vocab_size,
-                              s->kept)) {
+        row->lists = (struct row_lists){.lists = head + 1,
+                                        .raw_lists = head + 1 + row->rule->n_list,
+                                        .stride = words,
+                                        .n_ranks = s->shape.tp,
+                                        .vocab_size = s->shape.vocab_size};
+        if (!row_decide_lists(row, s->parts.kept)) {
             return bad_logits(e, first_row + i, "no token with a logit above -inf");
         }
-        at += head_words(row);
     }
     return OK;
 }
 
-static uint64_t count_equal(const float *l, int n, float x)
+static bool needs_mass(const struct row *row)
 {
-    uint32_t count = 0;
-    for (int i = 0; i < n; i++) count += l[i] == x;
-    return count;
-}
-
-// Mass of this rank's kept logits, by chunk too.
-static uint64_t kept_mass(const struct sampler *s, const struct row *row, uint64_t *chunk_mass)
-{
-    uint64_t sum = 0, ties = row->ties, tie_mass = ties > 0 ? mass_of(row->softmax, row->above) : 0;
-    bool all = row->above == -INFINITY && row->least == -INFINITY;
-    for (int c = 0; c < s->n_chunks; c++) {
-        const float *l = row->logits + (size_t) c * SCAN_CHUNK;
-        int left = s->shape.vocab_n - c * SCAN_CHUNK, n = left < SCAN_CHUNK ? left : SCAN_CHUNK;
-        uint64_t mass = all ? s->scan->sum(l, n, row->softmax)
-                            : s->scan->sum_kept(l, n, row->softmax, row->above, row->least);
-        if (ties > 0) {
-            uint64_t equal = count_equal(l, n, row->above), kept = equal < ties ? equal : ties;
-            mass += kept * tie_mass;
-            ties -= kept;
-        }
-        chunk_mass[c] = mass;
-        sum += mass;
-    }
-    return sum;
-}
-
-static uint64_t whole_mass(const struct sampler *s, const float *l, struct softmax softmax)
-{
-    uint64_t sum = 0;
-    for (int c = 0; c < s->n_chunks; c++) {
-        int left = s->shape.vocab_n - c * SCAN_CHUNK, n = left < SCAN_CHUNK ? left : SCAN_CHUNK;
-        sum += s->scan->sum(l + (size_t) c * SCAN_CHUNK, n, softmax);
-    }
-    return sum;
-}
-
-static uint64_t *chunks_of(struct sampler *s, int i)
-{
-    return s->chunk_mass + (size_t) i * (size_t) s->n_chunks;
+    return row->stage == ROW_KEPT || row->stage == ROW_TOTAL || row->rule->raw_total;
 }
 
 // The second round: total masses, and the kept ones of rows that need no search. Two words a row,
-// the second of the raw logits.
-static enum status round_total(struct sampler *s, int n, int list_stride, struct error *e)
+// the second of the raw logits. ahead: the logits read next, or NULL.
+static enum status round_total(struct sampler *s, int n, const float *ahead, struct error *e)
 {
     int words = 0;
     for (int i = 0; i < n; i++) {
-        const struct row *row = &s->rows[i];
-        bool kept = row->stage == ROW_KEPT, total = row->stage == ROW_TOTAL;
-        if (!kept && !total && !row->rule->raw_total) continue;
-        uint64_t *to = s->send + words;
-        to[0] = kept ? kept_mass(s, row, chunks_of(s, i))
-                     : total ? whole_mass(s, row->logits, row->softmax) : 0;
-        to[1] = row->rule->raw_total ? whole_mass(s, row->raw, row->raw_softmax) : 0;
+        struct row *row = &s->rows[i];
+        if (!needs_mass(row)) continue;
+        uint64_t *to = s->parts.send + words;
+        bool drawn = row->stage == ROW_KEPT || row->stage == ROW_TOTAL;
+        struct slice slice = slice_of(s, i, drawn ? row->softmax : row->raw_softmax);
         words += 2;
+        to[0] = to[1] = 0;
+        if (drawn || !row->rule->penalties) to[0] = slice_mass(&slice, row->kept, ahead);
+        if (!row->rule->raw_total) continue;
+        to[1] = row_raw_is_same(row) ? to[0] + penalty_mass(s, i) : raw_mass(s, i);
     }
-    try(gather(s, s->receive, words, e));
-    const uint64_t *at = s->receive, *list = s->lists;
+    try(gather(s, s->parts.receive, words, e));
+    const uint64_t *at = s->parts.receive;
     for (int i = 0; i < n; i++) {
         struct row *row = &s->rows[i];
-        const uint64_t *lists = list + 1;
-        list += head_words(row);
-        if (row->stage != ROW_KEPT && row->stage != ROW_TOTAL && !row->rule->raw_total) continue;
-        uint64_t total = 0;
-        for (int r = 0; r < s->shape.tp; r++) {
-            total += at[r * words];
-            row->raw_total += at[r * words + 1];
-        }
+        if (!needs_mass(row)) continue;
+        row->raw_total = sum_words(s, at + 1, words);
         if (row->stage == ROW_KEPT) {
-            row_decide_kept(row, at, words, s->shape.tp);
+            row_decide_kept(row, at, words);
         } else if (row->stage == ROW_TOTAL) {
-            row_decide_total(row, total, lists, list_stride, s->shape.tp, s->shape.vocab_size,
-                             s->kept);
+            row_decide_total(row, at, words);
         }
         at += 2;
     }
     return OK;
 }
 
-// Rounds of narrowing until no row needs one, then one of the kept masses.
-static enum status rounds_narrow(struct sampler *s, int n, struct error *e)
+// One word for who knows a token: its id and its logit; 0 for the other ranks.
+static uint64_t token_word(const struct sampler *s, const struct row *row, int32_t id)
 {
-    bool narrowing[BATCH_MAX];
+    int at = id - s->shape.vocab_begin;
+    if (at < 0 || at >= s->shape.vocab_n) return 0;
+    uint32_t bits;
+    memcpy(&bits, &row->logits[at], sizeof bits);
+    return (uint64_t) (id + 1) << 32 | bits;
+}
+
+static int32_t token_of(const struct sampler *s, const uint64_t *at, int words, float *logit)
+{
+    uint64_t word = 0;
+    for (int r = 0; r < s->shape.tp; r++) word |= at[r * words];
+    uint32_t bits = (uint32_t) word;
+    memcpy(logit, &bits, sizeof bits);
+    return (int32_t) (word >> 32) - 1;
+}
+
+static int32_t walk(const struct sampler *s, int i, struct kept kept, struct draw draw)
+{
+    struct slice slice = slice_of(s, i, s->rows[i].softmax);
+    return s->shape.vocab_begin + slice_walk(&slice, kept, draw.left);
+}
+
+// Tells the tokens of the trials, and which of them need a test.
+static enum status round_trial(struct sampler *s, int n, struct error *e)
+{
     int words = 0;
     for (int i = 0; i < n; i++) {
-        narrowing[i] = s->rows[i].stage == ROW_NARROW;
-        s->n_fallbacks += narrowing[i];
+        const struct row *row = &s->rows[i];
+        if (row->stage != ROW_TRIAL) continue;
+        struct draw draw = row->trials[row->trial];
+        s->parts.send[words++] =
+            draw.owner == s->rank ? token_word(s, row, walk(s, i, KEPT_ALL, draw)) : 0;
     }
-    do {
-        words = 0;
-        for (int i = 0; i < n; i++) {
-            const struct row *row = &s->rows[i];
-            if (row->stage != ROW_NARROW) continue;
-            struct histogram *h = (struct histogram *) (void *) (s->send + words);
-            narrow_fill(&row->narrow, s->scan, row->logits, s->shape.vocab_n, row->softmax, h);
-            words += NARROW_WORDS;
-        }
-        try(gather(s, s->receive, words, e));
-        const uint64_t *at = s->receive;
-        for (int i = 0; i < n; i++) {
-            if (s->rows[i].stage != ROW_NARROW) continue;
-            row_decide_narrow(&s->rows[i], at, (size_t) words * sizeof *at, s->shape.tp, s->rank);
-            at += NARROW_WORDS;
-        }
-    } while (words > 0);
-    words = 0;
+    try(gather(s, s->parts.receive, words, e));
+    const uint64_t *at = s->parts.receive;
     for (int i = 0; i < n; i++) {
-        if (narrowing[i]) s->send[words++] = kept_mass(s, &s->rows[i], chunks_of(s, i));
-    }
-    try(gather(s, s->receive, words, e));
-    const uint64_t *at = s->receive;
-    for (int i = 0; i < n; i++) {
-        if (narrowing[i]) row_decide_kept(&s->rows[i], at++, words, s->shape.tp);
+        struct row *row = &s->rows[i];
+        if (row->stage != ROW_TRIAL) continue;
+        float logit;
+        int32_t id = token_of(s, at++, words, &logit);
+        row_decide_trial(row, id, logit, s->parts.kept);
+        s->counts.tests += row->stage == ROW_TEST;
     }
     return OK;
 }
 
-// The token of a draw in this rank's kept mass: the walk by ascending id.
-static int32_t walk(struct sampler *s, int i)
+static enum status round_test(struct sampler *s, int n, struct error *e)
 {
-    const struct row *row = &s->rows[i];
-    const uint64_t *chunk_mass = chunks_of(s, i);
-    uint64_t left = row->draw;
-    int c = 0;
-    while (left >= chunk_mass[c]) left -= chunk_mass[c++];
-    int at = c * SCAN_CHUNK;
-    uint64_t used = row->ties > 0 ? count_equal(row->logits, at, row->above) : 0;
-    uint64_t ties = used < row->ties ? row->ties - used : 0;
-    for (; at < s->shape.vocab_n; at++) {
-        float l = row->logits[at];
-        bool tie = ties > 0 && l == row->above;
-        ties -= tie;
-        if (!tie && !(l > row->above && softmax_exponent(row->softmax, l) >= row->least)) continue;
-        uint64_t mass = mass_of(row->softmax, l);
-        if (left < mass) break;
-        left -= mass;
+    int words = 0;
+    for (int i = 0; i < n; i++) {
+        const struct row *row = &s->rows[i];
+        if (row->stage != ROW_TEST) continue;
+        struct slice slice = slice_of(s, i, row->softmax);
+        // A rank alone may stop as soon as it knows; others need the sum over all.
+        bool alone = s->shape.tp == 1;
+        uint64_t most = alone ? row->need : UINT64_MAX;
+        uint64_t rest = alone ? row->total - row->need : UINT64_MAX;
+        s->parts.send[words++] =
+            slice_before(&slice, row->logit, row->id - s->shape.vocab_begin, most, rest);
     }
-    check(at < s->shape.vocab_n, "the draw lies beyond the kept mass");
-    return s->shape.vocab_begin + at;
+    try(gather(s, s->parts.receive, words, e));
+    const uint64_t *at = s->parts.receive;
+    for (int i = 0; i < n; i++) {
+        if (s->rows[i].stage == ROW_TEST) row_decide_test(&s->rows[i], sum_words(s, at++, words));
+    }
+    return OK;
+}
+
+static enum status rounds_trial(struct sampler *s, int n, struct error *e)
+{
+    bool more = true;
+    while (more) {
+        try(round_trial(s, n, e));
+        try(round_test(s, n, e));
+        more = false;
+        for (int i = 0; i < n; i++) more |= s->rows[i].stage == ROW_TRIAL;
+    }
+    return OK;
+}
+
+static enum status round_narrow(struct sampler *s, int n, bool *more, struct error *e)
+{
+    int words = 0;
+    for (int i = 0; i < n; i++) {
+        const struct row *row = &s->rows[i];
+        if (row->stage != ROW_NARROW) continue;
+        struct histogram *h = (struct histogram *) (void *) (s->parts.send + words);
+        narrow_fill(&row->narrow, s->scan, row->logits, s->shape.vocab_n, row->softmax, h);
+        words += NARROW_WORDS;
+    }
+    try(gather(s, s->parts.receive, words, e));
+    const uint64_t *at = s->parts.receive;
+    for (int i = 0; i < n; i++) {
+        if (s->rows[i].stage != ROW_NARROW) continue;
+        row_decide_narrow(&s->rows[i], at, (size_t) words * sizeof *at, s->rank);
+        at += NARROW_WORDS;
+    }
+    *more = words > 0;
+    return OK;
+}
+
+// Rounds of narrowing until no row needs one, then one of the kept masses.
+static enum status rounds_narrow(struct sampler *s, int n, struct error *e)
+{
+    bool narrowing[BATCH_MAX], more = true;
+    for (int i = 0; i < n; i++) {
+        narrowing[i] = s->rows[i].stage == ROW_NARROW;
+        s->counts.fallbacks += narrowing[i];
+    }
+    while (more) try(round_narrow(s, n, &more, e));
+    int words = 0;
+    for (int i = 0; i < n; i++) {
+        struct slice slice = slice_of(s, i, s->rows[i].softmax);
+        if (narrowing[i]) s->parts.send[words++] = slice_mass(&slice, s->rows[i].kept, NULL);
+    }
+    try(gather(s, s->parts.receive, words, e));
+    const uint64_t *at = s->parts.receive;
+    for (int i = 0; i < n; i++) {
+        if (narrowing[i]) row_decide_kept(&s->rows[i], at++, words);
+    }
+    return OK;
 }
 
 // The last round: who knows a chosen token tells it, with its raw logit. One word a row.
 static enum status round_reveal(struct sampler *s, int n, struct error *e)
 {
-    const struct sampler_shape *p = &s->shape;
     int words = 0;
     bool asks[BATCH_MAX];
     for (int i = 0; i < n; i++) {
@@ -341,26 +418,18 @@ static enum status round_reveal(struct sampler *s, int n, struct error *e)
         asks[i] = row->stage == ROW_DRAWN || (row->rule->raw_total && row->rule->penalties);
         if (!asks[i]) continue;
         int32_t id = row->id;
-        if (row->stage == ROW_DRAWN && row->owner == s->rank) id = walk(s, i);
-        uint64_t word = 0;
-        if (id >= p->vocab_begin && id < p->vocab_begin + p->vocab_n) {
-            uint32_t bits;
-            memcpy(&bits, &row->raw[id - p->vocab_begin], sizeof bits);
-            word = (uint64_t) (id + 1) << 32 | bits;
-        }
-        s->send[words++] = word;
+        bool ours = row->stage == ROW_DRAWN && row->draw.owner == s->rank;
+        if (ours) id = walk(s, i, row->kept, row->draw);
+        restore(s, i);
+        s->parts.send[words++] = row->stage != ROW_DRAWN || ours ? token_word(s, row, id) : 0;
     }
-    try(gather(s, s->receive, words, e));
-    const uint64_t *at = s->receive;
+    try(gather(s, s->parts.receive, words, e));
+    const uint64_t *at = s->parts.receive;
     for (int i = 0; i < n; i++) {
+        struct row *row = &s->rows[i];
         if (!asks[i]) continue;
-        uint64_t word = 0;
-        for (int r = 0; r < p->tp; r++) word |= at[r * words];
-        uint32_t bits = (uint32_t) word;
-        s->rows[i].id = (int32_t) (word >> 32) - 1;
-        memcpy(&s->rows[i].raw_logit, &bits, sizeof bits);
-        s->rows[i].stage = ROW_CHOSEN;
-        at++;
+        row->id = token_of(s, at++, words, &row->raw_logit);
+        row->stage = ROW_CHOSEN;
     }
     return OK;
 }
@@ -378,22 +447,34 @@ static void finish_row(const struct row *row, struct sampled *out)
     }
 }
 
-enum status sampler_run(struct sampler *s, const float *logits, int n_out, const int32_t *slot,
+static enum status run_rounds(struct sampler *s, int n, int first_row, const float *ahead,
+                              struct error *e)
+{
+    try(round_head(s, n, first_row, e));
+    try(round_total(s, n, ahead, e));
+    try(rounds_trial(s, n, e));
+    try(rounds_narrow(s, n, e));
+    return round_reveal(s, n, e);
+}
+
+enum status sampler_run(struct sampler *s, float *logits, int n_out, const int32_t *slot,
                         const int32_t *pos, struct sampled *out, struct error *e)
 {
     check(n_out >= 0 && n_out <= s->shape.max_out);
-    for (int first = 0; first < n_out; first += s->batch) {
-        int n = n_out - first < s->batch ? n_out - first : s->batch, list_stride;
+    size_t stride = (size_t) s->shape.vocab_n;
+    for (int first = 0; first < n_out; first += s->parts.batch) {
+        int n = n_out - first < s->parts.batch ? n_out - first : s->parts.batch;
         for (int i = 0; i < n; i++) {
-            const float *row = logits + (size_t) (first + i) * (size_t) s->shape.vocab_n;
-            begin_row(s, i, row, slot[first + i], pos[first + i]);
+            begin_row(s, i, logits + (size_t) (first + i) * stride, slot[first + i],
+                      pos[first + i]);
         }
-        try(round_head(s, n, first, &list_stride, e));
-        try(round_total(s, n, list_stride, e));
-        try(rounds_narrow(s, n, e));
-        try(round_reveal(s, n, e));
+        // Many rows are read for the first time before the first of them is summed.
+        const float *ahead = n == 1 && first + 1 < n_out ? s->rows[0].logits + stride : NULL;
+        enum status status = run_rounds(s, n, first, ahead, e);
+        for (int i = 0; i < n; i++) restore(s, i);
+        if (status != OK) return status;
         for (int i = 0; i < n; i++) finish_row(&s->rows[i], &out[first + i]);
-        s->n_rows += (uint64_t) n;
+        s->counts.rows += (uint64_t) n;
     }
     return OK;
 }

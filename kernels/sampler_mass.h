@@ -5,72 +5,90 @@
 #define PENSTOCK_KERNELS_SAMPLER_MASS_H
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
-// Mass of the largest logit. A vocabulary of 2^20 has at most 2^60.
-#define MASS_ONE (1ull << 40)
+// The unit of masses: that of the largest logit lies in (0.9, 1] of it.
+#define MASS_ONE (1ull << 30)
 
-// A softmax before its division: mass(l) = 2^40 * 2^t, t = (l - max) * scale.
+// A softmax before its division: mass(l) = round(2^30 * 2^t), t = l * scale - offset, the offset
+// being max * scale rounded up to eighths: any common factor of all masses is as good as another,
+// and this one lets 2^t be taken apart without rounding.
 struct softmax {
-    float max;   // of all ranks; may be +inf, never -inf
-    float scale; // log2(e) / temperature
+    float max;    // of all ranks; may be +inf, never -inf
+    float scale;  // log2(e) / temperature
+    float offset;
+    float grid;   // MASS_GRID - offset: added, it rounds to eighths
+    float least;  // logits below have mass 0 as it has
+    bool plain;   // else the numbers are beyond that form, and t = (l - max) * scale
 };
+
+#define MASS_GRID (0x1.8p20f + 157)
+#define MASS_LEAST (-60.0f)     // exponents below have mass 0 anyway
+#define MASS_OFFSET_MAX 0x1p18f // offsets beyond leave the grid
 
 static inline struct softmax softmax_of(float max, float temperature)
 {
-    return (struct softmax){max, (float) (1.4426950408889634 / (double) temperature)};
+    struct softmax s = {.max = max, .scale = (float) (1.4426950408889634 / (double) temperature)};
+    double offset = ceil((double) s.max * (double) s.scale * 8) / 8;
+    if (!(s.scale < INFINITY && fabs(offset) <= (double) MASS_OFFSET_MAX)) return s;
+    s.plain = true;
+    s.offset = (float) offset;
+    s.grid = MASS_GRID - s.offset;
+    s.least = (s.offset + MASS_LEAST) / s.scale;
+    return s;
 }
 
-// The exponent of a logit's mass, at most 0, never falling as l rises. The largest has 0 even if it
-// is +inf, where all finite ones have -inf.
+// The exponent of a logit below the largest, at most 0, never falling as l rises. The largest has 0
+// even if it is +inf, where all finite ones have -inf.
 static inline float softmax_exponent(struct softmax s, float l)
 {
     float t = (l - s.max) * s.scale; // NaN for the largest if max or scale is infinite
     return t < 0 ? t : 0;
 }
 
-// 2^(30 + f) on [-1/2, 1/2] = 2^30 (1 + C1 f + ... + C5 f^5): least greatest relative error, 9e-8.
-#define MASS_C0 0x1p30f
-#define MASS_C1 (6.931469776e-1f * MASS_C0)
-#define MASS_C2 (2.402224205e-1f * MASS_C0)
-#define MASS_C3 (5.550733762e-2f * MASS_C0)
-#define MASS_C4 (9.671514747e-3f * MASS_C0)
-#define MASS_C5 (1.326472746e-3f * MASS_C0)
-#define MASS_LEAST (-60.0f) // exponents below have mass 0 anyway
+// 2^f = 1 + C1 f + C2 f^2 + C3 f^3 on [-1/16, 1/16] within 3e-8.
+#define MASS_C1 6.93147181e-1f
+#define MASS_C2 2.40257607e-1f
+#define MASS_C3 5.55093e-2f
 
-// 2^t = 2^-shift * significand / 2^30 for t in [MASS_LEAST, 0], significand in [0.7, 1.42) * 2^30.
-// Only exactly rounded single operations, so that every compiler and vector width has the same
-// bits.
-static inline void mass_parts(float t, int32_t *significand, int32_t *shift)
+// The mantissa of 2^(j / 8) less the straight line from 1 to 2.
+#define MASS_TABLE \
+    {0, -289342, -509968, -655657, \
+     -719629, -694486, -572163, -343865}
+
+// 2^30 * 2^(eighths + f), eighths in [-2^19, 0] as MASS_GRID + eighths: shifted by 20, the number
+// of eighths and MASS_GRID's 157 * 8 make the exponent of a float and the line's mantissa. Only
+// exactly rounded single operations, fused as written, so that every compiler and vector width has
+// the same bits.
+static inline float mass_power(float on_grid, float f)
 {
-    int32_t n = (int32_t) (t - 0.5f);
-    float f = t - (float) n;
-    float p = MASS_C5;
-    p = p * f + MASS_C4;
-    p = p * f + MASS_C3;
-    p = p * f + MASS_C2;
-    p = p * f + MASS_C1;
-    p = p * f + MASS_C0;
-    *significand = (int32_t) p;
-    *shift = -n;
+    static const int32_t table[8] = MASS_TABLE;
+    uint32_t bits;
+    float power;
+    memcpy(&bits, &on_grid, sizeof bits);
+    bits = (bits << 20) + (uint32_t) table[bits & 7];
+    memcpy(&power, &bits, sizeof power);
+    return fmaf(fmaf(fmaf(f, MASS_C3, MASS_C2), f, MASS_C1), f, 1.0f) * power;
 }
 
-static inline uint64_t mass_join(int32_t significand, int32_t shift)
+// Of exponents themselves, in base 2.
+static const struct softmax SOFTMAX_UNIT = {.scale = 1, .grid = MASS_GRID, .least = MASS_LEAST,
+                                            .plain = true};
+
+static inline uint64_t mass_plain(struct softmax s, float l)
 {
-    return (uint64_t) (uint32_t) significand << 10 >> shift;
+    l = l > s.least ? l : s.least;
+    float on_grid = fmaf(l, s.scale, s.grid), eighths = on_grid - s.grid;
+    return (uint64_t) lrintf(mass_power(on_grid, fmaf(l, s.scale, -eighths)));
 }
 
-static inline uint64_t mass_at(float t)
-{
-    int32_t significand, shift;
-    mass_parts(t > MASS_LEAST ? t : MASS_LEAST, &significand, &shift);
-    return mass_join(significand, shift);
-}
+static inline uint64_t mass_at(float t) { return mass_plain(SOFTMAX_UNIT, t); }
 
 static inline uint64_t mass_of(struct softmax s, float l)
 {
-    return mass_at(softmax_exponent(s, l));
+    return s.plain ? mass_plain(s, l) : mass_at(softmax_exponent(s, l));
 }
 
 // Keys of logits order as the logits do; -0.0 has the key of 0.0. A NaN's key lies beyond
@@ -133,8 +151,9 @@ static inline uint64_t mass_draw(uint64_t random, uint64_t mass)
 // ln(mass(l) / total) for a softmax at temperature 1, without the rounding of mass(l).
 static inline float mass_logprob(struct softmax s, float l, uint64_t total)
 {
-    double distance = l == s.max ? 0.0 : (double) l - (double) s.max;
-    return (float) (distance - log((double) total / (double) MASS_ONE));
+    double t = l == s.max ? 0.0 : ((double) l - (double) s.max) * (double) s.scale;
+    if (s.plain) t = (double) l * (double) s.scale - (double) s.offset;
+    return (float) ((t - log2((double) total / (double) MASS_ONE)) * 0.6931471805599453);
 }
 
 #endif

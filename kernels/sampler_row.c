@@ -17,7 +17,7 @@ struct rule rule_of(const struct sampling *s, int vocab_size)
         if (short_k) {
             r.n_list = r.top_k;
         } else if (r.top_k == 0 && (r.top_p || s->min_p > 0)) {
-            r.n_list = CANDIDATES_MAX;
+            r.n_list = NUCLEUS_LIST;
         }
         r.total = r.top_k == 0 && r.top_p;
     }
@@ -64,13 +64,18 @@ static void draw_from(struct row *row, uint64_t *kept, int n, uint64_t mass)
     check(false, "the draw lies beyond the kept mass");
 }
 
-// Decides from the merged lists if the kept set surely lies inside them. total: mass before top_p,
-// used if top_k is off.
-static bool decide_from_lists(struct row *row, struct merge m, uint64_t total, uint64_t *kept)
+static struct merge merge_row(const struct row *row)
+{
+    const struct row_lists *l = &row->lists;
+    return merge_of(l->lists, l->stride, l->n_ranks, row->rule->n_list, l->vocab_size);
+}
+
+// Draws from the merged lists if the kept set surely lies inside them.
+static bool draw_from_lists(struct row *row, uint64_t *kept)
 {
     const struct rule *r = row->rule;
-    uint64_t sum = 0, need = UINT64_MAX;
-    if (r->top_p && r->top_k == 0) need = top_p_mass(r->sampling.top_p, total);
+    struct merge m = merge_row(row);
+    uint64_t sum = 0, need = r->total ? row->need : UINT64_MAX;
     int n = 0;
     while (r->top_k > 0 ? n < r->top_k : sum < need) {
         uint64_t entry;
@@ -90,22 +95,38 @@ static bool decide_from_lists(struct row *row, struct merge m, uint64_t total, u
     return true;
 }
 
+// The largest float below all whose exponent reaches `least`.
+static float float_below(struct softmax s, float least)
+{
+    uint32_t out = KEY_MINUS_INFINITY, in = key_of(s.max);
+    if (!(softmax_exponent(s, -INFINITY) < least)) return -INFINITY;
+    while (in - out > 1) {
+        uint32_t middle = out + (in - out) / 2;
+        if (softmax_exponent(s, key_logit(middle)) >= least) {
+            in = middle;
+        } else {
+            out = middle;
+        }
+    }
+    return key_logit(out);
+}
+
 static void keep_all(struct row *row)
 {
     row->stage = ROW_KEPT;
-    row->above = -INFINITY;
-    row->least = row->rule->least;
-    row->ties = 0;
+    row->kept = (struct kept){.above = float_below(row->softmax, row->rule->least)};
 }
 
-bool row_decide_lists(struct row *row, const uint64_t *lists, const uint64_t *raw_lists, int stride,
-                      int n_ranks, int vocab_size, uint64_t *kept)
+bool row_decide_lists(struct row *row, uint64_t *kept)
 {
+    const struct row_lists *lists = &row->lists;
     const struct rule *r = row->rule;
-    struct merge m = merge_of(lists, stride, n_ranks, r->n_list, vocab_size), top = m;
-    if (r->n_raw_list > 0) top = merge_of(raw_lists, stride, n_ranks, r->n_raw_list, vocab_size);
+    struct merge peek = merge_row(row), top = peek;
+    if (r->n_raw_list > 0) {
+        top = merge_of(lists->raw_lists, lists->stride, lists->n_ranks, r->n_raw_list,
+                       lists->vocab_size);
+    }
     uint64_t first, raw_first = ENTRY_NONE;
-    struct merge peek = m;
     check(merge_next(&peek, &first) == MERGE_ENTRY);
     if (entry_logit(first) == -INFINITY) return false;
     if (r->raw_total) {
@@ -130,26 +151,93 @@ bool row_decide_lists(struct row *row, const uint64_t *lists, const uint64_t *ra
     } else if (r->top_k > CANDIDATES_MAX) {
         row->stage = ROW_NARROW;
         row->narrow = narrow_of(false, (uint64_t) r->top_k);
-    } else if (!decide_from_lists(row, m, 0, kept)) {
+    } else if (!draw_from_lists(row, kept)) {
         keep_all(row); // only min_p, which needs no search
     }
     return true;
 }
 
-void row_decide_total(struct row *row, uint64_t total, const uint64_t *lists, int stride,
-                      int n_ranks, int vocab_size, uint64_t *kept)
+bool row_raw_is_same(const struct row *row)
 {
-    struct merge m = merge_of(lists, stride, n_ranks, row->rule->n_list, vocab_size);
-    if (decide_from_lists(row, m, total, kept)) return;
-    row->stage = ROW_NARROW;
-    row->narrow = narrow_of(true, top_p_mass(row->rule->sampling.top_p, total));
+    const struct softmax *a = &row->softmax, *b = &row->raw_softmax;
+    if (row->stage != ROW_KEPT && row->stage != ROW_TOTAL) return !row->rule->penalties;
+    return row->kept.above == -INFINITY && a->plain && b->plain && a->scale == b->scale &&
+           a->offset == b->offset;
 }
 
-void row_decide_narrow(struct row *row, const void *histograms, size_t stride, int n_ranks,
-                       int rank)
+static struct draw draw_of(uint64_t random, uint64_t sum, const uint64_t *mass, int stride)
+{
+    struct draw d = {.left = mass_draw(random, sum)};
+    while (d.left >= mass[d.owner * stride]) d.left -= mass[d.owner++ * stride];
+    return d;
+}
+
+static uint64_t sum_of(const uint64_t *mass, int stride, int n_ranks)
+{
+    uint64_t sum = 0;
+    for (int r = 0; r < n_ranks; r++) sum += mass[r * stride];
+    return sum;
+}
+
+void row_decide_total(struct row *row, const uint64_t *mass, int stride)
+{
+    row->stage = ROW_TRIAL;
+    row->total = sum_of(mass, stride, row->lists.n_ranks);
+    row->need = top_p_mass(row->rule->sampling.top_p, row->total);
+    for (int k = 0; k < TRIALS_MAX; k++) {
+        uint64_t random = sampling_random(row->random, (uint64_t) k);
+        row->trials[k] = draw_of(random, row->total, mass, stride);
+    }
+    struct merge m = merge_row(row);
+    uint64_t entry, sum = 0;
+    while (!row->closed) {
+        enum merge_result got = merge_next(&m, &entry);
+        if (got == MERGE_UNKNOWN) break;
+        row->closed = got == MERGE_END || !reaches_least(row, entry);
+        if (row->closed) break;
+        row->sure = entry;
+        sum += entry_mass(row, entry);
+        row->closed = sum >= row->need;
+    }
+}
+
+static void next_trial(struct row *row)
+{
+    row->stage = ROW_TRIAL;
+    if (++row->trial < TRIALS_MAX) return;
+    row->stage = ROW_NARROW;
+    row->narrow = narrow_of(true, row->need);
+}
+
+void row_decide_trial(struct row *row, int32_t id, float logit, uint64_t *kept)
+{
+    uint64_t entry = entry_of(logit, id);
+    row->id = id;
+    row->logit = logit;
+    if (entry <= row->sure) {
+        choose(row, entry);
+    } else if (row->closed && row->trial + 1 == TRIALS_MAX) {
+        check(draw_from_lists(row, kept));
+    } else if (row->closed || !reaches_least(row, entry)) {
+        next_trial(row);
+    } else {
+        row->stage = ROW_TEST;
+    }
+}
+
+void row_decide_test(struct row *row, uint64_t before)
+{
+    if (before < row->need) {
+        choose(row, entry_of(row->logit, row->id));
+    } else {
+        next_trial(row);
+    }
+}
+
+void row_decide_narrow(struct row *row, const void *histograms, size_t stride, int rank)
 {
     struct narrow *n = &row->narrow;
-    narrow_step(n, histograms, stride, n_ranks, rank);
+    narrow_step(n, histograms, stride, row->lists.n_ranks, rank);
     if (n->round < NARROW_ROUNDS) return;
     float last = key_logit(n->prefix);
     uint64_t mass = mass_of(row->softmax, last);
@@ -159,22 +247,16 @@ void row_decide_narrow(struct row *row, const void *histograms, size_t stride, i
         return;
     }
     keep_all(row);
-    if (!(softmax_exponent(row->softmax, last) >= row->least)) return; // min_p cuts before
+    if (!(softmax_exponent(row->softmax, last) >= row->rule->least)) return; // min_p cuts before
     // All ties have the same mass, so how many are kept follows without looking at them.
     uint64_t ties = n->by_mass ? (n->want + mass - 1) / mass : n->want;
     uint64_t ours = ties > n->ties_before ? ties - n->ties_before : 0;
-    row->above = last;
-    row->ties = ours < n->ties_here ? ours : n->ties_here;
+    row->kept.above = last;
+    row->kept.ties = ours < n->ties_here ? ours : n->ties_here;
 }
 
-void row_decide_kept(struct row *row, const uint64_t *mass, int stride, int n_ranks)
+void row_decide_kept(struct row *row, const uint64_t *mass, int stride)
 {
-    uint64_t sum = 0;
-    for (int r = 0; r < n_ranks; r++) sum += mass[r * stride];
-    uint64_t left = mass_draw(row->random, sum);
-    int owner = 0;
-    while (left >= mass[owner * stride]) left -= mass[owner++ * stride];
     row->stage = ROW_DRAWN;
-    row->owner = owner;
-    row->draw = left;
+    row->draw = draw_of(row->random, sum_of(mass, stride, row->lists.n_ranks), mass, stride);
 }

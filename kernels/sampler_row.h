@@ -8,8 +8,13 @@
 #include "kernels/sampler_mass.h"
 #include "kernels/sampler_narrow.h"
 #include "kernels/sampler_select.h"
+#include "kernels/sampler_slice.h"
 
-enum { CANDIDATES_MAX = SAMPLER_CANDIDATES_MAX }; // of a rank and a row
+enum {
+    CANDIDATES_MAX = SAMPLER_CANDIDATES_MAX, // of a rank and a row
+    NUCLEUS_LIST = 32,                       // as many of these for top_p and min_p
+    TRIALS_MAX = 4,                          // draws from all tokens
+};
 
 // What a sequence's parameters mean for the rounds; fixed when it is opened.
 struct rule {
@@ -21,54 +26,78 @@ struct rule {
     float least;    // min_p_exponent
     int n_list;     // candidates that a rank sends
     int n_raw_list; // and of the raw logits, if these differ; 0: none
-    bool total;     // needs the mass of all logits before it can decide
+    bool total;     // needs the mass of all tokens before it can decide
     bool raw_total; // needs it of the raw logits
 };
 
 struct rule rule_of(const struct sampling *s, int vocab_size);
 
 enum row_stage {
-    ROW_TOTAL,  // waits for the total mass, then list
+    ROW_TOTAL,  // waits for the mass of all tokens on each rank
+    ROW_TRIAL,  // the draw among all is known; its `owner` finds the token
+    ROW_TEST,   // waits for the mass before that token
     ROW_NARROW, // looks for the cut-off
     ROW_KEPT,   // kept set known as a cut-off; waits for its mass on each rank
-    ROW_DRAWN,  // the draw is known; `owner` finds the token
+    ROW_DRAWN,  // the draw among the kept is known; its `owner` finds the token
     ROW_CHOSEN, // id is known
+};
+
+// The ranks' lists of one row's best tokens; those of rank r `stride` words on.
+struct row_lists {
+    const uint64_t *lists, *raw_lists;
+    int stride, n_ranks, vocab_size;
+};
+
+// A draw once the rank in whose mass it falls is known.
+struct draw {
+    uint64_t left; // in the owner's mass
+    int owner;
 };
 
 struct row {
     const struct rule *rule;
-    const float *logits, *raw; // this rank's; the same without penalties
+    float *logits; // this rank's
+    int slot, n_ids; // of its sequence
+    struct row_lists lists;
     uint64_t random;
     enum row_stage stage;
     struct softmax softmax, raw_softmax;
-    uint64_t raw_total;
+    uint64_t total, raw_total, need; // mass of all; mass that top_p's prefix must reach
+    int n_patches;                   // logits that penalties changed and that are not yet restored
+    // The order's tokens up to `sure` are kept; if `closed`, no others.
+    uint64_t sure;
+    bool closed;
+    int trial;
+    struct draw trials[TRIALS_MAX], draw;
     struct narrow narrow;
-    // The kept set: logits beyond `above` and the first `ties` of this rank equal to it, if their
-    // exponents reach `least`.
-    float above, least;
-    uint64_t ties;
-    int owner;     // rank of the chosen token, known from ROW_DRAWN
-    uint64_t draw; // in its kept mass
-    int32_t id;
-    float raw_logit;
+    struct kept kept;
+    int32_t id; // chosen, or the trial's
+    float logit, raw_logit; // its
     int n_top;
     uint64_t top[LOGPROBS_MAX];
 };
 
-// After the lists came: greedy and short top_k end here. lists and raw_lists (n_ranks, n) entries,
-// `stride` apart; kept: room for n_ranks * CANDIDATES_MAX entries. False: no token is possible.
-bool row_decide_lists(struct row *row, const uint64_t *lists, const uint64_t *raw_lists, int stride,
-                      int n_ranks, int vocab_size, uint64_t *kept);
+// After `lists` was filled: greedy and short top_k end here. kept: room for n_ranks *
+// CANDIDATES_MAX entries. False: no token is possible.
+bool row_decide_lists(struct row *row, uint64_t *kept);
 
-// After the total mass came, in ROW_TOTAL: from the lists, or on to narrowing.
-void row_decide_total(struct row *row, uint64_t total, const uint64_t *lists, int stride,
-                      int n_ranks, int vocab_size, uint64_t *kept);
+// Whether the sum over the raw logits follows from the one made for the draw, or is the only one.
+bool row_raw_is_same(const struct row *row);
+
+// After the mass of all tokens on each rank came, in ROW_TOTAL: mass (n_ranks), `stride` words
+// apart.
+void row_decide_total(struct row *row, const uint64_t *mass, int stride);
+
+// After the token of the trial came, in ROW_TRIAL.
+void row_decide_trial(struct row *row, int32_t id, float logit, uint64_t *kept);
+
+// After the mass before the trial's token came, in ROW_TEST.
+void row_decide_test(struct row *row, uint64_t before);
 
 // After a round of narrowing, in ROW_NARROW.
-void row_decide_narrow(struct row *row, const void *histograms, size_t stride, int n_ranks,
-                       int rank);
+void row_decide_narrow(struct row *row, const void *histograms, size_t stride, int rank);
 
 // After the kept mass of each rank came, in ROW_KEPT: mass (n_ranks), `stride` words apart.
-void row_decide_kept(struct row *row, const uint64_t *mass, int stride, int n_ranks);
+void row_decide_kept(struct row *row, const uint64_t *mass, int stride);
 
 #endif

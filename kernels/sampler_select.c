@@ -85,15 +85,35 @@ static void first_largest(const float *l, int n, int32_t first_id, const float *
     list[0] = entry_of(l[i], first_id + i);
 }
 
-// A logit that at least `want` tokens reach: the want-th largest block maximum.
-static float floor_of(const float *max, int n_blocks, int want, uint64_t *scratch)
+static int count_reaching(const float *max, int n, float floor)
+{
+    int count = 0;
+    for (int i = 0; i < n; i++) count += max[i] >= floor;
+    return count;
+}
+
+// A logit that at least `want` tokens reach, and not many more if they are spread over the blocks:
+// one that from `want` to half as many again block maxima reach, or as near as equal maxima allow.
+static float floor_of(const float *max, int n_blocks, int want)
 {
     if (n_blocks <= want) return -INFINITY;
-    for (int b = 0; b < n_blocks; b++) scratch[b] = entry_of(max[b], b);
-    select_first(scratch, n_blocks, want);
-    uint64_t last = scratch[0];
-    for (int b = 1; b < want; b++) last = scratch[b] > last ? scratch[b] : last;
-    return entry_logit(last);
+    float least = max[0], most = max[0];
+    for (int b = 1; b < n_blocks; b++) {
+        least = max[b] < least ? max[b] : least;
+        most = max[b] > most ? max[b] : most;
+    }
+    uint32_t low = key_of(least), high = key_of(most) + 1; // reached by enough, by too few
+    for (int reached = n_blocks; high - low > 1 && reached > want + want / 2;) {
+        uint32_t middle = low + (high - low) / 2;
+        int count = count_reaching(max, n_blocks, key_logit(middle));
+        if (count >= want) {
+            low = middle;
+            reached = count;
+        } else {
+            high = middle;
+        }
+    }
+    return key_logit(low);
 }
 
 // Keeps the first `want` of a (n) and returns the last of these.
@@ -105,8 +125,33 @@ static uint64_t keep_first(uint64_t *a, int n, int want)
     return last;
 }
 
-void select_top(const float *l, int n, int32_t first_id, const float *max, int want,
-                uint64_t *scratch, uint64_t *list)
+// The entries chosen so far: of those with logits that reach `floor` and before `bound`.
+struct choice {
+    uint64_t *entries; // (SLACK * want)
+    int count, want;
+    uint64_t bound;
+    float floor;
+};
+
+static void choose_in_block(struct choice *c, const struct scan *scan, const float *l, int n,
+                            int32_t first_id)
+{
+    int32_t index[SCAN_BLOCK];
+    int found = scan->reach(l, n, c->floor, index);
+    for (int i = 0; i < found; i++) {
+        uint64_t entry = entry_of(l[index[i]], first_id + index[i]);
+        if (entry >= c->bound) continue;
+        c->entries[c->count++] = entry;
+        if (c->count < SLACK * c->want) continue;
+        c->bound = keep_first(c->entries, c->count, c->want);
+        // Equal ones that are yet to come have larger ids.
+        c->floor = nextafterf(entry_logit(c->bound), INFINITY);
+        c->count = c->want;
+    }
+}
+
+void select_top(const struct scan *scan, const float *l, int n, int32_t first_id, const float *max,
+                int want, uint64_t *scratch, uint64_t *list)
 {
     for (int i = 0; i < want; i++) list[i] = ENTRY_NONE;
     if (n == 0 || want == 0) return;
@@ -114,30 +159,19 @@ void select_top(const float *l, int n, int32_t first_id, const float *max, int w
         first_largest(l, n, first_id, max, list);
         return;
     }
-    float floor = floor_of(max, block_count(n), want, scratch);
-    uint64_t bound = ENTRY_NONE; // entries from here on are out
-    int count = 0;
+    struct choice c = {.entries = scratch, .want = want, .bound = ENTRY_NONE,
+                       .floor = floor_of(max, block_count(n), want)};
     for (int b = 0; b < block_count(n); b++) {
-        if (!(max[b] >= floor)) continue;
-        int end = (b + 1) * SCAN_BLOCK < n ? (b + 1) * SCAN_BLOCK : n;
-        for (int i = b * SCAN_BLOCK; i < end; i++) {
-            if (l[i] < floor) continue;
-            uint64_t entry = entry_of(l[i], first_id + i);
-            if (entry >= bound) continue;
-            scratch[count++] = entry;
-            if (count == SLACK * want) {
-                bound = keep_first(scratch, count, want);
-                floor = entry_logit(bound);
-                count = want;
-            }
-        }
+        if (!(max[b] >= c.floor)) continue;
+        int at = b * SCAN_BLOCK, width = n - at < SCAN_BLOCK ? n - at : SCAN_BLOCK;
+        choose_in_block(&c, scan, l + at, width, first_id + at);
     }
-    if (count > want) {
-        keep_first(scratch, count, want);
-        count = want;
+    if (c.count > want) {
+        keep_first(c.entries, c.count, want);
+        c.count = want;
     }
-    select_sort(scratch, count);
-    memcpy(list, scratch, (size_t) count * sizeof *list);
+    select_sort(c.entries, c.count);
+    memcpy(list, c.entries, (size_t) c.count * sizeof *list);
 }
 
 struct merge merge_of(const uint64_t *lists, int stride, int n_ranks, int n_list, int vocab_size)

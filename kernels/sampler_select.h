@@ -4,6 +4,7 @@
 #define PENSTOCK_KERNELS_SAMPLER_SELECT_H
 
 #include "common/limits.h"
+#include "kernels/sampler_scan.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -13,10 +14,10 @@ void select_first(uint64_t *a, int n, int k);
 void select_sort(uint64_t *a, int n);
 
 // list (want) = the first entries of the tokens first_id + i with logits l (n), no NaN, ascending,
-// then ENTRY_NONE if n < want. max: their block maxima (struct scan). scratch:
-// sampler_select_words.
-void select_top(const float *l, int n, int32_t first_id, const float *max, int want,
-                uint64_t *scratch, uint64_t *list);
+// then ENTRY_NONE if n < want. max: their block maxima (struct scan). scratch (SAMPLER_SLACK *
+// want).
+void select_top(const struct scan *scan, const float *l, int n, int32_t first_id, const float *max,
+                int want, uint64_t *scratch, uint64_t *list);
 
 // The ranks' lists as one, entry by entry.
 struct merge {

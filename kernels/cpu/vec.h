@@ -3,6 +3,7 @@
 #ifndef PENSTOCK_KERNELS_CPU_VEC_H
 #define PENSTOCK_KERNELS_CPU_VEC_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -49,6 +50,37 @@ static inline float vec_sum(vec v)
     return _mm_cvtss_f32(four) + _mm_cvtss_f32(_mm_movehdup_ps(four));
 }
 
+static inline float vec_most(vec v) { return _mm512_reduce_max_ps(v); }
+
+// Bit i: lane i of a is not below b's.
+static inline uint32_t vec_reaches(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+
+// m in the lanes in which a is above b, else 0.
+static inline vec_bits vec_bits_above(vec_bits m, vec a, vec b)
+{
+    return (vec_bits) _mm512_maskz_mov_epi32(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), (__m512i) m);
+}
+
+// A flag that is not zero if any lane of a or b is NaN.
+typedef __mmask16 vec_nan;
+static inline vec_nan vec_has_nan(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
+static inline vec_nan vec_nan_or(vec_nan a, vec_nan b) { return (vec_nan) (a | b); }
+static inline bool vec_nan_any(vec_nan flag) { return flag != 0; }
+
+// table[i % 8] for each lane; nearest integers, ties to even.
+static inline vec_bits vec_table(const int32_t table[8])
+{
+    __m256i eight = _mm256_loadu_si256((const __m256i *) (const void *) table);
+    return (vec_bits) _mm512_broadcast_i32x8(eight);
+}
+
+static inline vec_bits vec_look_up(vec_bits table, vec_bits i)
+{
+    return (vec_bits) _mm512_permutexvar_epi32((__m512i) i, (__m512i) table);
+}
+
+static inline vec_bits vec_round(vec v) { return (vec_bits) _mm512_cvtps_epi32(v); }
+
 #elif defined(__AVX2__)
 
 enum { VEC_WIDTH = 8 };
@@ -84,6 +116,40 @@ static inline float vec_sum(vec v)
     four = four + _mm_movehl_ps(four, four);
     return _mm_cvtss_f32(four) + _mm_cvtss_f32(_mm_movehdup_ps(four));
 }
+
+static inline float vec_most(vec v)
+{
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+
+static inline uint32_t vec_reaches(vec a, vec b)
+{
+    return (uint32_t) _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ));
+}
+
+static inline vec_bits vec_bits_above(vec_bits m, vec a, vec b)
+{
+    return m & (vec_bits) _mm256_cmp_ps(a, b, _CMP_GT_OQ);
+}
+
+typedef __m256 vec_nan;
+static inline vec_nan vec_has_nan(vec a, vec b) { return _mm256_cmp_ps(a, b, _CMP_UNORD_Q); }
+static inline vec_nan vec_nan_or(vec_nan a, vec_nan b) { return _mm256_or_ps(a, b); }
+static inline bool vec_nan_any(vec_nan flag) { return _mm256_movemask_ps(flag) != 0; }
+
+static inline vec_bits vec_table(const int32_t table[8])
+{
+    return (vec_bits) _mm256_loadu_si256((const __m256i *) (const void *) table);
+}
+
+static inline vec_bits vec_look_up(vec_bits table, vec_bits i)
+{
+    return (vec_bits) _mm256_permutevar8x32_epi32((__m256i) table, (__m256i) i);
+}
+
+static inline vec_bits vec_round(vec v) { return (vec_bits) _mm256_cvtps_epi32(v); }
 
 #else
 

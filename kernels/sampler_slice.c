@@ -1,0 +1,71 @@
+#include "kernels/sampler_slice.h"
+
+#include "common/status.h"
+
+static int chunk_width(const struct slice *s, int begin)
+{
+    return s->n - begin < SCAN_CHUNK ? s->n - begin : SCAN_CHUNK;
+}
+
+static uint64_t count_equal(const float *l, int n, float x)
+{
+    uint32_t count = 0;
+    for (int i = 0; i < n; i++) count += l[i] == x;
+    return count;
+}
+
+uint64_t slice_mass(const struct slice *s, struct kept kept, const float *ahead)
+{
+    uint64_t sum = 0, ties = kept.ties, tie_mass = ties > 0 ? mass_of(s->softmax, kept.above) : 0;
+    for (int begin = 0, c = 0; begin < s->n; begin += SCAN_CHUNK, c++) {
+        const float *l = s->l + begin, *next = ahead != NULL ? ahead + begin : NULL;
+        int n = chunk_width(s, begin);
+        uint64_t mass = kept.above == -INFINITY
+                            ? s->scan->sum(l, n, s->softmax, next)
+                            : s->scan->sum_above(l, n, s->softmax, kept.above);
+        if (ties > 0) {
+            uint64_t equal = count_equal(l, n, kept.above), few = equal < ties ? equal : ties;
+            mass += few * tie_mass;
+            ties -= few;
+        }
+        if (s->chunk_mass != NULL) s->chunk_mass[c] = mass;
+        sum += mass;
+    }
+    return sum;
+}
+
+int slice_walk(const struct slice *s, struct kept kept, uint64_t draw)
+{
+    int c = 0;
+    while (draw >= s->chunk_mass[c]) draw -= s->chunk_mass[c++];
+    int begin = c * SCAN_CHUNK, n = chunk_width(s, begin);
+    const float *l = s->l + begin;
+    uint64_t used = kept.ties > 0 ? count_equal(s->l, begin, kept.above) : 0;
+    uint64_t ties = used < kept.ties ? kept.ties - used : 0, mass[SCAN_CHUNK];
+    s->scan->list(l, n, s->softmax, mass);
+    for (int i = 0; i < n; i++) {
+        bool tie = ties > 0 && l[i] == kept.above;
+        ties -= tie;
+        if (!tie && !(l[i] > kept.above)) continue;
+        if (draw < mass[i]) return begin + i;
+        draw -= mass[i];
+    }
+    check(false, "the draw lies beyond the kept mass");
+}
+
+uint64_t slice_before(const struct slice *s, float l, int at, uint64_t most, uint64_t rest)
+{
+    float below = nextafterf(l, -INFINITY);
+    uint64_t before = 0, after = 0;
+    for (int begin = 0, c = 0; begin < s->n && before < most && after <= rest;
+         begin += SCAN_CHUNK, c++) {
+        const float *chunk = s->l + begin;
+        int n = chunk_width(s, begin), first = at - begin;
+        first = first < 0 ? 0 : first < n ? first : n;
+        uint64_t mass = s->scan->sum_above(chunk, first, s->softmax, below) +
+                        s->scan->sum_above(chunk + first, n - first, s->softmax, l);
+        before += mass;
+        after += s->chunk_mass[c] - mass;
+    }
+    return before;
+}
