@@ -71,6 +71,13 @@ static uint64_t mla_bytes(const struct scratch_shape *s)
     return heads * CUDA_MLA_PART * sizeof(float);
 }
 
+// Room for any step of at most so many pairs: fewer pairs have wider panels.
+static uint64_t output_bytes(const struct scratch_shape *s, uint64_t pairs)
+{
+    uint64_t whole = pairs * (uint64_t) s->hidden * sizeof(float);
+    return smaller(whole, larger(OUTPUT_BYTES_MAX, pairs * SCALE_BLOCK * sizeof(float)));
+}
+
 static void carve_moe(struct cuda_moe_scratch *to, const struct scratch_shape *s, struct carve *c)
 {
     uint64_t rows = (uint64_t) s->max_rows, pairs = rows * (uint64_t) s->n_chosen;
@@ -80,7 +87,8 @@ static void carve_moe(struct cuda_moe_scratch *to, const struct scratch_shape *s
     to->act_bytes = larger(pairs * cuda_input_pitch(s->moe_intermediate) * HALF_BYTES, exact);
     to->input = carve_take(c, rows * cuda_input_pitch(s->hidden) * HALF_BYTES);
     to->act = carve_take(c, to->act_bytes);
-    to->outputs = carve_take(c, pairs * (uint64_t) cuda_moe_panel(s->hidden, pairs) * 4);
+    to->outputs_bytes = output_bytes(s, pairs);
+    to->outputs = carve_take(c, to->outputs_bytes);
     to->pair_row = carve_take(c, pairs * sizeof *to->pair_row);
     to->pair_of = carve_take(c, pairs * sizeof *to->pair_of);
     to->tiles = carve_take(c, cuda_moe_tiles(s->n_experts, pairs, CUDA_TILE_PAIRS) *

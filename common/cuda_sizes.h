@@ -50,8 +50,8 @@ struct cuda_tile {
 struct cuda_moe_scratch {
     char *input;       // (max_rows) rows of hidden in bf16
     char *act;         // (pairs) rows of moe_intermediate in bf16; or gate and up in f32
-    uint64_t act_bytes;
-    float *outputs;    // (pairs, cuda_moe_panel)
+    uint64_t act_bytes, outputs_bytes;
+    float *outputs;    // (pairs, cuda_moe_panel) of any step, outputs_bytes
     int32_t *pair_row; // (pairs) by expert, then by row
     int32_t *pair_of;  // (rows, n_chosen) -> pair; -1: padding
     struct cuda_tile *tiles;

@@ -2,10 +2,11 @@
 
 #include <string.h>
 
-enum status precision_parse(const char *text, enum precision *p, struct error *e)
+enum status precision_parse(const char *text, const struct backend *b, enum precision *p,
+                            struct error *e)
 {
     if (strcmp(text, "auto") == 0) {
-        *p = precision_auto();
+        *p = b->kind == DEVICE_CPU ? precision_auto() : PRECISION_BF16;
     } else if (strcmp(text, "f32") == 0) {
         *p = PRECISION_F32;
     } else if (strcmp(text, "bf16") == 0) {

@@ -5,7 +5,8 @@
 #include "common/status.h"
 #include "kernels/backend.h"
 
-// "auto" (precision_auto), "f32" or "bf16". ERR_INPUT bad_usage.
-enum status precision_parse(const char *text, enum precision *p, struct error *e);
+// "f32", "bf16" or "auto": precision_auto on CPUs, bf16 on GPUs. ERR_INPUT bad_usage.
+enum status precision_parse(const char *text, const struct backend *b, enum precision *p,
+                            struct error *e);
 
 #endif

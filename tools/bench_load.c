@@ -231,7 +231,7 @@ static enum status run_all(struct bench *b, struct error *e)
 
 static enum status prepare(struct bench *b, struct error *e)
 {
-    try(precision_parse(b->precision, &b->p, e));
+    try(precision_parse(b->precision, backend_cpu(), &b->p, e));
     try(make(b, e));
     try(model_config_load(&b->config, b->model, e));
     try(layout_check_tp(&b->config, (int) b->tp, e));

@@ -109,7 +109,7 @@ static enum status open_stage(struct bench *b, int i, const struct model_config 
     const struct plan *p = &b->plan;
     struct stage_options o = {.config = config,
                               .checkpoint = checkpoint,
-                              .backend = backend_cpu(),
+                              .backend = b->options.backend,
                               .first = p->first[i],
                               .last = p->first[i] + p->layers[i],
                               .head = i == 0,

@@ -357,7 +357,7 @@ static enum status check_plan(struct up *u, struct served *served, const char *s
                              .max_context = (int) u->max_context, .max_rows = (int) u->max_rows};
     try(model_spec(spec, served->name, &served->dir, e));
     try(options_stages(&u->pp, &u->layers, served->name, r.layers, &r.pp, e));
-    try(precision_parse(u->precision, &precision, e));
+    try(precision_parse(u->precision, backend_cpu(), &precision, e));
     try(redis_name_check("queue", u->queue, QUEUE_NAME_MAX, e));
     try(model_config_load(&config, served->dir, e));
     served->n_stages = r.pp;

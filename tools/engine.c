@@ -135,6 +135,7 @@ static enum status make_plan(struct engine *g, struct error *e)
     }
     struct plan_request r = {.config = &g->config,
                              .types = &g->types,
+                             .device = o->backend->kind,
                              .pp = o->pp,
                              .tp = o->tp,
                              .f32 = o->precision == PRECISION_F32,
@@ -172,7 +173,7 @@ static void *group_main(void *arg)
                               .checkpoint = g->checkpoint,
                               .model_hash = g->model_hash,
                               .tokenizer = g->tokenizer,
-                              .backend = backend_cpu(),
+                              .backend = g->options.backend,
                               .name = t->name,
                               .node = "local",
                               .data = t->data,

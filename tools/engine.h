@@ -21,6 +21,7 @@ struct engine_options {
     const char *model;         // directory
     int tp, pp;
     int layers[PP_MAX];        // of each stage; layers[0] == 0: chosen by the plan
+    const struct backend *backend;
     enum precision precision;
     int n_threads;             // of each rank; 0: chosen
     int slots;                 // sequences at once

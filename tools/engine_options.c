@@ -1,5 +1,6 @@
 #include "tools/engine_options.h"
 
+#include "kernels/devices.h"
 #include "kernels/precision.h"
 
 #include <ctype.h>
@@ -26,7 +27,15 @@ enum status engine_flags_apply(const struct engine_flags *f, struct engine_optio
     }
     o->n_threads = (int) f->threads;
     o->memory_bytes = (uint64_t) f->device_memory;
-    return precision_parse(f->precision, &o->precision, e);
+    struct devices devices;
+    try(devices_parse(f->device, &devices, e));
+    if (strchr(f->device, ':') != NULL) {
+        return error_set(e, ERR_INPUT, "bad_usage",
+                         "--device wants cpu or cuda, not \"%s\"; --tp says how many ranks",
+                         f->device);
+    }
+    o->backend = devices.backend;
+    return precision_parse(f->precision, o->backend, &o->precision, e);
 }
 
 enum status engine_context(struct engine_options *o, int n_prompt, int64_t max_tokens,

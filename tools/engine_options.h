@@ -8,13 +8,13 @@
 #include "tools/engine.h"
 
 struct engine_flags {
-    const char *model, *layers, *precision, *chunk;
+    const char *model, *layers, *precision, *chunk, *device;
     int64_t tp, pp, threads;
     int64_t device_memory;
 };
 
 #define ENGINE_FLAGS_DEFAULT                                                                       \
-    {.tp = 1, .precision = "auto", .chunk = "auto"}
+    {.tp = 1, .precision = "auto", .chunk = "auto", .device = "cpu"}
 
 // Rows of a table of options.
 #define ENGINE_FLAG_ROWS(f)                                                                        \
@@ -26,8 +26,10 @@ struct engine_flags {
      .help = "Stages (default 1).", .least = 1, .most = PP_MAX},                                   \
     {.name = "layers", .kind = OPTION_STRING, .value = &(f).layers, .argument = "a,b,..",          \
      .help = "Layers of each stage, instead of --pp."},                                            \
+    {.name = "device", .kind = OPTION_STRING, .value = &(f).device, .argument = "cpu|cuda",         \
+     .help = "Where it runs (default cpu); on GPUs a stage has one rank."},                        \
     {.name = "precision", .kind = OPTION_STRING, .value = &(f).precision,                          \
-     .argument = "auto|f32|bf16", .help = "f32 is exact; auto: bf16 where the CPU has it."},       \
+     .argument = "auto|f32|bf16", .help = "f32 is exact; auto: bf16 where it is fast."},       \
     {.name = "chunk", .kind = OPTION_STRING, .value = &(f).chunk, .argument = "N",                 \
      .help = "Most prompt tokens in one step; default: auto."},                                    \
     {.name = "threads", .kind = OPTION_INT, .value = &(f).threads, .argument = "N",                \

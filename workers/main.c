@@ -3,8 +3,8 @@
 #include "common/curve.h"
 #include "common/layout.h"
 #include "common/log.h"
-#include "common/memory.h"
 #include "common/options.h"
+#include "kernels/devices.h"
 #include "kernels/precision.h"
 #include "workers/brokers.h"
 #include "workers/group.h"
@@ -48,8 +48,8 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
          .help = "The broker's endpoint; with standbys, that of each, in any order."},
         {.name = "model", .kind = OPTION_STRING, .value = &s->model, .argument = "DIR",
          .help = "Checkpoint directory as published on the hub."},
-        {.name = "devices", .kind = OPTION_STRING, .value = &s->devices, .argument = "cpu:N",
-         .help = "The group's devices: N ranks on this node's CPUs."},
+        {.name = "devices", .kind = OPTION_STRING, .value = &s->devices, .argument = "cpu:N|cuda:N",
+         .help = "The group's devices: N ranks on this node's CPUs, or on its first N GPUs."},
         {.name = "threads", .kind = OPTION_INT, .value = &s->threads, .argument = "N",
          .help = "Threads of each CPU rank; 0: the cores shared out.", .least = 0,
          .most = DEVICE_THREADS_MAX},
@@ -94,18 +94,6 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
     enum status status = options_parse(&o, argc, argv, e);
     *help = o.help;
     return status;
-}
-
-static enum status read_devices(const char *text, int *tp, struct error *e)
-{
-    char *end;
-    long n = strncmp(text, "cpu:", 4) == 0 ? strtol(text + 4, &end, 10) : 0;
-    if (n < 1 || n > TP_MAX || *end != 0) {
-        return error_set(e, ERR_INPUT, "bad_usage",
-                         "--devices wants cpu:N with N from 1 to %d, not \"%s\"", TP_MAX, text);
-    }
-    *tp = (int) n;
-    return OK;
 }
 
 // A name becomes the address that others are told; containers know their own names only.
@@ -184,16 +172,18 @@ static enum status fill(struct group_options *o, struct settings *s, struct brok
     }
     try(brokers_parse(b, s->broker, e));
     try(check_reach(s, b, e));
-    try(read_devices(s->devices, &o->tp, e));
-    try(precision_parse(s->precision, &o->precision, e));
+    struct devices devices;
+    try(devices_parse(s->devices, &devices, e));
+    o->backend = devices.backend;
+    o->tp = devices.n;
+    try(precision_parse(s->precision, o->backend, &o->precision, e));
     if (s->data_port > 0) snprintf(data, n_data, "tcp://%s:%d", s->bind, (int) s->data_port);
     else snprintf(data, n_data, "tcp://%s:*", s->bind);
     memcpy(o->control.brokers, b->at, sizeof o->control.brokers);
     o->control.n_brokers = b->n;
     o->data = data;
     o->n_threads = (int) s->threads;
-    o->memory_bytes = s->device_memory > 0 ? (uint64_t) s->device_memory
-                                           : memory_share(o->tp);
+    o->memory_bytes = (uint64_t) s->device_memory; // 0: what the devices have, see main
     o->step_deadline_ms = s->step_deadline_s * 1000;
     o->status = s->status;
     o->drain_ms = s->drain_s * 1000;
@@ -254,7 +244,7 @@ int main(int argc, char **argv)
     struct error e = {0};
     bool help;
     char data[ENDPOINT_MAX], node[GROUP_NAME_MAX - 16] = "node", name[GROUP_NAME_MAX];
-    struct group_options o = {.backend = backend_cpu(), .report_tokens = 32, .report_ms = 250};
+    struct group_options o = {.report_tokens = 32, .report_ms = 250};
     struct curve_pair pair;
     static struct brokers brokers;
     enum log_level level = LOG_INFO;
@@ -275,7 +265,9 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     signal(SIGTERM, on_signal);
     signal(SIGINT, on_signal);
-    status = read_keys(&s, &pair, &brokers, &o, &e);
+    struct devices devices = {o.backend, o.tp};
+    if (o.memory_bytes == 0) status = devices_memory(&devices, &o.memory_bytes, &e);
+    if (status == OK) status = read_keys(&s, &pair, &brokers, &o, &e);
     if (status == OK) status = run(&o, s.model, s.manifest, &e);
     if (status == OK) return 0;
     log_line(LOG_ERROR, "ended", log_str("code", e.code), log_str("error", e.text));

@@ -9,6 +9,7 @@
 static const struct backend cpu = {
     .name = "cpu",
     .kind = DEVICE_CPU,
+    .memory = cpu_memory,
     .open = cpu_open,
     .close = cpu_close,
     .arena = cpu_arena,

@@ -18,6 +18,13 @@ static int cores(void)
     return n > 0 ? (int) n : 1;
 }
 
+enum status cpu_memory(int n, uint64_t *bytes, struct error *e)
+{
+    (void) e;
+    *bytes = memory_share(n);
+    return OK;
+}
+
 enum status cpu_open(struct device **device, const struct device_options *options, struct error *e)
 {
     struct device *d = calloc(1, sizeof *d);

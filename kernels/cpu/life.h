@@ -4,6 +4,7 @@
 
 #include "kernels/backend.h"
 
+enum status cpu_memory(int n, uint64_t *bytes, struct error *e);
 enum status cpu_open(struct device **device, const struct device_options *options, struct error *e);
 void cpu_close(struct device **device);
 enum status cpu_arena(struct device *d, uint64_t bytes, void **base, struct error *e);

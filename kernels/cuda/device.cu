@@ -1,6 +1,7 @@
 // A device's life, its memory and its recorded steps.
 #include "kernels/cuda/device.cuh"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -49,13 +50,46 @@ static cudaError_t create_parts(struct device *d)
     return error;
 }
 
+// All kernels are loaded when the device is opened: one that was loaded at its first launch would
+// take memory of the device then.
+static void load_eagerly(void) { setenv("CUDA_MODULE_LOADING", "EAGER", 0); }
+
+static cudaError_t count_devices(int *count)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, load_eagerly);
+    *count = 0;
+    cudaError_t error = cudaGetDeviceCount(count); // leaves the count unset where it fails
+    if (error != cudaSuccess) *count = 0;
+    return error;
+}
+
+enum status cuda_memory(int n, uint64_t *bytes, struct error *e)
+{
+    int count;
+    cudaError_t error = count_devices(&count);
+    if (n > count) {
+        cudaGetLastError(); // this one is reported
+        return no_device(e, error, n - 1, count);
+    }
+    uint64_t least = UINT64_MAX;
+    for (int i = 0; i < n; i++) {
+        size_t free_bytes = 0, total = 0;
+        error = cudaSetDevice(i);
+        if (error == cudaSuccess) error = cudaMemGetInfo(&free_bytes, &total);
+        if (error != cudaSuccess) return fault_of(e, error, "the GPU's memory cannot be read");
+        if (free_bytes < least) least = free_bytes;
+    }
+    *bytes = least;
+    return OK;
+}
+
 enum status cuda_open(struct device **device, const struct device_options *options,
                       struct error *e)
 {
     *device = NULL;
-    int count = 0;
-    cudaError_t error = cudaGetDeviceCount(&count); // leaves the count unset where it fails
-    if (error != cudaSuccess) count = 0;
+    int count;
+    cudaError_t error = count_devices(&count);
     if (options->index < 0 || options->index >= count) {
         cudaGetLastError(); // this one is reported
         return no_device(e, error, options->index, count);
@@ -77,7 +111,7 @@ enum status cuda_open(struct device **device, const struct device_options *optio
         return status;
     }
     d->n_sm = properties.multiProcessorCount;
-    d->hopper = properties.major == 9 && properties.minor == 0;
+    d->hopper = PENSTOCK_HAS_SM90A && properties.major == 9 && properties.minor == 0;
     d->block_bytes = (int) properties.sharedMemPerBlockOptin;
     if (error == cudaSuccess) error = create_parts(d);
     if (error != cudaSuccess) {

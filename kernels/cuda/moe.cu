@@ -325,7 +325,9 @@ struct step {
 template <typename LAUNCH>
 static void down_panels(struct device *d, struct moe m, const struct step &s, LAUNCH launch)
 {
-    int width = cuda_moe_panel(m.hidden, (uint64_t) s.n_rows * (uint64_t) s.n_chosen);
+    uint64_t pairs = (uint64_t) s.n_rows * (uint64_t) s.n_chosen;
+    int width = cuda_moe_panel(m.hidden, pairs);
+    check(pairs * (uint64_t) width * sizeof(float) <= d->scratch.moe.outputs_bytes);
     for (m.n0 = 0; m.n0 < m.hidden; m.n0 += width) {
         m.panel = m.hidden - m.n0 < width ? m.hidden - m.n0 : width;
         launch(m);

@@ -12,6 +12,7 @@ extern "C" {
 #endif
 
 // --- device.cu
+enum status cuda_memory(int n, uint64_t *bytes, struct error *e);
 enum status cuda_open(struct device **device, const struct device_options *options,
                       struct error *e);
 void cuda_close(struct device **device);

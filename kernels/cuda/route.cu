@@ -157,6 +157,7 @@ void cuda_route(struct device *d, const struct router *r, const void *x, int32_t
                 float *weights, int n_rows)
 {
     check(r->n_experts <= MODEL_EXPERTS_MAX && r->n_chosen <= r->n_experts);
+    check(n_rows <= d->shape.max_rows && r->n_experts <= d->shape.n_experts);
     if (n_rows == 0) return;
     const float *from = (const float *) x;
     // In exact mode a row's sum may not depend on how many there are.

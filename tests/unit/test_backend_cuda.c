@@ -18,7 +18,7 @@ static void test_the_table_is_whole(void **state)
     assert_string_equal(b->name, "cuda");
     assert_int_equal(b->kind, DEVICE_CUDA);
     const char *at = (const char *) b;
-    for (size_t i = offsetof(struct backend, open); i < sizeof *b; i += sizeof(void *)) {
+    for (size_t i = offsetof(struct backend, memory); i < sizeof *b; i += sizeof(void *)) {
         void *member;
         memcpy(&member, at + i, sizeof member);
         if (member == NULL) fail_msg("member %zu is missing", i / sizeof member);
