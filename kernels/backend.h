@@ -88,7 +88,7 @@ struct backend {
     enum device_kind kind; // device_sizes(kind): bytes of packed weights and of scratch
 
     // --- life. ERR_UNAVAILABLE no_device where there is none.
-    // Bytes that each of the first n devices may take unless told otherwise: of CPUs a share of what
+    // Bytes that each of the first n devices may take unless told: of CPUs a share of what
     // is available, of GPUs what is free on the one that has least.
     enum status (*memory)(int n, uint64_t *bytes, struct error *e);
     enum status (*open)(struct device **device, const struct device_options *options,
