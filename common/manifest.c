@@ -31,6 +31,11 @@ static enum status bad(const struct manifest *m, const char *why, struct error *
                      m->path, why);
 }
 
+static enum status unreadable(const struct manifest *m, int why, struct error *e)
+{
+    return error_set(e, ERR_IO, NULL, "cannot read the manifest %s: %s", m->path, strerror(why));
+}
+
 static enum status check_root(struct manifest *m, const char *model, struct error *e)
 {
     const char *name;
@@ -82,8 +87,7 @@ enum status manifest_open(struct manifest **manifest, const char *path, const ch
     } else if (errno == ENOENT) {
         status = begin(m, model, e);
     } else {
-        status = error_set(e, ERR_IO, NULL, "cannot read the manifest %s: %s", path,
-                           strerror(errno));
+        status = unreadable(m, errno, e);
     }
     if (status == OK) *manifest = m;
     else manifest_close(&m);
@@ -139,13 +143,22 @@ static enum status write_file(const struct manifest *m, struct error *e)
     return unwritable(m, why, e);
 }
 
-// What others learnt meanwhile is kept.
-static void merge(struct manifest *m)
+// What others learnt meanwhile is kept. What is there now may have become anything.
+static enum status merge(struct manifest *m, struct error *e)
 {
-    json_t *root = json_load_file(m->path, JSON_REJECT_DUPLICATES, NULL);
-    json_t *tensors = json_object_get(root, "tensors");
-    if (json_is_object(tensors)) json_object_update_missing(m->tensors, tensors);
-    json_decref(root);
+    FILE *f = fopen(m->path, "re");
+    struct manifest now = {.n_learnt = 0};
+    if (f == NULL && errno == ENOENT) return OK;
+    if (f == NULL) return unreadable(m, errno, e);
+    memcpy(now.path, m->path, sizeof now.path);
+    enum status status =
+        read_file(&now, f, json_string_value(json_object_get(m->root, "model")), e);
+    if (status == OK && json_object_update_missing(m->tensors, now.tensors) != 0) {
+        status = no_memory(e);
+    }
+    json_decref(now.root);
+    fclose(f);
+    return status;
 }
 
 enum status manifest_save(struct manifest *m, struct error *e)
@@ -159,8 +172,8 @@ enum status manifest_save(struct manifest *m, struct error *e)
         if (fd >= 0) close(fd);
         return unwritable(m, why, e);
     }
-    merge(m);
-    enum status status = write_file(m, e);
+    enum status status = merge(m, e);
+    if (status == OK) status = write_file(m, e);
     close(fd);
     return status;
 }

@@ -27,7 +27,8 @@ int manifest_n_compared(const struct manifest *m);
 int manifest_n_learnt(const struct manifest *m);
 
 // Writes the file anew if anything was learnt: whole or not at all, and with what other processes
-// learnt meanwhile. Those wait for each other at PATH.lock. ERR_IO.
+// learnt meanwhile. Those wait for each other at PATH.lock. ERR_IO, ERR_NOMEM; as manifest_open if
+// what is there now is no manifest of this model: it stays as it is.
 enum status manifest_save(struct manifest *m, struct error *e);
 
 #endif

@@ -1,6 +1,7 @@
 #include "workers/load.h"
 
 #include "common/clock.h"
+#include "common/log.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -258,6 +259,14 @@ static void publish(struct load *l, enum status status, bool all, const struct e
     pthread_mutex_unlock(&l->mutex);
 }
 
+// What is loaded is whole, whether or not its hashes can be kept.
+static void save_manifest(const struct load *l)
+{
+    struct error e = {0};
+    if (l->options.manifest == NULL || manifest_save(l->options.manifest, &e) == OK) return;
+    log_line(LOG_WARN, "manifest_not_saved", log_str("code", e.code), log_str("error", e.text));
+}
+
 static void *reader_main(void *arg)
 {
     struct load *l = arg;
@@ -269,8 +278,8 @@ static void *reader_main(void *arg)
         publish(l, status, false, &e);
     }
     if (status != OK) return NULL;
-    if (l->options.manifest != NULL) status = manifest_save(l->options.manifest, &e);
-    publish(l, status, true, &e);
+    save_manifest(l);
+    publish(l, OK, true, &e);
     return NULL;
 }
 

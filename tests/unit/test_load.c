@@ -135,6 +135,24 @@ static void a_restart_is_verified(void **state)
     model_close(&m);
 }
 
+// A full disk, a folder that is for reading only: what was loaded is used all the same.
+static void a_manifest_that_cannot_be_saved_stops_no_load(void **state)
+{
+    (void) state;
+    struct model m;
+    struct manifest *manifest;
+    struct error e = {0};
+    model_open(&m, &SMALL);
+    for (int tp = 1; tp <= 2; tp++) {
+        assert_int_equal(manifest_open(&manifest, "/nonexistent/manifest", m.hash, &e), OK);
+        if (load(&m, tp, manifest, &e) != OK) fail_msg("tp %d: %s", tp, e.text);
+        assert_int_equal(manifest_n_learnt(manifest), checkpoint_n_tensors(m.checkpoint));
+        assert_int_equal(manifest_save(manifest, &e), ERR_IO);
+        manifest_close(&manifest);
+    }
+    model_close(&m);
+}
+
 static void values_that_cannot_be_are_named(void **state)
 {
     (void) state;
@@ -248,6 +266,7 @@ int main(void)
     log_init("test", LOG_WARN, false);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_restart_is_verified),
+        cmocka_unit_test(a_manifest_that_cannot_be_saved_stops_no_load),
         cmocka_unit_test(values_that_cannot_be_are_named),
         cmocka_unit_test(a_file_that_ends_early_is_named),
         cmocka_unit_test(large_tensors_come_whole),

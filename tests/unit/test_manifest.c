@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 
@@ -115,6 +116,33 @@ static void a_file_that_is_too_large_is_not_read(void **state)
     assert_int_equal(manifest_open(&m, path, MODEL, &e), ERR_LIMIT);
 }
 
+// Something else may be there by the time of saving: it is refused as at opening, and kept.
+static void what_came_meanwhile_is_checked_too(void **state)
+{
+    (void) state;
+    static const char other[] =
+        "{\"model\": \"ff112233445566778899aabbccddeeff\", \"tensors\": {}}";
+    char text[sizeof other] = "";
+    struct manifest *m;
+    struct error e;
+    unlink(path);
+    assert_int_equal(manifest_open(&m, path, MODEL, &e), OK);
+    assert_int_equal(manifest_check(m, "a", "f", HASH, &e), OK);
+    model_dir_write(&dir, "manifest.json", other, strlen(other));
+    assert_int_equal(manifest_save(m, &e), ERR_INPUT);
+    assert_string_equal(e.code, "bad_manifest");
+    FILE *f = fopen(path, "r");
+    assert_non_null(f);
+    assert_int_equal(fread(text, 1, sizeof text, f), sizeof other - 1);
+    fclose(f);
+    assert_string_equal(text, other);
+    assert_int_equal(truncate(path, MANIFEST_MAX + 1), 0);
+    assert_int_equal(manifest_save(m, &e), ERR_LIMIT);
+    unlink(path);
+    assert_int_equal(manifest_save(m, &e), OK);
+    manifest_close(&m);
+}
+
 static void a_folder_that_cannot_be_written_is_told(void **state)
 {
     (void) state;
@@ -156,6 +184,7 @@ int main(void)
         cmocka_unit_test(what_others_learnt_is_kept),
         cmocka_unit_test(other_files_are_refused),
         cmocka_unit_test(a_file_that_is_too_large_is_not_read),
+        cmocka_unit_test(what_came_meanwhile_is_checked_too),
         cmocka_unit_test(a_folder_that_cannot_be_written_is_told),
         cmocka_unit_test(hashes_are_xxh3),
     };
