@@ -1,6 +1,7 @@
 #include "tools/why_job.h"
 
 #include "common/status.h"
+#include "common/utf8.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -10,12 +11,21 @@
 #include <string.h>
 #include <time.h>
 
+enum { QUOTE_BYTES = 200 };
+
+// At most so many bytes of the text, and no part of a character.
+static int whole(const char *text, size_t most)
+{
+    return (int) utf8_valid_prefix(text, strnlen(text, most));
+}
+
 void why_keep(void *fields, const char *name, const char *value)
 {
     struct why_fields *f = fields;
     if (f->n == WHY_FIELDS_MAX) return;
     snprintf(f->at[f->n].name, sizeof f->at[0].name, "%s", name);
-    snprintf(f->at[f->n].value, sizeof f->at[0].value, "%s", value);
+    snprintf(f->at[f->n].value, sizeof f->at[0].value, "%.*s",
+             whole(value, sizeof f->at[0].value - 1), value);
     f->n++;
 }
 
@@ -60,6 +70,13 @@ static int64_t count_of(const json_t *object, const char *name)
     return json_integer_value(json_object_get(object, name));
 }
 
+// Blocks without a slot to use them are of no help.
+static bool better(const struct why_room *than, int64_t free_blocks, int64_t free_slots)
+{
+    if ((free_slots > 0) != (than->free_slots > 0)) return free_slots > 0;
+    return free_blocks > than->free_blocks;
+}
+
 // A head that has told nothing yet has all that the plan gives it.
 static void add_pipeline(struct why_room *room, const json_t *model, const json_t *pipeline)
 {
@@ -80,7 +97,10 @@ static void add_pipeline(struct why_room *room, const json_t *model, const json_
     if (blocks > room->all_blocks) room->all_blocks = blocks;
     if (json_is_true(json_object_get(pipeline, "paused"))) {
         room->n_paused++;
-    } else if (blocks - reserved > room->free_blocks || room->n_pipelines - room->n_paused == 1) {
+        return;
+    }
+    bool first = room->n_pipelines - room->n_paused == 1;
+    if (first || better(room, blocks - reserved, slots - running)) {
         room->free_blocks = blocks - reserved;
         room->free_slots = slots - running;
     }
@@ -139,7 +159,7 @@ static void add_span(struct why *why, double seconds)
 
 static void add_bounded(struct why *why, const char *before, const char *text)
 {
-    if (text[0] != '\0') add(why, "%s%.200s", before, text);
+    if (text[0] != '\0') add(why, "%s%.*s", before, whole(text, QUOTE_BYTES), text);
 }
 
 // The tokens of output that come before it, at the rate that is measured: of the jobs that go

@@ -26,7 +26,7 @@ struct why_fields {
 struct why_room {
     int n_pipelines;  // that serve; n_paused of them are paused
     int n_paused;
-    int64_t free_blocks, free_slots; // of the one with most free blocks
+    int64_t free_blocks, free_slots; // of the one with a free slot and most free blocks
     int64_t all_blocks;              // of the largest one
     int64_t running;                 // jobs in all of them
     int64_t reserved_blocks, total_blocks; // of all of them
@@ -42,7 +42,8 @@ struct why {
     char sentence[WHY_SENTENCE_SIZE];
 };
 
-// Keeps a pair; the arg of queue_admin_why is a struct why_fields.
+// Keeps a pair, its value as far as there is room for whole characters of valid UTF-8; the arg of
+// queue_admin_why is a struct why_fields.
 void why_keep(void *fields, const char *name, const char *value);
 
 // fleet: the leader's record (broker/README.md); NULL: it said nothing. False: nothing is known of

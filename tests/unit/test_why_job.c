@@ -36,6 +36,17 @@ static const char IDLE[] =
     "  'groups': [{'pipeline': 1, 'stage': 0, 'figures': {'slots': 8, 'running': 8,"
     "    'kv': {'blocks': 100, 'reserved': 8}, 'tokens': {'decode_per_s': 0.0}}}]}]}";
 
+// Where most blocks are free there is no slot.
+static const char NO_SLOT[] =
+    "{'models': [{'name': 'm', 'pipelines': [{'id': 1, 'state': 'serving'},"
+    "   {'id': 2, 'state': 'serving'}, {'id': 3, 'state': 'serving'}],"
+    "  'groups': [{'pipeline': 1, 'stage': 0, 'figures': {'slots': 8, 'running': 8,"
+    "    'kv': {'blocks': 100, 'reserved': 10}, 'tokens': {'decode_per_s': 10.0}}},"
+    "   {'pipeline': 2, 'stage': 0, 'figures': {'slots': 8, 'running': 6,"
+    "    'kv': {'blocks': 100, 'reserved': 50}, 'tokens': {'decode_per_s': 10.0}}},"
+    "   {'pipeline': 3, 'stage': 0, 'figures': {'slots': 8, 'running': 8,"
+    "    'kv': {'blocks': 100, 'reserved': 20}, 'tokens': {'decode_per_s': 10.0}}}]}]}";
+
 static json_t *read_json(const char *text)
 {
     char copy[4096];
@@ -81,6 +92,9 @@ static const struct {
     {QUEUED "waits=turn|ahead=0|first=0|mean=100", IDLE,
      "needs 34 KV blocks, 92 free and no slot; 1st of its tenant in class 2; for how long is "
      "unknown", -10},
+    {QUEUED "waits=turn|ahead=0|first=0|mean=100", NO_SLOT,
+     "needs 34 KV blocks, 50 free in the best of 3 pipelines; 1st of its tenant in class 2; about "
+     "0 s", 0},
     {QUEUED "waits=turn|ahead=1|first=1|mean=100", NULL,
      "needs 34 KV blocks, what is free is not known; 2nd of its tenant in class 2; for how long is "
      "unknown", -10},
@@ -181,6 +195,35 @@ static void programs_get_numbers(void **state)
     json_decref(j);
 }
 
+// Texts are cut where they are kept, and again where they are quoted: never within a character.
+static void long_texts_are_cut_between_characters(void **state)
+{
+    (void) state;
+    static const char *const characters[] = {"\xc3\xa9", "\xe2\x82\xac", "\xf0\x9f\x98\x80"};
+    for (size_t i = 0; i < 3; i++) {
+        size_t n = strlen(characters[i]);
+        for (size_t before = 0; before < n; before++) { // each place of a cut within a character
+            char text[600] = "xxxx";
+            struct why_fields f;
+            struct why why;
+            text[before] = '\0';
+            for (size_t at = before; at + n < sizeof text; at += n) strcat(text, characters[i]);
+            keep_all(&f, "state=failed|code=oops");
+            why_keep(&f, "text", text);
+            size_t kept = strlen(f.at[f.n - 1].value);
+            assert_int_equal(kept, before + (WHY_VALUE_SIZE - 1 - before) / n * n);
+            assert_memory_equal(f.at[f.n - 1].value, text, kept);
+            assert_true(why_tell(&why, &f, "t", "a", NULL));
+            json_t *j = why_json(&why, "t", "a");
+            assert_non_null(j);
+            const char *quote = strstr(json_string_value(json_object_get(j, "sentence")), ": ");
+            quote = strstr(quote + 2, ": ") + 2;
+            assert_int_equal(strlen(quote), before + (200 - before) / n * n);
+            json_decref(j);
+        }
+    }
+}
+
 // What a broker of another version, or anybody, wrote there.
 static void damaged_records_do_no_harm(void **state)
 {
@@ -210,6 +253,7 @@ int main(void)
         cmocka_unit_test(each_reason_has_its_sentence),
         cmocka_unit_test(what_is_not_there_is_said),
         cmocka_unit_test(programs_get_numbers),
+        cmocka_unit_test(long_texts_are_cut_between_characters),
         cmocka_unit_test(damaged_records_do_no_harm),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
