@@ -189,13 +189,18 @@ static int64_t cut(struct plan *p, const struct plan_request *r, struct plan_cos
 }
 
 // A GPU's memory is for nothing else: more slots, until the pool has all of it or a step is full.
-static int64_t grow(struct plan *p, const struct plan_request *r, struct plan_cost *cost)
+// The slots' own memory may leave too little for the pool: then all stays as it was.
+static void grow(struct plan *p, const struct plan_request *r, struct plan_cost *cost,
+                 int64_t *blocks)
 {
-    int64_t blocks = cut_for(p, r, cost, p->max_rows);
-    int64_t slots = (blocks + p->max_blocks - 1) / p->max_blocks;
+    struct plan before = *p;
+    int64_t room = cut_for(p, r, cost, least_of(p->max_rows, SLOTS_MAX));
+    int64_t slots = (room + p->max_blocks - 1) / p->max_blocks;
     if (slots > p->slots) p->slots = (int) slots;
     if (r->max_out == 0 && !r->score) p->max_out = p->slots;
-    return cut(p, r, cost);
+    int64_t grown = cut(p, r, cost);
+    if (grown >= need_of(p, r)) *blocks = grown;
+    else *p = before;
 }
 
 // --- the outcome
@@ -288,10 +293,7 @@ enum status plan_make(struct plan *p, const struct plan_request *r, struct error
         if (p->fits || fixed || shrink == SHRINKS) break;
     }
     bool open = shrink == 0 && r->slots == 0 && r->kv_blocks == 0;
-    if (p->fits && open && r->device == DEVICE_CUDA) {
-        blocks = grow(p, r, &cost);
-        p->fits = blocks >= need_of(p, r);
-    }
+    if (p->fits && open && r->device == DEVICE_CUDA) grow(p, r, &cost, &blocks);
     bool lower = !p->fits && r->max_context == 0 && r->kv_blocks == 0 && blocks > 0;
     if (lower) {
         set_context(p, (int) blocks * KV_BLOCK_ROWS);

@@ -320,6 +320,47 @@ static void test_bad_requests(void **state)
     }
 }
 
+// --- GPUs
+
+static void test_slots_never_pass_their_limit(void **state)
+{
+    (void) state;
+    struct model_config c = load("tiny-fp8");
+    struct plan_request r = request(&c, 2, 1, 64 * GIB);
+    r.device = DEVICE_CUDA;
+    r.max_context = KV_BLOCK_ROWS;
+    r.max_rows = STEP_ROWS_MAX;
+    struct plan p = make(&r);
+    assert_true(p.fits);
+    assert_int_equal(p.slots, SLOTS_MAX);
+    assert_int_equal(p.max_out, SLOTS_MAX);
+}
+
+// Where sequences are short and layers few, a slot's logits are larger than its KV rows.
+static void test_more_slots_never_make_a_plan_fail(void **state)
+{
+    (void) state;
+    struct model_config c = load("deepseek-v3");
+    c.n_layers = 2;
+    c.n_dense_layers = 2;
+    int n_grown = 0, n_kept = 0, n_refused = 0;
+    for (uint64_t mib = 8192; mib > 0; mib -= 8) {
+        struct plan_request r = request(&c, 1, 1, mib * MIB), fixed;
+        r.device = DEVICE_CUDA;
+        r.max_context = KV_BLOCK_ROWS;
+        fixed = r;
+        fixed.slots = 32;
+        struct plan p = make(&r), q = make(&fixed);
+        if (q.fits && q.max_rows == 512) assert_true(p.fits);
+        if (p.fits) assert_true(p.kv_blocks >= p.max_blocks && p.slots <= p.kv_blocks);
+        if (p.fits) assert_true(ledger_total(&p.stages[0]) <= mib * MIB);
+        n_grown += p.fits && p.slots > 32;
+        n_kept += p.fits && p.slots == 32;
+        n_refused += !p.fits;
+    }
+    assert_true(n_grown > 0 && n_kept > 0 && n_refused > 0);
+}
+
 // --- the hash
 
 static void test_the_hash_tells_plans_apart(void **state)
@@ -358,6 +399,8 @@ int main(void)
         cmocka_unit_test(test_a_refusal_says_what_lacks_and_what_would_fit),
         cmocka_unit_test(test_the_largest_model),
         cmocka_unit_test(test_bad_requests),
+        cmocka_unit_test(test_slots_never_pass_their_limit),
+        cmocka_unit_test(test_more_slots_never_make_a_plan_fail),
         cmocka_unit_test(test_the_hash_tells_plans_apart),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
