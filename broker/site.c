@@ -283,6 +283,12 @@ static enum status check_hello(const struct site *s, const char *key, const stru
 {
     int tp = tp_wanted(s, key, h->name);
     uint64_t bytes = smallest_device(h), needs = 0;
+    if (h->minor < WIRE_MINOR_LEAST) {
+        return error_set(e, ERR_UNSUPPORTED, "old_minor",
+                         "the group (version %s) speaks minor version %d of the protocol, %d is the "
+                         "least: update penstock-worker there", h->version, h->minor,
+                         WIRE_MINOR_LEAST);
+    }
     if (h->tp < 1 || (tp > 0 && h->tp != tp)) {
         return error_set(e, ERR_INPUT, "bad_tp", "the group has %d ranks, %s %d", h->tp,
                          s->options->tp > 0 ? "the broker's --tp says" : "the others have", tp);

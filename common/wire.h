@@ -19,6 +19,7 @@
 enum {
     WIRE_MAJOR = 1, // in the first frame; another one is refused
     WIRE_MINOR = 1, // in HELLO; new fields and commands only
+    WIRE_MINOR_LEAST = 1, // of a group: below, step headers between stages have no padding
     WIRE_FRAMES = 4,
     WIRE_ID_BYTES = 16,
     WIRE_HASH_MAX = 64,

@@ -29,6 +29,7 @@ static void send_hello(struct fake_group *g)
         devices[i] = (struct wire_device){.bytes = g->memory};
         snprintf(devices[i].name, sizeof devices[i].name, "fake:%d", i);
     }
+    h->minor = g->minor;
     snprintf(h->version, sizeof h->version, "test");
     snprintf(h->node, sizeof h->node, "node");
     snprintf(h->name, sizeof h->name, "%s", g->name);
@@ -73,7 +74,8 @@ static void connect_to(struct fake_group *g)
 void fake_group_start(struct fake_group *g, void *context, const char *endpoint, const char *name,
                       const char *model)
 {
-    *g = (struct fake_group){.context = context, .tp = 1, .memory = 1ull << 40};
+    *g = (struct fake_group){.context = context, .tp = 1, .minor = WIRE_MINOR,
+                             .memory = 1ull << 40};
     snprintf(g->endpoint, sizeof g->endpoint, "%s", endpoint);
     snprintf(g->name, sizeof g->name, "%s", name);
     snprintf(g->model, sizeof g->model, "%s", model);

@@ -33,7 +33,7 @@ struct fake_group {
     char name[GROUP_NAME_MAX + 1], model[WIRE_HASH_MAX + 1];
     uint8_t boot[WIRE_ID_BYTES];
     uint64_t memory;
-    int tp;
+    int tp, minor;
     uint64_t term;
     int64_t heard_ms, hello_ms, credit_ms;
     bool assigned, linked;

@@ -109,6 +109,21 @@ static void groups_that_do_not_fit_are_told_so(void **state)
     assert_false(g->assigned || second->assigned);
 }
 
+// What it says to the next stage would not be understood.
+static void groups_of_an_old_minor_version_are_told_so(void **state)
+{
+    (void) state;
+    start_broker();
+    struct fake_group *old = start_group("old");
+    old->minor = WIRE_MINOR_LEAST - 1;
+    until(strcmp(old->error, "old_minor") == 0);
+    until(program_said(&w.broker, "code=old_minor") != NULL);
+    struct fake_group *now = start_group("now");
+    now->minor = WIRE_MINOR_LEAST;
+    until(now->linked);
+    assert_false(old->assigned);
+}
+
 static void a_broker_may_say_how_many_ranks(void **state)
 {
     (void) state;
@@ -472,6 +487,7 @@ int main(int argc, char **argv)
         test(many_jobs_within_the_credit),
         test(two_stages_are_assigned_and_linked),
         test(groups_that_do_not_fit_are_told_so),
+        test(groups_of_an_old_minor_version_are_told_so),
         test(a_broker_may_say_how_many_ranks),
         test(a_plan_is_made_anew_for_less_memory),
         test(bad_messages_become_dead_letters_that_say_why),
