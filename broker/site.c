@@ -285,8 +285,8 @@ static enum status check_hello(const struct site *s, const char *key, const stru
     uint64_t bytes = smallest_device(h), needs = 0;
     if (h->minor < WIRE_MINOR_LEAST) {
         return error_set(e, ERR_UNSUPPORTED, "old_minor",
-                         "the group (version %s) speaks minor version %d of the protocol, %d is the "
-                         "least: update penstock-worker there", h->version, h->minor,
+                         "the group (version %s) speaks minor version %d of the protocol, and must "
+                         "speak %d: update penstock-worker there", h->version, h->minor,
                          WIRE_MINOR_LEAST);
     }
     if (h->tp < 1 || (tp > 0 && h->tp != tp)) {
