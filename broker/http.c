@@ -22,6 +22,8 @@ struct http {
     http_fn *fn;
     void *arg;
     char endpoint[ENDPOINT_SIZE];
+    struct MHD_Response *shared; // of this version; NULL: none yet
+    uint64_t version;
 };
 
 // --- addresses
@@ -124,14 +126,39 @@ enum status http_free(const char *address, struct error *e)
 
 // --- requests
 
-static enum MHD_Result send_answer(struct MHD_Connection *c, const struct http_answer *a,
-                                   const char *allow)
+static struct MHD_Response *make_response(const struct http_answer *a)
 {
     struct MHD_Response *r = MHD_create_response_from_buffer(
         a->n, (void *) (uintptr_t) (a->n > 0 ? a->body : ""), MHD_RESPMEM_MUST_COPY);
-    if (r == NULL) return MHD_NO;
+    if (r == NULL) return NULL;
     MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, a->type);
     MHD_add_response_header(r, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
+    return r;
+}
+
+// The library counts who still reads it: dropped here, it lives until the last of them is done.
+static void drop_shared(struct http *h)
+{
+    if (h->shared != NULL) MHD_destroy_response(h->shared);
+    h->shared = NULL;
+}
+
+static enum MHD_Result send_shared(struct http *h, struct MHD_Connection *c,
+                                   const struct http_answer *a)
+{
+    if (h->shared == NULL || h->version != a->version) {
+        drop_shared(h);
+        h->shared = make_response(a);
+        h->version = a->version;
+    }
+    return h->shared != NULL ? MHD_queue_response(c, (unsigned) a->status, h->shared) : MHD_NO;
+}
+
+static enum MHD_Result send_own(struct MHD_Connection *c, const struct http_answer *a,
+                                const char *allow)
+{
+    struct MHD_Response *r = make_response(a);
+    if (r == NULL) return MHD_NO;
     if (allow != NULL) MHD_add_response_header(r, MHD_HTTP_HEADER_ALLOW, allow);
     enum MHD_Result result = MHD_queue_response(c, (unsigned) a->status, r);
     MHD_destroy_response(r);
@@ -149,7 +176,7 @@ static enum MHD_Result on_request(void *arg, struct MHD_Connection *c, const cha
     bool reads = strcmp(method, "GET") == 0 || strcmp(method, "HEAD") == 0;
     if (!reads) {
         a.status = 405;
-        return send_answer(c, &a, "GET, HEAD");
+        return send_own(c, &a, "GET, HEAD");
     }
     if (*state == NULL) { // the headers are there; an answer now would end the connection
         *state = &begun;
@@ -160,7 +187,7 @@ static enum MHD_Result on_request(void *arg, struct MHD_Connection *c, const cha
         return MHD_YES;
     }
     h->fn(h->arg, path, &a);
-    return send_answer(c, &a, NULL);
+    return a.version != 0 ? send_shared(h, c, &a) : send_own(c, &a, NULL);
 }
 
 static void on_trouble(void *arg, const char *format, va_list args)
@@ -243,6 +270,7 @@ void http_destroy(struct http **self)
         zmq_pollitem_t item = {.fd = h->poll_fd, .events = ZMQ_POLLIN};
         zloop_poller_end(h->loop, &item);
     }
+    drop_shared(h);
     if (h->daemon != NULL) MHD_stop_daemon(h->daemon); // closes what it listens to
     free(h);
 }

@@ -8,6 +8,7 @@
 #include "common/status.h"
 
 #include <stddef.h>
+#include <stdint.h>
 
 typedef struct _zloop_t zloop_t;
 
@@ -18,6 +19,9 @@ struct http_answer {
     const char *type; // Content-Type
     const void *body; // n bytes, copied
     size_t n;
+    // Not 0: as long as this stays the same all get the copy that was made first, and the type with
+    // it. It goes when the last one has read it.
+    uint64_t version;
 };
 
 // What is at this path (without a query). `answer` comes as 404 without a body.

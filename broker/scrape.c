@@ -15,6 +15,7 @@ static void give_metrics(struct scrape *s, struct http_answer *a)
     s->metrics.requests++;
     if (s->text.n == 0 || now_ms - s->written_ms >= s->fresh_ms) {
         s->written_ms = now_ms;
+        s->n_written++;
         buffer_clear(&s->text);
         metrics_write(&s->metrics, &s->text);
         int64_t cost_ms = clock_ms() - now_ms;
@@ -25,7 +26,7 @@ static void give_metrics(struct scrape *s, struct http_answer *a)
         a->status = 500;
         return;
     }
-    *a = (struct http_answer){200, EXPOSITION_TYPE, s->text.data, s->text.n};
+    *a = (struct http_answer){200, EXPOSITION_TYPE, s->text.data, s->text.n, s->n_written};
 }
 
 static void on_path(void *arg, const char *path, struct http_answer *a)

@@ -18,6 +18,7 @@ struct scrape {
     int64_t asked_ms, written_ms;
     int64_t fresh_ms; // that the page may be used again
     struct buffer text;
+    uint64_t n_written; // times that the text was written
 };
 
 // Listens at `address`. `s` is zeros but for queue and metrics. The errors of http_create.
