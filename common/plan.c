@@ -155,7 +155,24 @@ static struct plan_times times_of(const struct plan *p, const struct plan_reques
 // Blocks without which it does not fit.
 static int64_t need_of(const struct plan *p, const struct plan_request *r)
 {
-    return r->kv_blocks > p->max_blocks ? r->kv_blocks : p->max_blocks;
+    return r->kv_blocks > 0 ? r->kv_blocks : p->max_blocks;
+}
+
+// Both are pinned, and a sequence may be longer than the whole pool.
+static bool pool_too_small(const struct plan *p, const struct plan_request *r)
+{
+    return r->kv_blocks > 0 && r->kv_blocks < p->max_blocks;
+}
+
+// Whether so many blocks fit under the plan's limits, however it is cut.
+static bool has_room(const struct plan *p, const struct plan_request *r, struct plan_cost *cost,
+                     int64_t blocks)
+{
+    struct plan_limits limits = limits_of(p, r);
+    struct plan_split split = split_of(r, cost);
+    plan_cost_limits(cost, &limits);
+    if (r->layers[0] > 0) return plan_split_blocks(&split, r->layers, blocks) >= blocks;
+    return plan_split_fits(&split, blocks);
 }
 
 // Cuts the model under the plan's limits; how many KV blocks there is room for, up to what `slots`
@@ -188,6 +205,12 @@ static int64_t cut(struct plan *p, const struct plan_request *r, struct plan_cos
     return cut_for(p, r, cost, p->slots);
 }
 
+static void set_slots(struct plan *p, const struct plan_request *r, int slots)
+{
+    p->slots = slots;
+    if (r->max_out == 0 && !r->score) p->max_out = slots;
+}
+
 // A GPU's memory is for nothing else: more slots, until the pool has all of it or a step is full.
 // The slots' own memory may leave too little for the pool: then all stays as it was.
 static void grow(struct plan *p, const struct plan_request *r, struct plan_cost *cost,
@@ -196,11 +219,27 @@ static void grow(struct plan *p, const struct plan_request *r, struct plan_cost 
     struct plan before = *p;
     int64_t room = cut_for(p, r, cost, least_of(p->max_rows, SLOTS_MAX));
     int64_t slots = (room + p->max_blocks - 1) / p->max_blocks;
-    if (slots > p->slots) p->slots = (int) slots;
-    if (r->max_out == 0 && !r->score) p->max_out = p->slots;
+    if (slots > p->slots) set_slots(p, r, (int) slots);
     int64_t grown = cut(p, r, cost);
     if (grown >= need_of(p, r)) *blocks = grown;
     else *p = before;
+}
+
+// A pool of a pinned size is there to be used: as many slots as it is enough for, if there is room
+// for them beside it, up to the rows of a step.
+static int64_t grow_into_pool(struct plan *p, const struct plan_request *r, struct plan_cost *cost)
+{
+    int64_t want = (r->kv_blocks + (int64_t) p->max_blocks - 1) / p->max_blocks;
+    int low = p->slots, high = want < p->max_rows ? (int) want : p->max_rows;
+    if (high > SLOTS_MAX) high = SLOTS_MAX;
+    while (low < high) {
+        int middle = low + (high - low + 1) / 2;
+        set_slots(p, r, middle);
+        if (has_room(p, r, cost, r->kv_blocks)) low = middle;
+        else high = middle - 1;
+    }
+    set_slots(p, r, low);
+    return cut(p, r, cost);
 }
 
 // --- the outcome
@@ -235,6 +274,31 @@ static void print_bytes(char *text, size_t n, uint64_t bytes)
     }
     snprintf(text, n, "%.2f %s", (double) bytes / (double) (large ? GIB : MIB),
              large ? "GiB" : "MiB");
+}
+
+static void say_pool_too_small(struct plan *p, const struct plan_request *r)
+{
+    snprintf(p->reason, sizeof p->reason,
+             "a pool of %d KV blocks holds %lld tokens, a sequence has up to %d: kv_blocks has to "
+             "be at least %d, or max_context at most %lld",
+             r->kv_blocks, (long long) r->kv_blocks * KV_BLOCK_ROWS, p->max_context, p->max_blocks,
+             (long long) r->kv_blocks * KV_BLOCK_ROWS);
+}
+
+// What had to be lowered, and what is of no use.
+static void say_notes(struct plan *p, bool lowered)
+{
+    size_t n = 0;
+    if (lowered) {
+        n = (size_t) snprintf(p->reason, sizeof p->reason,
+                              "memory is short: %d slots, steps of %d rows and sequences of %d "
+                              "tokens are what fits",
+                              p->slots, p->max_rows, p->max_context);
+    }
+    if (n >= sizeof p->reason || useful_blocks(p, p->slots) >= p->kv_blocks) return;
+    snprintf(p->reason + n, sizeof p->reason - n,
+             "%s%d slots of at most %d KV blocks can use %lld of the %d", n > 0 ? "; " : "",
+             p->slots, p->max_blocks, (long long) useful_blocks(p, p->slots), p->kv_blocks);
 }
 
 // Names the stage that lacks most, and the line of its ledger that passes the device's memory.
@@ -293,7 +357,11 @@ enum status plan_make(struct plan *p, const struct plan_request *r, struct error
         if (p->fits || fixed || shrink == SHRINKS) break;
     }
     bool open = shrink == 0 && r->slots == 0 && r->kv_blocks == 0;
-    if (p->fits && open && r->device == DEVICE_CUDA) grow(p, r, &cost, &blocks);
+    if (p->fits && open && r->device == DEVICE_CUDA) {
+        grow(p, r, &cost, &blocks);
+    } else if (p->fits && r->slots == 0 && r->kv_blocks > 0) {
+        blocks = grow_into_pool(p, r, &cost);
+    }
     bool lower = !p->fits && r->max_context == 0 && r->kv_blocks == 0 && blocks > 0;
     if (lower) {
         set_context(p, (int) blocks * KV_BLOCK_ROWS);
@@ -302,18 +370,15 @@ enum status plan_make(struct plan *p, const struct plan_request *r, struct error
     }
     p->kv_blocks = p->fits ? (int) blocks : r->kv_blocks > 0 ? r->kv_blocks : p->max_blocks;
     // A sequence needs a block: further slots would never be taken.
-    if (r->slots == 0 && p->slots > p->kv_blocks) {
-        p->slots = p->kv_blocks;
-        if (r->max_out == 0 && !r->score) p->max_out = p->slots;
-    }
+    if (r->slots == 0 && p->slots > p->kv_blocks) set_slots(p, r, p->kv_blocks);
     set_ledgers(p, r, &cost);
-    if (!p->fits) {
+    if (pool_too_small(p, r)) {
+        p->fits = false;
+        say_pool_too_small(p, r);
+    } else if (!p->fits) {
         say_why(p, r);
-    } else if (shrink > 0 || lower) {
-        snprintf(p->reason, sizeof p->reason,
-                 "memory is short: %d slots, steps of %d rows and sequences of %d tokens are what "
-                 "fits",
-                 p->slots, p->max_rows, p->max_context);
+    } else {
+        say_notes(p, shrink > 0 || lower);
     }
     return OK;
 }
@@ -322,14 +387,9 @@ bool plan_would_fit(const struct plan_request *r, struct plan_cost *cost)
 {
     struct plan p;
     set_limits(&p, r, SHRINKS);
-    struct plan_limits limits = limits_of(&p, r);
-    struct plan_split split = split_of(r, cost);
     // A sequence may be cut to a block if nobody said how long it must be.
     bool open = r->max_context == 0 && r->kv_blocks == 0;
-    int64_t need = open ? 1 : need_of(&p, r);
-    plan_cost_limits(cost, &limits);
-    if (r->layers[0] > 0) return plan_split_blocks(&split, r->layers, need) >= need;
-    return plan_split_fits(&split, need);
+    return !pool_too_small(&p, r) && has_room(&p, r, cost, open ? 1 : need_of(&p, r));
 }
 
 struct ledger plan_rank_ledger(const struct plan *p, const struct plan_request *r, int stage,

@@ -49,17 +49,19 @@ struct plan {
     int64_t kv_room[PP_MAX];         // blocks that each stage's devices have room for
     double step_s[PP_MAX];           // predicted, of a step of one row a slot; 0 without rates
     bool fits;
-    char reason[ERROR_TEXT_SIZE]; // why it does not fit; else what had to be lowered, or empty
+    char reason[ERROR_TEXT_SIZE]; // why it does not fit; else what had to be lowered and how much
+                                  // of the pool no slot can use, or empty
 };
 
 // Chooses the layers that maximise KV blocks (ties: the smallest largest rank, then earlier stages
 // take more layers), or those whose slowest stage is fastest in a step in which every slot decodes
 // a token, halfway through max_context (ties: as above); and limits that fit. More blocks than
 // slots * max_blocks are of no use and not counted. What the request leaves open is 32 slots (on
-// GPUs more, up to the rows of a step, so that the pool takes what memory there is), 512 rows a
-// step and 4096 tokens a sequence (the model's positions, if fewer); where memory is short, slots
-// and rows are halved first, then the sequence is cut. It fits if a sequence of max_context
-// does. OK also when it does not fit: see p->fits; kv_blocks and the ledgers then say what was
+// GPUs, or where kv_blocks is pinned, more, up to the rows of a step, so that all memory or all of
+// the pool is used), 512 rows a step and 4096 tokens a sequence (the model's positions, if fewer);
+// where memory is short, slots and rows are halved first, then the sequence is cut. It fits if a
+// sequence of max_context does; where max_context and kv_blocks are both pinned, the pool must hold
+// one. OK also when it does not fit: see p->fits; kv_blocks and the ledgers then say what was
 // wanted. ERR_INPUT bad_plan (layers that do not add up, more stages than layers, a limit out of
 // its bounds), bad_tp; ERR_LIMIT bad_plan (plan_cost_init).
 enum status plan_make(struct plan *p, const struct plan_request *r, struct error *e);

@@ -218,6 +218,58 @@ static void test_defaults(void **state)
     assert_int_equal(p.steps_in_flight, 4);
 }
 
+// Slots for all of a pool whose size is pinned, as far as memory and a step's rows go; else it says
+// how much of it is of no use.
+static void test_slots_for_a_pinned_pool(void **state)
+{
+    (void) state;
+    struct model_config c = load("deepseek-v3");
+    for (int device = 0; device < 2; device++) {
+        struct plan_request r = request(&c, 4, 8, 80ull * GIB);
+        r.device = device == 0 ? DEVICE_CPU : DEVICE_CUDA;
+        r.kv_blocks = 20000;
+        struct plan p = make(&r);
+        assert_true(p.fits);
+        assert_int_equal(p.kv_blocks, 20000);
+        assert_int_equal(p.slots, (20000 + 63) / 64);
+        assert_int_equal(p.max_out, p.slots);
+        assert_string_equal(p.reason, "");
+        r.max_rows = 100;
+        p = make(&r);
+        assert_int_equal(p.slots, 100);
+        assert_string_equal(p.reason,
+                            "100 slots of at most 64 KV blocks can use 6400 of the 20000");
+        r.slots = 32;
+        p = make(&r);
+        assert_int_equal(p.slots, 32);
+        assert_non_null(strstr(p.reason, "can use 2048 of the 20000"));
+        // From where the pool alone fits: no slot that has room is lacking, and none too many.
+        r.slots = 0;
+        r.max_rows = 512;
+        int n_less = 0;
+        uint64_t low = 1, high = 80ull * 1024;
+        while (low < high) {
+            for (int i = 0; i < 4; i++) r.device_bytes[i] = (low + high) / 2 * MIB;
+            if (make(&r).fits) high = (low + high) / 2;
+            else low = (low + high) / 2 + 1;
+        }
+        for (uint64_t mib = low; mib < low + 32 * 16; mib += 16) {
+            for (int i = 0; i < 4; i++) r.device_bytes[i] = mib * MIB;
+            p = make(&r);
+            assert_true(p.fits);
+            for (int i = 0; i < 4; i++) assert_true(ledger_total(&p.stages[i]) <= mib * MIB);
+            if (p.slots == 313) continue;
+            struct plan_request more = r;
+            more.slots = p.slots + 1;
+            more.max_rows = p.max_rows;
+            assert_int_equal(make(&more).fits, p.slots == p.max_rows);
+            assert_non_null(strstr(p.reason, "KV blocks can use"));
+            n_less++;
+        }
+        assert_true(n_less > 0);
+    }
+}
+
 // Down from plenty to nothing: every plan that fits keeps to the memory, and says what it lowered.
 static void test_less_and_less_memory(void **state)
 {
@@ -395,6 +447,7 @@ int main(void)
         cmocka_unit_test(test_no_other_layers_are_better),
         cmocka_unit_test(test_no_other_layers_are_faster),
         cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_slots_for_a_pinned_pool),
         cmocka_unit_test(test_less_and_less_memory),
         cmocka_unit_test(test_a_refusal_says_what_lacks_and_what_would_fit),
         cmocka_unit_test(test_the_largest_model),
