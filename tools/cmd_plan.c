@@ -13,9 +13,6 @@
 #include <string.h>
 #include <unistd.h>
 
-// Where nobody says what the devices are: no GPU that holds a model has less.
-#define CUDA_LEAST (4 * GIB)
-
 struct asked {
     const char *model, *vram, *layers, *compare, *precision, *device, *objective, *rates;
     int64_t nodes, gpus, reserve;
@@ -27,8 +24,8 @@ struct asked {
 struct answer {
     struct model_config config;
     struct layout_types types;
+    struct plan_machines machines;
     struct plan_request request;
-    struct device_rates rates[PP_MAX];
     struct plan plan, other; // other: of --compare
     struct plan_view view;
     struct plan_files files;
@@ -49,12 +46,21 @@ static const char *next_part(const char *list, char *part, size_t n)
     return list[length] == ',' ? list + length + 1 : NULL;
 }
 
-// One value for all nodes, or one for each: `bytes` (nodes).
-static enum status read_vram(const char *text, int64_t nodes, int64_t *bytes, struct error *e)
+// n: up to one more than there are nodes.
+static enum status check_values(const char *flag, int n, int nodes, struct error *e)
 {
-    int64_t n = 0;
+    if (n == nodes) return OK;
+    return error_set(e, ERR_INPUT, "bad_usage",
+                     "%s has %s%d values: one for all nodes, or one for each of the %d", flag,
+                     n > nodes ? "over " : "", n > nodes ? nodes : n, nodes);
+}
+
+// One value for all nodes, or one for each.
+static enum status read_vram(const char *text, struct plan_machines *m, struct error *e)
+{
+    int n = 0;
     char part[64];
-    for (const char *at = text; at != NULL && n <= nodes; n++) {
+    for (const char *at = text; at != NULL && n <= m->nodes; n++) {
         int64_t value = 0;
         struct error why;
         at = next_part(at, part, sizeof part);
@@ -62,83 +68,65 @@ static enum status read_vram(const char *text, int64_t nodes, int64_t *bytes, st
             return error_set(e, ERR_INPUT, "bad_usage",
                              "--vram wants the memory of a GPU, e.g. 24564MiB, not \"%s\"", part);
         }
-        if (n < nodes) bytes[n] = value;
+        if (n < PP_MAX) m->bytes[n] = (uint64_t) value;
     }
-    if (n == 1) {
-        for (int64_t i = 1; i < nodes; i++) bytes[i] = bytes[0];
-    } else if (n != nodes) {
-        return error_set(e, ERR_INPUT, "bad_usage",
-                         "--vram has %s%" PRId64 " values: one for all nodes, or one for each of "
-                         "the %" PRId64, n > nodes ? "over " : "", n > nodes ? nodes : n, nodes);
-    }
+    if (n > 1) try(check_values("--vram", n, m->nodes, e));
+    for (int i = n; i < PP_MAX; i++) m->bytes[i] = n == 1 ? m->bytes[0] : 0;
+    m->n_bytes = n;
     return OK;
 }
 
-static enum status read_device(const struct asked *a, int64_t least, enum device_kind *kind,
-                               struct error *e)
+static enum status read_device(const struct asked *a, enum device_kind *kind, struct error *e)
 {
-    if (strcmp(a->device, "auto") == 0) {
-        *kind = least >= CUDA_LEAST ? DEVICE_CUDA : DEVICE_CPU;
-        return OK;
-    }
+    *kind = N_DEVICE_KINDS;
+    if (strcmp(a->device, "auto") == 0) return OK;
     *kind = device_kind_named(a->device);
     if (*kind == N_DEVICE_KINDS) return bad(e, "--device wants auto, cpu or cuda");
     return OK;
 }
 
-// Rates of each node's devices; where none are named, those of the kind of device.
-static enum status read_rates(const struct asked *a, struct answer *to, int per_node,
-                              struct error *e)
+static const struct device_rates *preset(const char *name)
 {
-    struct plan_request *r = &to->request;
-    const char *list = a->rates;
+    const struct device_rates *rates;
+    for (int i = 0; (rates = device_rates_preset(i)) != NULL; i++) {
+        if (strcmp(rates->name, name) == 0) break;
+    }
+    return rates;
+}
+
+// One value for all nodes, or one for each.
+static enum status read_rates(const char *text, struct plan_machines *m, struct error *e)
+{
+    int n = 0;
     char part[64];
-    if (list == NULL && !r->for_time) return OK;
-    if (list == NULL) list = r->device == DEVICE_CUDA ? "rtx4090" : "cpu";
-    for (int i = 0; i < r->pp; i++) {
-        const char *more = i % per_node == 0 ? next_part(list, part, sizeof part) : NULL;
-        if (device_rates_named(&to->rates[i], part, e) != OK) {
+    for (const char *at = text; at != NULL && n <= m->nodes; n++) {
+        struct device_rates found;
+        at = next_part(at, part, sizeof part);
+        if (device_rates_named(&found, part, e) != OK) {
             snprintf(e->code, sizeof e->code, "bad_usage");
             return e->status;
         }
-        r->rates[i] = &to->rates[i];
-        if (more != NULL) list = more;
+        if (n < PP_MAX) m->rates[n] = preset(part);
     }
+    if (n > 1) try(check_values("--rates", n, m->nodes, e));
+    for (int i = n; i < PP_MAX; i++) m->rates[i] = m->rates[0];
+    m->n_rates = n;
     return OK;
 }
 
-// A stage lies on one node, and a node with more devices than tp can hold several. The request's pp
-// is set where the user gave layers.
+// The request's pp is set where the user gave layers.
 static enum status cut_nodes(const struct asked *a, struct answer *to, struct error *e)
 {
-    struct plan_request *r = &to->request;
-    int64_t tp = a->tp > 0 ? a->tp : a->gpus, bytes[NODES_MAX], least = INT64_MAX;
-    if (tp > a->gpus) {
-        return error_set(e, ERR_INPUT, "bad_tp", "tp %" PRId64 " is more than the %" PRId64
-                         " GPUs of a node", tp, a->gpus);
-    }
-    int64_t stages = a->nodes * (a->gpus / tp), pp = r->pp > 0 ? r->pp : a->pp;
-    if (pp == 0) {
-        pp = a->nodes;
-        if (pp > r->config->n_layers) pp = r->config->n_layers;
-        if (pp > PP_MAX) pp = PP_MAX;
-    }
-    if (pp > stages) {
-        return error_set(e, ERR_INPUT, "bad_plan", "%" PRId64 " stages of %" PRId64
-                         " GPUs need more than %" PRId64 " nodes of %" PRId64, pp, tp, a->nodes,
-                         a->gpus);
-    }
-    try(read_vram(a->vram, a->nodes, bytes, e));
-    int per_node = (int) ((pp + a->nodes - 1) / a->nodes);
-    r->pp = (int) pp;
-    r->tp = (int) tp;
-    for (int i = 0; i < r->pp; i++) {
-        r->device_bytes[i] = (uint64_t) bytes[i / per_node];
-        if (bytes[i / per_node] < least) least = bytes[i / per_node];
-    }
-    to->view.idle_gpus = (int) (a->gpus - tp * per_node);
-    try(read_device(a, least, &r->device, e));
-    return read_rates(a, to, per_node, e);
+    struct plan_machines *m = &to->machines;
+    *m = (struct plan_machines){.nodes = (int) a->nodes, .gpus = (int) a->gpus,
+                                .pp = (int) a->pp, .tp = (int) a->tp};
+    try(read_vram(a->vram, m, e));
+    try(read_device(a, &m->device, e));
+    if (a->rates != NULL) try(read_rates(a->rates, m, e));
+    try(plan_machines_cut(m, &to->request, e));
+    int used = to->request.tp * plan_machines_per_node(m, to->request.pp);
+    to->view.idle_gpus = m->gpus - used;
+    return OK;
 }
 
 // --- the plan
@@ -197,8 +185,7 @@ static enum status make(const struct asked *a, struct answer *to, struct error *
     try(plan_make(&to->plan, r, e));
     to->view.request = r;
     to->view.plan = &to->plan;
-    struct advice_site site = {(int) a->gpus, (int) (a->gpus / r->tp)};
-    if (!to->plan.fits) plan_remedies(r, &site, &to->view.remedies);
+    if (!to->plan.fits) plan_remedies(r, &to->machines, &to->view.remedies);
     if (a->compare == NULL) return OK;
     struct plan_request other = *r;
     try(options_layers(a->compare, r->pp, other.layers, &other.pp, e));
@@ -320,8 +307,8 @@ int cmd_plan(int argc, char **argv)
          .help = "KV blocks of 64 tokens (default: what fits and can be used).", .least = 1,
          .most = SLOTS_MAX * (CONTEXT_MAX / KV_BLOCK_ROWS)},
         {.name = "slots", .kind = OPTION_INT, .value = &a.slots, .argument = "N",
-         .help = "Sequences at once (default 32; on GPUs what the pool holds; fewer where memory "
-                 "is short).", .least = 1,
+         .help = "Sequences at once (default 32; on GPUs or with --kv-blocks what the pool holds; "
+                 "fewer where memory is short).", .least = 1,
          .most = SLOTS_MAX},
         {.name = "max-context", .kind = OPTION_INT, .value = &a.max_context, .argument = "N",
          .help = "Tokens of a sequence (default 4096, fewer where memory is short).", .least = 1,
@@ -352,9 +339,11 @@ int cmd_plan(int argc, char **argv)
                         .specs = specs,
                         .n_specs = sizeof specs / sizeof *specs};
     struct error e = {0};
-    int64_t bytes[NODES_MAX];
+    struct plan_machines machines = {.nodes = 1};
     enum status status = options_parse(&o, argc, argv, &e);
-    if (status == OK && a.vram != NULL) status = read_vram(a.vram, a.nodes, bytes, &e);
+    machines.nodes = (int) a.nodes;
+    if (status == OK && a.vram != NULL) status = read_vram(a.vram, &machines, &e);
+    if (status == OK && a.rates != NULL) status = read_rates(a.rates, &machines, &e);
     if (status != OK) return outcome_usage(o.program, &e);
     return o.help ? EXIT_DONE : answer(&a);
 }

@@ -28,12 +28,19 @@ static long value(const struct advice *a, const char *flag)
 
 static bool fits(const struct plan_request *r) { return make(r).fits; }
 
+static struct plan_machines machines_of(const struct plan_request *r)
+{
+    struct plan_machines m = {.nodes = r->pp, .gpus = r->tp, .n_bytes = 1, .device = r->device};
+    for (int i = 0; i < PP_MAX; i++) m.bytes[i] = r->device_bytes[0];
+    return m;
+}
+
 static struct advice advise(const struct plan_request *r)
 {
     struct advice a;
-    struct advice_site site = {r->tp, 1};
+    struct plan_machines m = machines_of(r);
     assert_false(fits(r));
-    plan_remedies(r, &site, &a);
+    plan_remedies(r, &m, &a);
     assert_true(a.n > 0);
     return a;
 }
@@ -109,7 +116,7 @@ static void test_another_form(void **state)
     r.mtp = true;
     r.kv_blocks = 3100;
     a = advise(&r);
-    assert_non_null(find(&a, "no --mtp"));
+    assert_non_null(find(&a, "without --mtp"));
 }
 
 // Nodes of two stages each, the one with less memory counts.
@@ -119,8 +126,12 @@ static void test_stages_of_a_node(void **state)
     struct model_config c = load("deepseek-v3");
     struct plan_request r = request(&c, 6, 4, 24564ull * MIB);
     struct advice a;
-    struct advice_site site = {8, 2};
-    plan_remedies(&r, &site, &a);
+    struct plan_machines m = machines_of(&r);
+    m.nodes = 3;
+    m.gpus = 8;
+    m.tp = 4;
+    m.pp = 6;
+    plan_remedies(&r, &m, &a);
     const char *line = find(&a, "--nodes ");
     int nodes, pp;
     assert_non_null(line);
@@ -129,8 +140,33 @@ static void test_stages_of_a_node(void **state)
     r.pp = pp;
     for (int i = 0; i < pp; i++) r.device_bytes[i] = 24564ull * MIB;
     assert_true(fits(&r));
-    line = find(&a, "--tp 8");
-    assert_non_null(line);
+    // A node of eight has room for one stage of eight ranks.
+    assert_string_equal(find(&a, "--nodes 6 --tp 8"), "--nodes 6 --tp 8: more ranks a stage");
+}
+
+// A pool that holds no sequence: either pin yields, or where memory is short, too, the sequence.
+static void test_a_pool_smaller_than_a_sequence(void **state)
+{
+    (void) state;
+    struct model_config c = load("deepseek-v3");
+    struct plan_request r = request(&c, 4, 8, 24564ull * MIB);
+    r.kv_blocks = 10;
+    r.max_context = 4096;
+    struct advice a = advise(&r);
+    assert_int_equal(a.n, 2);
+    assert_string_equal(a.at[0], "--kv-blocks 64: a pool of 4096 tokens");
+    assert_string_equal(a.at[1], "--max-context 640: shorter sequences");
+    assert_non_null(strstr(make(&r).reason, "kv_blocks has to be at least 64, or max_context at "
+                                            "most 640"));
+    r.max_context = 640;
+    assert_true(fits(&r));
+    r.max_context = 641;
+    assert_false(fits(&r));
+    r = request(&c, 3, 8, 24564ull * MIB);
+    r.kv_blocks = 10;
+    r.max_context = 4096;
+    a = advise(&r);
+    assert_int_equal(value(&a, "--nodes 4 --max-context "), 640);
 }
 
 static void test_what_pins_cost(void **state)
@@ -168,6 +204,7 @@ int main(void)
         cmocka_unit_test(test_the_least_change_of_a_pinned_limit),
         cmocka_unit_test(test_another_form),
         cmocka_unit_test(test_stages_of_a_node),
+        cmocka_unit_test(test_a_pool_smaller_than_a_sequence),
         cmocka_unit_test(test_what_pins_cost),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
