@@ -158,6 +158,16 @@ static void print_totals(const struct plan_view *v)
     }
 }
 
+static void print_verdict(const struct plan_view *v)
+{
+    const struct plan *p = v->plan;
+    puts("");
+    if (p->reason[0] != '\0') print_text(p->fits ? "note: " : "", 0, p->reason);
+    puts(p->fits ? "It fits." : "It does not fit.");
+    if (v->remedies.n > 0) puts("\nAny one of these makes it fit:");
+    for (int i = 0; i < v->remedies.n; i++) print_text("  ", 4, v->remedies.at[i]);
+}
+
 void plan_view_table(const struct plan_view *v)
 {
     const struct plan *p = v->plan;
@@ -172,11 +182,7 @@ void plan_view_table(const struct plan_view *v)
         printf("note        %d GPUs of each node are not used: --pp gives them stages\n",
                v->idle_gpus);
     }
-    puts("");
-    if (p->reason[0] != '\0') print_text(p->fits ? "note: " : "", 0, p->reason);
-    puts(p->fits ? "It fits." : "It does not fit.");
-    if (v->remedies.n > 0) puts("\nAny one of these makes it fit:");
-    for (int i = 0; i < v->remedies.n; i++) print_text("  ", 4, v->remedies.at[i]);
+    print_verdict(v);
 }
 
 // --- explanation
@@ -305,6 +311,7 @@ void plan_view_compare(const struct plan_view *v, const struct plan *other)
         for (int k = 0; k < 2; k++) printf(" | %31.3f ms", 1e3 * slowest(plans[k]));
     }
     puts("");
+    if (!v->plan->fits) print_verdict(v);
 }
 
 // --- JSON

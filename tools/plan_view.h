@@ -18,14 +18,14 @@ struct plan_view {
     int idle_gpus;          // of a node, which no stage uses
 };
 
-// All tables keep to 80 columns.
+// All tables keep to 80 columns, but where a list of values is longer: it can be copied whole.
 void plan_view_table(const struct plan_view *v);
 
 // Every line of each stage's ledger in bytes, which stage bounds the KV pool, what a cut through
 // scale blocks costs, and what each pin costs.
 void plan_view_explain(const struct plan_view *v);
 
-// Both plans stage by stage.
+// Both plans stage by stage; where v's does not fit, also why, and the remedies.
 void plan_view_compare(const struct plan_view *v, const struct plan *other);
 
 // The object of --json; new reference.

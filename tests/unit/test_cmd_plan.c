@@ -143,6 +143,31 @@ static void test_tables(void **state)
     assert_non_null(strstr(c.out_text, "  context             536870912\n"));
 }
 
+// The refusal is told beside another split, too.
+static void test_compare_with_a_refusal(void **state)
+{
+    (void) state;
+    static const char *const WORDS[] = {"plan", "--model", V3, "--nodes", "3", "--gpus", "8",
+                                        "--vram", "24564MiB", "--compare", "20,20,21", NULL,
+                                        NULL};
+    command_start(&c, cmd_plan, WORDS, NULL);
+    assert_int_equal(command_wait(&c), 1);
+    expect_width(80);
+    assert_non_null(strstr(c.out_text, "are lacking, from the"));
+    assert_non_null(strstr(c.out_text, "\nIt does not fit.\n"));
+    assert_non_null(strstr(c.out_text, "Any one of these makes it fit:\n  --nodes 4"));
+    const char *json[sizeof WORDS / sizeof *WORDS];
+    memcpy(json, WORDS, sizeof WORDS);
+    json[11] = "--json";
+    command_start(&c, cmd_plan, json, NULL);
+    assert_int_equal(command_wait(&c), 1);
+    json_t *o = object();
+    assert_true(json_is_false(json_object_get(o, "fits")));
+    assert_true(json_is_string(json_object_get(o, "reason")));
+    assert_true(json_array_size(json_object_get(o, "remedies")) > 0);
+    json_decref(o);
+}
+
 static void test_nodes_that_differ(void **state)
 {
     (void) state;
@@ -368,6 +393,7 @@ int main(void)
         cmocka_unit_test(test_what_does_not_fit),
         cmocka_unit_test(test_keys_of_the_object),
         cmocka_unit_test(test_tables),
+        cmocka_unit_test(test_compare_with_a_refusal),
         cmocka_unit_test(test_nodes_that_differ),
         cmocka_unit_test(test_kinds_of_devices),
         cmocka_unit_test(test_types_come_from_the_headers),
