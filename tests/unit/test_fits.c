@@ -81,7 +81,7 @@ static void the_plans_bytes_are_enough_and_no_byte_less(void **state)
         int shape = k % N_SHAPES, tp = 1 << k / N_SHAPES % 3, pp = 1 + k / N_SHAPES / 3 % 3;
         struct engine_options o = {.model = dirs[shape].path, .tp = tp, .pp = pp, .slots = 2,
                                    .max_context = 70, .n_threads = 1,
-                                   .precision = k % 2 ? PRECISION_F32 : PRECISION_BF16};
+                                   .backend = backend_cpu()};
         struct engine *g;
         struct error e = {0};
         uint64_t most = 0;
