@@ -35,7 +35,8 @@ static const struct device_sizes kinds[N_DEVICE_KINDS] = {
                      .matrix = cuda_matrix_size,
                      .scratch = cuda_scratch,
                      .context = 512 * MIB,
-                     .libraries = 384 * MIB},
+                     .libraries = 384 * MIB,
+                     .pinned = 2 * CUDA_STAGING_HALF},
 };
 
 const struct device_sizes *device_sizes(enum device_kind kind) { return &kinds[kind]; }

@@ -132,3 +132,14 @@ void rank_carve(const struct rank_shape *s, struct carve *c, struct carve *host,
     if (host->base != NULL) *sampler = host->base + host->used;
     sampler_carve(&parts, &shape, host);
 }
+
+struct ledger rank_host_ledger(const struct rank_shape *s)
+{
+    const struct device_sizes *sizes = device_sizes(s->device);
+    struct carve c = {0}, host = {0};
+    void *at[N_RANK_BUFFERS], *sampler;
+    if (sizes->host_reads) return host.ledger;
+    rank_carve(s, &c, &host, at, &sampler);
+    host.ledger.bytes[LEDGER_STAGING] += sizes->pinned;
+    return host.ledger;
+}

@@ -40,6 +40,10 @@ enum { RANK_SAMPLED_BYTES = 12 + 8 * LOGPROBS_MAX }; // a chosen token with its 
 void rank_carve(const struct rank_shape *s, struct carve *c, struct carve *host,
                 void *at[N_RANK_BUFFERS], void **sampler);
 
+// What a rank holds of the host's memory beside its device: the parts that the host reads, and
+// what the open device copies through. Nothing where the host reads the device's memory.
+struct ledger rank_host_ledger(const struct rank_shape *s);
+
 // Of the pool of one layer.
 uint64_t rank_kv_layer_bytes(const struct rank_shape *s);
 

@@ -1,6 +1,31 @@
 #include "tools/plan_host.h"
 
+#include "common/rank_layout.h"
 #include "workers/host.h"
+
+static struct ledger pinned_by_ranks(const struct plan *p, const struct plan_request *r, int stage)
+{
+    struct ledger all = {0};
+    for (int rank = 0; rank < p->tp; rank++) {
+        struct rank_shape shape = {.config = r->config,
+                                   .place = {.first = p->first[stage],
+                                             .last = p->first[stage] + p->layers[stage],
+                                             .head = stage == 0,
+                                             .tail = stage == p->pp - 1,
+                                             .tp_rank = rank,
+                                             .tp = p->tp},
+                                   .device = r->device,
+                                   .f32 = r->f32,
+                                   .slots = p->slots,
+                                   .max_blocks = p->max_blocks,
+                                   .n_blocks = p->kv_blocks,
+                                   .max_rows = p->max_rows,
+                                   .max_out = p->max_out};
+        struct ledger one = rank_host_ledger(&shape);
+        ledger_add(&all, &one);
+    }
+    return all;
+}
 
 struct plan_host plan_host_of(const struct plan *p, const struct plan_request *r, int stage)
 {
@@ -27,5 +52,8 @@ struct plan_host plan_host_of(const struct plan *p, const struct plan_request *r
                               .config = r->config,
                               .precision = precision,
                               .limits = limits};
-    return (struct plan_host){host_ledger(&s, &e), epoch_received_bytes(&e)};
+    struct plan_host host = {host_ledger(&s, &e), epoch_received_bytes(&e)};
+    struct ledger pinned = pinned_by_ranks(p, r, stage);
+    ledger_add(&host.ledger, &pinned);
+    return host;
 }

@@ -17,10 +17,12 @@ static void add_stage(struct wire_figures *to, struct wire_rank *ranks, struct s
     for (int i = 0; i < TP_MAX; i++) ranks[i].busy_us += f.busy_us[i];
 }
 
-static void add_memory(struct wire_rank *ranks, int tp, struct stage *s)
+static void add_memory(struct ledger *host, struct wire_rank *ranks, int tp, struct stage *s)
 {
     struct error e;
     if (s == NULL || stage_state(s, &e) != STAGE_READY) return;
+    struct ledger pinned = stage_host_ledger(s);
+    ledger_add(host, &pinned);
     for (int i = 0; i < tp; i++) ranks[i].memory = stage_rank_ledger(s, i);
 }
 
@@ -48,7 +50,7 @@ void figures_now(const struct figures *f, struct stage *s, const struct head *h,
     to->heap_calls = seal_counts().broken;
     memcpy(ranks, f->ranks, sizeof f->ranks);
     add_stage(to, ranks, s);
-    add_memory(ranks, tp, s);
+    add_memory(&to->memory, ranks, tp, s);
     add_head(to, h);
     if (ep != NULL) to->stale_frames += ep->n_stale;
     to->ranks = ranks;

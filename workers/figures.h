@@ -19,8 +19,8 @@ void figures_end_stage(struct figures *f, struct stage *s);
 void figures_end_head(struct figures *f, const struct head *h);
 void figures_end_epoch(struct figures *f, const struct epoch *ep);
 
-// All of it: with what is there (NULL: it is not). `ranks` (TP_MAX) is room for those of the tp
-// ranks, and outlives `to`.
+// All of it: with what is there (NULL: it is not); of host memory what ranks pin, and no more.
+// `ranks` (TP_MAX) is room for those of the tp ranks, and outlives `to`.
 void figures_now(const struct figures *f, struct stage *s, const struct head *h,
                  const struct epoch *ep, int tp, struct wire_rank *ranks, struct wire_figures *to);
 

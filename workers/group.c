@@ -488,7 +488,7 @@ static void on_ping(struct group *g, const struct wire_ping *ping)
     m.pong.counted = true;
     figures_now(&g->figures, g->stage, g->head, g->open ? &g->epoch : NULL, g->options.tp, ranks,
                 &m.pong.figures);
-    m.pong.figures.memory = g->host.ledger;
+    ledger_add(&m.pong.figures.memory, &g->host.ledger);
     control_send(&g->control, &m);
 }
 

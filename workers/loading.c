@@ -33,11 +33,17 @@ void loading_report(int stage_number, const struct stage *stage, const struct ma
     struct ledger ledger = stage_ledger(stage);
     char lines[LEDGER_TEXT_MAX];
     uint64_t loaded, total;
+    struct ledger pinned = stage_host_ledger(stage);
     ledger_print(&ledger, lines, sizeof lines);
     stage_progress(stage, &loaded, &total);
     log_line(LOG_INFO, "loaded", log_int("stage", stage_number),
              log_int("total_bytes", ledger_total(&ledger)), log_str("ledger", lines),
              log_int("read_bytes", total), log_int("read_ms", stage_load_ns(stage) / 1000000));
+    if (ledger_total(&pinned) > 0) {
+        ledger_print(&pinned, lines, sizeof lines);
+        log_line(LOG_INFO, "pinned", log_int("stage", stage_number),
+                 log_int("bytes", ledger_total(&pinned)), log_str("ledger", lines));
+    }
     if (manifest == NULL) return;
     log_line(LOG_INFO, "manifest", log_str("file", file),
              log_int("compared", manifest_n_compared(manifest)),

@@ -23,7 +23,7 @@ struct rank {
     struct device *device;
     struct weights weights;
     struct forward forward;
-    struct ledger ledger;
+    struct ledger ledger, host_ledger; // of its device; of host memory beside it
     enum status status;
     struct error error;
 };
@@ -151,6 +151,8 @@ static enum status load_rank(struct rank *r)
         beside = (struct carve){.base = base, .size = beside.used};
     }
     try(layout_rank(r, &carve, host));
+    r->host_ledger = beside.ledger;
+    r->host_ledger.bytes[LEDGER_STAGING] += device_sizes(o->backend->kind)->pinned;
     return pack_rank(r);
 }
 
@@ -401,6 +403,13 @@ struct ledger stage_ledger(const struct stage *s)
         if (ledger_total(&s->ranks[i].ledger) > ledger_total(&s->ranks[most].ledger)) most = i;
     }
     return s->ranks[most].ledger;
+}
+
+struct ledger stage_host_ledger(const struct stage *s)
+{
+    struct ledger all = {0};
+    for (int i = 0; i < s->options.tp; i++) ledger_add(&all, &s->ranks[i].host_ledger);
+    return all;
 }
 
 struct stage_step *stage_place(struct stage *s, int i) { return &s->steps[i]; }

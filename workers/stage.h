@@ -79,6 +79,9 @@ int64_t stage_load_ns(const struct stage *s);
 struct ledger stage_rank_ledger(const struct stage *s, int rank);
 struct ledger stage_ledger(const struct stage *s);
 
+// After READY: what all ranks together pinned of the host's memory, beside that of the group.
+struct ledger stage_host_ledger(const struct stage *s);
+
 // Place i of the ring, 0 <= i < n_steps, whose buffers stay where they are.
 struct stage_step *stage_place(struct stage *s, int i);
 

@@ -37,7 +37,7 @@ static cudaError_t create_parts(struct device *d)
 {
     cudaError_t error = cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking);
     if (error == cudaSuccess) {
-        error = cudaHostAlloc((void **) &d->staging, 2 * (size_t) CUDA_STAGING_HALF,
+        error = cudaHostAlloc((void **) &d->staging, device_sizes(DEVICE_CUDA)->pinned,
                               cudaHostAllocDefault);
     }
     for (int i = 0; i < 2 && error == cudaSuccess; i++) {

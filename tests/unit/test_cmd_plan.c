@@ -218,6 +218,32 @@ static void test_kinds_of_devices(void **state)
     }
 }
 
+// On GPUs the ranks pin host memory beside their group's: each 16 MiB for its copies, and the last
+// stage's what the host reads.
+static void test_host_memory_of_gpus(void **state)
+{
+    (void) state;
+    long long staging[2][2], logits[2][2]; // [device][stage]
+    for (int gpu = 0; gpu < 2; gpu++) {
+        assert_int_equal(command_run(&c, cmd_plan, NULL, "plan", "--model", FIXTURES "/tiny-fp8",
+                                     "--vram", "4G", "--device", gpu ? "cuda" : "cpu", "--gpus",
+                                     "4", "--tp", "2", "--pp", "2", "--json"), 0);
+        json_t *o = object();
+        for (int i = 0; i < 2; i++) {
+            const json_t *host =
+                json_object_get(json_array_get(json_object_get(o, "stages"), (size_t) i), "host");
+            staging[gpu][i] = number(host, "staging");
+            logits[gpu][i] = number(host, "logits");
+        }
+        json_decref(o);
+    }
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(staging[1][i] - staging[0][i], 2 * (16ll << 20));
+        assert_int_equal(logits[0][i], 0);
+        assert_int_equal(logits[1][i] > 0, i == 1);
+    }
+}
+
 // The types of the files' headers, not those that the config implies.
 static void test_types_come_from_the_headers(void **state)
 {
@@ -396,6 +422,7 @@ int main(void)
         cmocka_unit_test(test_compare_with_a_refusal),
         cmocka_unit_test(test_nodes_that_differ),
         cmocka_unit_test(test_kinds_of_devices),
+        cmocka_unit_test(test_host_memory_of_gpus),
         cmocka_unit_test(test_types_come_from_the_headers),
         cmocka_unit_test(test_the_cut_asked_for),
         cmocka_unit_test(test_files_of_each_stage),

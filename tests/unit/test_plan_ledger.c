@@ -1,4 +1,5 @@
 #include "common/plan_cost.h"
+#include "common/rank_layout.h"
 #include "kernels/backend.h"
 #include "workers/forward.h"
 #include "workers/stage.h"
@@ -446,6 +447,31 @@ static void test_slots_of_a_gpu(void **state)
     assert_int_equal(p.slots, 512);
 }
 
+// What ranks pin beside GPUs: all copy through staging; the last stage's hold what the host reads.
+static void test_host_memory_of_ranks(void **state)
+{
+    (void) state;
+    struct model_config c = load("deepseek-v3");
+    for (int tail = 0; tail < 2; tail++) {
+        struct rank_shape s = {.config = &c, .device = DEVICE_CUDA, .slots = 48, .max_blocks = 3,
+                               .n_blocks = 99, .max_rows = 128, .max_out = 40,
+                               .place = {.last = 2, .tail = tail, .tp_rank = 1, .tp = 8}};
+        struct ledger l = rank_host_ledger(&s), none = {0}, large;
+        uint64_t logits = tail ? 40ull * (uint64_t) (c.vocab_size / 8) * sizeof(float) : 0;
+        assert_int_equal(l.bytes[LEDGER_STAGING], 2 * 8 * MIB);
+        assert_int_equal(l.bytes[LEDGER_LOGITS], carve_aligned(logits));
+        assert_int_equal(l.bytes[LEDGER_HISTORY] > 0, tail);
+        assert_int_equal(l.bytes[LEDGER_SAMPLER] > 0, tail);
+        assert_int_equal(l.bytes[LEDGER_WEIGHTS] + l.bytes[LEDGER_KV] + l.bytes[LEDGER_SCRATCH], 0);
+        s.n_blocks = 9999; // the pool is the device's
+        large = rank_host_ledger(&s);
+        assert_memory_equal(&l, &large, sizeof l);
+        s.device = DEVICE_CPU;
+        l = rank_host_ledger(&s);
+        assert_memory_equal(&l, &none, sizeof l);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -460,6 +486,7 @@ int main(void)
         cmocka_unit_test(test_groups_that_differ),
         cmocka_unit_test(test_scales_that_are_held_twice),
         cmocka_unit_test(test_slots_of_a_gpu),
+        cmocka_unit_test(test_host_memory_of_ranks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
