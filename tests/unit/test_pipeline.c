@@ -95,7 +95,7 @@ static struct engine *open_engine(const char *model, int tp, int pp, int chunk, 
     struct error e = {0};
     struct engine_options o = {.model = model, .tp = tp, .pp = pp, .chunk = chunk, .slots = slots,
                                .precision = precision, .score = score, .max_context = 400,
-                               .n_threads = 1};
+                               .n_threads = 1, .backend = backend_cpu()};
     if (engine_open(&engine, &o, &e) != OK) fail_msg("%s: %s", model, e.text);
     return engine;
 }

@@ -101,7 +101,8 @@ static void run_pipeline(int tp, int pp, int n)
     struct engine *g;
     struct error e = {0};
     struct engine_options o = {.model = dir.path, .tp = tp, .pp = pp, .slots = SLOTS,
-                               .max_context = 8, .precision = PRECISION_F32, .n_threads = 2};
+                               .max_context = 8, .precision = PRECISION_F32, .n_threads = 2,
+                               .backend = backend_cpu()};
     long settled = 0;
     if (engine_open(&g, &o, &e) != OK) fail_msg("%s", e.text);
     for (int done = 0; done < n; done += BATCH) {
