@@ -225,16 +225,16 @@ static void test_of_random_requests(void **state)
 {
     (void) state;
     int n_refused = 0, n_remedies = 0;
-    for (int i = 0; i < 200; i++) {
+    for (int i = 0; i < 160; i++) {
         char flags[WORD_SIZE];
-        bool tiny = i % 8 != 0;
+        bool tiny = i % 16 != 0;
         draw(flags, tiny ? 5 : 61, tiny ? 24 : 32000);
         int n = try_remedies(tiny ? "tiny-fp8" : "deepseek-v3", flags);
         if (n <= 0) continue;
         n_refused++;
         n_remedies += n;
     }
-    assert_true(n_refused > 60 && n_remedies > 180);
+    assert_true(n_refused > 40 && n_remedies > 120);
 }
 
 int main(void)
