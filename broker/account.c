@@ -19,7 +19,7 @@ bool account_view(const struct account *a, int64_t now_ms, struct dispatch_pipel
                                      .slots = credit_slots(&a->credit),
                                      .blocks = credit_blocks(&a->credit),
                                      .n_running = a->n_active + a->n_promised,
-                                     .alone = a->n_poison > 0,
+                                     .alone = a->n_poison + a->n_promised_poison > 0,
                                      .all_slots = (uint64_t) a->slots,
                                      .all_blocks = (uint64_t) a->blocks};
     return true;

@@ -20,6 +20,7 @@ struct account {
     bool paused;       // as people want it: no more jobs, until they want it otherwise
     int64_t resume_ms; // no jobs earlier
     int n_promised;    // jobs that were chosen for it, and not claimed yet
+    int n_promised_poison; // of these poison
     int listed_from, n_listed; // attempts of the last view
     int n_active, n_poison, n_held; // attempts: claimed or at the head; of these poison; and with
                                     // results that Redis has not yet

@@ -90,7 +90,8 @@ static void step(struct claims *c);
 static void give_credit_back(struct claims *c, const struct chosen *r)
 {
     dispatch_give_back(&c->dispatch, &r->pick);
-    if (!r->unfit) jobs_withdraw(c->options.jobs, r->epoch, r->ready.need_blocks);
+    if (r->unfit) return;
+    jobs_withdraw(c->options.jobs, r->epoch, r->ready.need_blocks, r->ready.poison);
 }
 
 static void take(struct round *round, const struct chosen *r, const struct queue_job *j)
@@ -214,7 +215,8 @@ static void prepare(struct round *round, const struct dispatch_pick *pick, uint6
     ready->id[0] = '\0';
     if (r->unfit) return;
     r->epoch = epoch;
-    const char *owner = jobs_promise(c->options.jobs, r->epoch, r->ready.need_blocks);
+    const char *owner = jobs_promise(c->options.jobs, r->epoch, r->ready.need_blocks,
+                                     r->ready.poison);
     snprintf(r->owner, sizeof r->owner, "%s", owner);
 }
 

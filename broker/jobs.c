@@ -125,7 +125,10 @@ enum status jobs_add(struct jobs *j, const struct job_key *key, uint64_t need_bl
     struct account *account = jobs_account(j, epoch);
     attempt_set_account(a, account);
     a->credited = account != NULL;
-    if (account != NULL) account->n_promised--;
+    if (account != NULL) {
+        account->n_promised--;
+        account->n_promised_poison -= poison;
+    }
     return OK;
 }
 

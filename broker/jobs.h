@@ -116,9 +116,10 @@ bool jobs_room(const struct jobs *j, int model); // one of them has a free slot
 bool jobs_serves(const struct jobs *j, uint64_t epoch);
 
 // Takes the credit for a job that was chosen for this pipeline of the last view, until jobs_add or
-// jobs_withdraw. Returns the name of its head's group.
-const char *jobs_promise(struct jobs *j, uint64_t epoch, uint64_t need_blocks);
-void jobs_withdraw(struct jobs *j, uint64_t epoch, uint64_t need_blocks);
+// jobs_withdraw. poison: nothing is chosen beside it from now on. Returns the name of its head's
+// group.
+const char *jobs_promise(struct jobs *j, uint64_t epoch, uint64_t need_blocks, bool poison);
+void jobs_withdraw(struct jobs *j, uint64_t epoch, uint64_t need_blocks, bool poison);
 
 // --- for metrics
 

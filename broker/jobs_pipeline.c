@@ -219,19 +219,21 @@ bool jobs_room(const struct jobs *j, int model)
     return false;
 }
 
-const char *jobs_promise(struct jobs *j, uint64_t epoch, uint64_t need_blocks)
+const char *jobs_promise(struct jobs *j, uint64_t epoch, uint64_t need_blocks, bool poison)
 {
     struct account *account = jobs_account(j, epoch);
     check(account != NULL, "a pipeline of the last view");
     credit_take(&account->credit, need_blocks);
     account->n_promised++;
+    account->n_promised_poison += poison;
     return account->name;
 }
 
-void jobs_withdraw(struct jobs *j, uint64_t epoch, uint64_t need_blocks)
+void jobs_withdraw(struct jobs *j, uint64_t epoch, uint64_t need_blocks, bool poison)
 {
     struct account *account = jobs_account(j, epoch);
     if (account == NULL) return;
     credit_give_back(&account->credit, need_blocks);
     account->n_promised--;
+    account->n_promised_poison -= poison;
 }

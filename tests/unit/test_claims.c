@@ -154,7 +154,8 @@ static struct call *expect_call(char what, int class, int nth)
     return c;
 }
 
-// A window with jobs named <letter>1 .. <letter>n, each of so many blocks.
+// A window with jobs named <letter>1 .. <letter>n, each of so many blocks; of letter p all are
+// poison.
 static void answer_window(struct call *c, char letter, int n, uint64_t need_blocks)
 {
     struct queue_header headers[KEYS_MAX] = {0};
@@ -163,7 +164,7 @@ static void answer_window(struct call *c, char letter, int n, uint64_t need_bloc
         snprintf(ids[i], sizeof ids[i], "%c%d", letter, i + 1);
         headers[i] = (struct queue_header){.id = ids[i], .seq = (uint64_t) (100 * letter + i),
                                            .need_blocks = need_blocks, .n_prompt = 3,
-                                           .max_tokens = 5};
+                                           .max_tokens = 5, .poison = letter == 'p'};
     }
     const struct queue_reply r = {.n = (size_t) n, .headers = headers};
     c->open = false;
@@ -202,6 +203,18 @@ static void answer_claim(struct call *c)
     c->open = false;
     c->fn(c->arg, &r);
     for (size_t i = 0; i < c->n; i++) buffer_deinit(&messages[i]);
+}
+
+// None of its jobs is ready any more.
+static void answer_gone(struct call *c)
+{
+    struct queue_job jobs[KEYS_MAX];
+    for (size_t i = 0; i < c->n; i++) {
+        jobs[i] = (struct queue_job){.word = QUEUE_GONE, .tenant = "t", .id = c->ids[i]};
+    }
+    const struct queue_reply r = {.n = c->n, .jobs = jobs};
+    c->open = false;
+    c->fn(c->arg, &r);
 }
 
 static void lose(struct call *c)
@@ -285,13 +298,18 @@ static void end_world(void)
 static bool is_open(char what, int class, int nth) { return open_call(what, class, nth) != NULL; }
 
 // What the first round finds: jobs of one class.
-static struct call *first_claim(int of_class, int n, uint64_t need_blocks)
+static struct call *first_claim_of(char letter, int of_class, int n, uint64_t need_blocks)
 {
     for (int class = 0; class < JOB_CLASSES; class++) {
         struct call *c = expect_call('w', class, 0);
-        answer_window(c, 'b', class == of_class ? n : 0, need_blocks);
+        answer_window(c, letter, class == of_class ? n : 0, need_blocks);
     }
     return expect_call('c', 0, 0);
+}
+
+static struct call *first_claim(int of_class, int n, uint64_t need_blocks)
+{
+    return first_claim_of('b', of_class, n, need_blocks);
 }
 
 // --- tests
@@ -330,6 +348,40 @@ static void class_0_waits_for_no_open_claim(void **state)
     assert_string_equal(w.sent[0], "u1");
     answer_claim(bulk);
     await_sent(3);
+    end_world();
+}
+
+// A poison job runs alone, also while its claim is open.
+static void class_0_is_not_claimed_beside_poison(void **state)
+{
+    (void) state;
+    start_world();
+    struct call *poison = first_claim_of('p', 3, 2, 1);
+    assert_int_equal(poison->n, 1);
+    claims_changed(w.claims, "t", 3);
+    claims_changed(w.claims, "t", 0);
+    struct call *window = open_call('w', 0, 0);
+    if (window != NULL) answer_window(window, 'u', 1, 1);
+    assert_false(is_open('c', 0, 1));
+    answer_claim(poison);
+    await_sent(1);
+    assert_string_equal(w.sent[0], "p1");
+    claims_changed(w.claims, "t", -1);
+    assert_false(is_open('c', 0, 0));
+    end_world();
+}
+
+// The claim failed: what it promised is taken back, and others may run.
+static void poison_that_was_not_claimed_is_in_nobodys_way(void **state)
+{
+    (void) state;
+    start_world();
+    answer_gone(first_claim_of('p', 3, 1, 1));
+    claims_changed(w.claims, "t", -1);
+    for (int class = 0; class < JOB_CLASSES; class++) {
+        answer_window(expect_call('w', class, 0), 'u', class == 0 ? 2 : 0, 1);
+    }
+    assert_int_equal(expect_call('c', 0, 0)->n, 2);
     end_world();
 }
 
@@ -447,6 +499,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_ready_is_claimed_read_and_sent),
         cmocka_unit_test(class_0_waits_for_no_open_claim),
+        cmocka_unit_test(class_0_is_not_claimed_beside_poison),
+        cmocka_unit_test(poison_that_was_not_claimed_is_in_nobodys_way),
         cmocka_unit_test(class_0_among_itself_goes_in_rounds),
         cmocka_unit_test(lost_claims_are_said_again),
         cmocka_unit_test(what_was_admitted_is_claimed_without_a_look),

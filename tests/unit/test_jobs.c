@@ -46,13 +46,13 @@ static void no_more_is_promised_than_the_table_holds(void **state)
     struct job_key key = {.tenant = "t", .id = "a"};
     for (uint64_t epoch = 1; jobs_room(jobs, 0); n++) {
         if (n == SLOTS_MAX * (int) epoch) epoch++;
-        assert_string_equal(jobs_promise(jobs, epoch, 1), "head");
+        assert_string_equal(jobs_promise(jobs, epoch, 1, false), "head");
         assert_int_equal(slots_in_view(jobs), JOBS_MAX - n - 1);
         key.attempt = (uint64_t) n + 1;
         assert_int_equal(jobs_add(jobs, &key, 1, 1, false, epoch), OK);
         if (n % 512 != 0) continue; // a promise that is taken back
-        assert_string_equal(jobs_promise(jobs, 3, 1), "head");
-        jobs_withdraw(jobs, 3, 1);
+        assert_string_equal(jobs_promise(jobs, 3, 1, false), "head");
+        jobs_withdraw(jobs, 3, 1, false);
     }
     assert_int_equal(n, JOBS_MAX);
     assert_int_equal(jobs_n_active(jobs), JOBS_MAX);
@@ -90,10 +90,10 @@ static void a_view_lists_what_runs(void **state)
     for (uint64_t i = 1; i <= 5; i++) {
         struct job_key key = {.tenant = "t", .id = "a", .attempt = i};
         uint64_t epoch = 1 + i % 2;
-        jobs_promise(jobs, epoch, i);
+        jobs_promise(jobs, epoch, i, false);
         assert_int_equal(jobs_add(jobs, &key, i, 100 * i, false, epoch), OK);
     }
-    jobs_promise(jobs, 3, 1); // not claimed yet
+    jobs_promise(jobs, 3, 1, false); // not claimed yet
     jobs_close(jobs, 1);
     assert_int_equal(jobs_view(jobs, 0, seen), 2);
     assert_int_equal(seen[0].id, 2);

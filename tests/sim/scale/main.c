@@ -237,7 +237,7 @@ static void start_job(const struct dispatch_pick *p, uint64_t epoch)
     snprintf(j->key.id, sizeof j->key.id, "job-%" PRIu64, room.attempt);
     wire.key = j->key;
     int64_t from = now_ns();
-    jobs_promise(room.jobs, epoch, j->need);
+    jobs_promise(room.jobs, epoch, j->need, false);
     check(jobs_add(room.jobs, &j->key, j->need, ready->steps, false, epoch) == OK);
     jobs_start(room.jobs, &wire, j->need);
     room.start_ns += now_ns() - from;
