@@ -13,11 +13,12 @@
 // runs.
 //
 // A job whose turn it is and that fits nowhere holds a pipeline: the one with most room that has no
-// hold, or one of a worse class. What runs there tells when enough of it will be free at the
-// latest, counted in steps; until then others start there only where they don't delay that: they
+// hold, or one of a worse class. What runs there tells about when enough of it will be free,
+// counted in steps; until then others start there only where, about, they don't delay that: they
 // end before, or leave enough beside them (EASY backfilling), and at most DISPATCH_SKIPS_MAX, as
-// what is foreseen may be wrong. Pipelines without a hold take whatever fits. So a large job is
-// not starved by small ones, and the room that it waits for is not idle.
+// what is foreseen may be wrong: a step may have no room for a sequence's next rows. Pipelines
+// without a hold take whatever fits. So a large job is not starved by small ones, and the room that
+// it waits for is not idle.
 #ifndef PENSTOCK_BROKER_DISPATCH_H
 #define PENSTOCK_BROKER_DISPATCH_H
 
@@ -88,7 +89,7 @@ struct dispatch_tenant {
 
 // A job that has credit of a pipeline.
 struct dispatch_running {
-    uint64_t blocks, steps; // steps: until it ends, at most
+    uint64_t blocks, steps; // steps: until it ends, about and at most
 };
 
 // A pipeline that takes jobs now: what is free there.

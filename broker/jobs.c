@@ -140,6 +140,7 @@ static bool set_ids(struct attempt *a, const struct wire_bytes ids)
     if (n == 0) return true;
     a->ids = malloc((size_t) n * sizeof *a->ids);
     a->room = a->ids != NULL ? n : 0;
+    a->steps += (uint64_t) (n + KV_BLOCK_ROWS - 1) / KV_BLOCK_ROWS; // they are prefilled again
     if (a->ids != NULL) wire_ids_copy(ids, a->ids);
     return a->ids != NULL;
 }

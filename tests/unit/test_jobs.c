@@ -12,6 +12,12 @@
 
 static void on_freed(void *arg) { (void) arg; }
 
+static bool on_send(void *arg, const struct peer *to, const struct wire_message *m)
+{
+    (void) arg, (void) to, (void) m;
+    return true;
+}
+
 static void bring_up(struct jobs *jobs, uint64_t epoch)
 {
     const struct jobs_pipeline p = {.id = epoch, .epoch = epoch, .head = {.n = 1}, .name = "head",
@@ -110,11 +116,35 @@ static void a_view_lists_what_runs(void **state)
     jobs_destroy(&jobs);
 }
 
+// What an earlier attempt had generated need not be decoded, but goes in again as a prompt does.
+static void resumed_ids_take_steps(void **state)
+{
+    (void) state;
+    enum { RESUMED = KV_BLOCK_ROWS + 1 };
+    static const int32_t ids[RESUMED];
+    const struct jobs_options o = {.send = on_send, .freed = on_freed};
+    const struct job_key key = {"t", "a", 2};
+    const struct wire_job job = {.key = key, .max_tokens = 200, .resume = {ids, sizeof ids}};
+    struct dispatch_pipeline seen[PIPELINES_MAX];
+    struct jobs *jobs;
+    struct error e;
+    assert_int_equal(jobs_create(&jobs, &o, &e), OK);
+    bring_up(jobs, 1);
+    jobs_promise(jobs, 1, 5, false);
+    assert_int_equal(jobs_add(jobs, &key, 5, 201, false, 1), OK);
+    jobs_start(jobs, &job, 5);
+    assert_int_equal(jobs_view(jobs, 0, seen), 1);
+    assert_int_equal(seen[0].n_listed, 1);
+    assert_int_equal(seen[0].running[0].steps, 201 + 2 - RESUMED);
+    jobs_destroy(&jobs);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_more_is_promised_than_the_table_holds),
         cmocka_unit_test(a_view_lists_what_runs),
+        cmocka_unit_test(resumed_ids_take_steps),
         cmocka_unit_test(a_key_that_no_job_has_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
