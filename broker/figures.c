@@ -131,7 +131,7 @@ bool figures_hear(struct group_figures *g, struct model_figures *model, int stag
 {
     bool changed = !g->told || !same(&g->last, f);
     if (stage >= 0 || !g->told) g->stage = stage;
-    count_model(model, g->stage, &g->last, f);
+    if (g->told) count_model(model, g->stage, &g->last, f);
     g->last = *f;
     if (f->n_ranks > 0) memcpy(g->ranks, f->ranks, (size_t) f->n_ranks * sizeof *f->ranks);
     g->last.ranks = g->ranks;

@@ -17,7 +17,7 @@ struct figures_rates { // a second, over the last 5 to 10 of them
 };
 
 struct group_figures {
-    bool told;
+    bool told; // by PONG, since its process began
     uint8_t boot[WIRE_ID_BYTES];
     struct wire_figures ended; // counters of its former processes
     struct wire_figures last;  // what this one told last; its ranks are those below
@@ -38,8 +38,9 @@ struct model_figures {
 // The group says HELLO: another boot id is another process.
 void figures_hello(struct group_figures *g, const uint8_t boot[WIRE_ID_BYTES]);
 
-// PONG, of a group that has this stage of the model (-1: none; then its last one counts). True: it
-// has done or holds something else than it told before.
+// PONG, of a group that has this stage of the model (-1: none; then its last one counts). The first
+// one of a process counts nothing in the model's books: what it did before was told to another
+// leader, or has been counted. True: it has done or holds something else than it told before.
 bool figures_hear(struct group_figures *g, struct model_figures *model, int stage,
                   const struct wire_figures *f, int64_t now_ms);
 

@@ -33,33 +33,32 @@ static struct fleet_report *report_of(struct fleet_record *r, const struct peer 
     return NULL;
 }
 
-// A new connection of a group that is known takes its place.
+// A new connection of a group that is known takes its place; else a free one, or that of the group
+// that was heard longest ago.
 static struct fleet_report *place_for(struct fleet_record *r, const struct peer *from,
                                       const char *name)
 {
-    struct fleet_report *free = NULL;
+    struct fleet_report *best = &r->at[0];
     for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
         struct fleet_report *p = &r->at[i];
-        if (!p->used) {
-            free = free != NULL ? free : p;
-        } else if (strcmp(p->name, name) == 0 && strcmp(p->peer.key, from->key) == 0) {
-            return p;
-        }
+        bool same = p->used && strcmp(p->name, name) == 0;
+        if (same && strcmp(p->peer.key, from->key) == 0) return p;
+        if (best->used && (!p->used || p->heard_ms < best->heard_ms)) best = p;
     }
-    if (free != NULL) return free;
-    free = &r->at[r->next];
-    r->next = (r->next + 1) % FLEET_GROUPS_MAX;
-    return free;
+    return best;
 }
 
-static void on_hello(struct fleet_record *r, const struct peer *from, const struct wire_hello *h)
+static void on_hello(struct fleet_record *r, const struct peer *from, const struct wire_hello *h,
+                     int64_t now_ms)
 {
     struct fleet_report *p = place_for(r, from, h->name);
     struct fleet_report before = *p;
-    bool known = before.used && strcmp(before.name, h->name) == 0;
+    bool known = before.used && strcmp(before.name, h->name) == 0 &&
+                 strcmp(before.peer.key, from->key) == 0;
     if (!known) *p = (struct fleet_report){0};
     p->used = true;
     p->peer = *from;
+    p->heard_ms = now_ms;
     figures_hello(&p->figures, h->boot);
     p->n_ranks = h->tp;
     p->device_bytes = h->n_devices > 0 ? UINT64_MAX : 0;
@@ -70,16 +69,17 @@ static void on_hello(struct fleet_record *r, const struct peer *from, const stru
 }
 
 void fleet_record_hear(struct fleet_record *r, const struct peer *from,
-                       const struct wire_message *m)
+                       const struct wire_message *m, int64_t now_ms)
 {
     if (m->command == WIRE_HELLO) {
-        on_hello(r, from, &m->hello);
+        on_hello(r, from, &m->hello, now_ms);
         return;
     }
     bool tells = m->command == WIRE_READY || m->command == WIRE_PONG || m->command == WIRE_FAILED;
     struct fleet_report *p = tells ? report_of(r, from) : NULL;
     if (p == NULL) return;
     if (m->command == WIRE_PONG) {
+        p->heard_ms = now_ms;
         p->loaded_bytes = m->pong.loaded_bytes;
         p->load_bytes = m->pong.load_bytes;
     } else if (m->command == WIRE_READY) {

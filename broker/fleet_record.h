@@ -15,6 +15,7 @@ struct json_t;
 struct fleet_report {
     bool used;
     struct peer peer;
+    int64_t heard_ms; // its last HELLO or PONG
     char name[GROUP_NAME_MAX + 1];
     int n_ranks;
     uint64_t device_bytes; // of its smallest device
@@ -27,7 +28,6 @@ struct fleet_report {
 
 struct fleet_record {
     struct fleet_report at[FLEET_GROUPS_MAX];
-    int next;             // the place that is used again once all are
     struct json_t *said;  // last, without its time; NULL: nothing
     int64_t looked_ms, said_ms;
     size_t n_said;        // bytes
@@ -43,9 +43,10 @@ struct fleet_leader {
 
 void fleet_record_deinit(struct fleet_record *r);
 
-// A message of a group.
+// A message of a group. Once all places are used a new group takes the one that was heard longest
+// ago.
 void fleet_record_hear(struct fleet_record *r, const struct peer *from,
-                       const struct wire_message *m);
+                       const struct wire_message *m, int64_t now_ms);
 
 // A group's PONG: it has this stage (-1: none) of the model with this index.
 void fleet_record_count(struct fleet_record *r, const struct peer *from, int model, int stage,

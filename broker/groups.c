@@ -48,12 +48,20 @@ static void refuse_model(struct groups *g, const struct peer *from, const struct
     peers_refuse(&g->peers, from, h->name, &e);
 }
 
+// Its first PONG says from where on its work is this leader's: asked before it gets any.
+static void ask_figures(struct groups *g, const struct peer *from)
+{
+    struct wire_message m = {.command = WIRE_PING, .ping.seq = g->pings};
+    groups_send(g, from, &m);
+}
+
 static void on_hello(struct groups *g, const struct peer *from, const struct wire_message *m)
 {
     for (int i = 0; i < g->n_sites; i++) {
         struct site *s = &g->sites[i];
         if (strcmp(m->hello.model, s->model->hash) != 0) continue;
         site_hello(s, from, m, g->muster_ms, g->now_ms);
+        if (site_seen(s, from, g->now_ms)) ask_figures(g, from);
         return;
     }
     refuse_model(g, from, &m->hello);
@@ -79,7 +87,7 @@ static void count(struct groups *g, const struct site *s, const struct peer *fro
 static void on_message(void *arg, const struct peer *from, const struct wire_message *m)
 {
     struct groups *g = arg;
-    if (g->options.record != NULL) fleet_record_hear(g->options.record, from, m);
+    if (g->options.record != NULL) fleet_record_hear(g->options.record, from, m, g->now_ms);
     if (m->command == WIRE_ERROR) {
         log_line(LOG_WARN, "group_error", log_str("code", m->error.code),
                  log_str("error", m->error.message));

@@ -88,6 +88,24 @@ static void steps_count_for_the_stage_that_did_them(void **state)
     assert_int_equal(histogram_count(&model.steps[1][FIGURES_PREFILL], 31), 6);
 }
 
+// A new leader's books begin when it first hears of a group's work; the group's own go on.
+static void what_was_done_before_is_not_counted(void **state)
+{
+    (void) state;
+    const uint8_t boot[WIRE_ID_BYTES] = {1};
+    figures_hello(&group, boot);
+    struct wire_figures f = after(100);
+    assert_true(figures_hear(&group, &model, 0, &f, 0));
+    assert_true(model.prefill_tokens == 0 && model.decode_tokens == 0 && model.busy_us == 0);
+    assert_int_equal(histogram_count(&model.steps[0][FIGURES_PREFILL], 31), 0);
+    assert_int_equal(figures_total(&group).rows, 500);
+    figures_hello(&group, boot); // another connection: what follows is counted
+    f = after(103);
+    figures_hear(&group, &model, 0, &f, 1000);
+    assert_true(model.prefill_tokens == 9 && model.decode_tokens == 6);
+    assert_int_equal(histogram_count(&model.steps[0][FIGURES_PREFILL], 31), 3);
+}
+
 static void what_is_computed_again_is_wasted(void **state)
 {
     (void) state;
@@ -104,8 +122,10 @@ static void what_is_computed_again_is_wasted(void **state)
 static void whether_something_changed(void **state)
 {
     (void) state;
-    struct wire_figures f = after(3);
+    struct wire_figures f = after(0);
     assert_true(figures_hear(&group, &model, 0, &f, 0));
+    f = after(3);
+    assert_true(figures_hear(&group, &model, 0, &f, 500));
     assert_false(figures_hear(&group, &model, 0, &f, 1000));
     f.kv_used = 1;
     assert_true(figures_hear(&group, &model, 0, &f, 2000));
@@ -122,6 +142,7 @@ int main(void)
         cmocka_unit_test_setup(counters_and_rates, setup),
         cmocka_unit_test_setup(counters_outlive_processes, setup),
         cmocka_unit_test_setup(steps_count_for_the_stage_that_did_them, setup),
+        cmocka_unit_test_setup(what_was_done_before_is_not_counted, setup),
         cmocka_unit_test_setup(what_is_computed_again_is_wasted, setup),
         cmocka_unit_test_setup(whether_something_changed, setup),
     };

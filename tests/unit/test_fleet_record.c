@@ -17,6 +17,7 @@
 #include <string.h>
 
 static struct fleet_record record;
+static int64_t now_ms;
 
 static struct peer peer_of(int n)
 {
@@ -32,13 +33,13 @@ static void hello(int n, const char *name, uint64_t bytes)
     m.hello.devices = &device;
     m.hello.n_devices = m.hello.tp = 1;
     snprintf(m.hello.name, sizeof m.hello.name, "%s", name);
-    fleet_record_hear(&record, &from, &m);
+    fleet_record_hear(&record, &from, &m, now_ms);
 }
 
 static void say(int n, const struct wire_message *m)
 {
     struct peer from = peer_of(n);
-    fleet_record_hear(&record, &from, m);
+    fleet_record_hear(&record, &from, m, now_ms);
 }
 
 static const struct fleet_report *of(const char *name)
@@ -57,6 +58,7 @@ static int setup(void **state)
 {
     (void) state;
     record = (struct fleet_record){0};
+    now_ms = 0;
     return 0;
 }
 
@@ -102,6 +104,7 @@ static void what_groups_count_is_added_up(void **state)
 {
     (void) state;
     struct wire_rank rank = {.busy_us = 4000000};
+    struct wire_pong none = {.counted = true};
     struct wire_pong pong = {.counted = true,
                              .figures = {.rows = 10, .prefill_tokens = 6, .decode_tokens = 2,
                                          .ranks = &rank, .n_ranks = 1}};
@@ -109,6 +112,7 @@ static void what_groups_count_is_added_up(void **state)
     histogram_add(&pong.figures.decode_steps, 1000);
     fleet_record_count(&record, &from, 1, 2, &pong, 1000); // nobody's
     hello(1, "a", 1000);
+    fleet_record_count(&record, &from, 1, 2, &none, 500);
     fleet_record_count(&record, &from, 1, 2, &pong, 1000);
     fleet_record_count(&record, &from, 1, 2, &pong, 2000); // nothing new
     assert_true(record.models[1].prefill_tokens == 6 && record.models[1].decode_tokens == 2);
@@ -125,14 +129,43 @@ static void more_groups_than_places(void **state)
 {
     (void) state;
     char name[16];
+    const struct wire_message pong = {.command = WIRE_PONG};
     for (int i = 0; i < FLEET_GROUPS_MAX + 3; i++) {
         snprintf(name, sizeof name, "g-%d", i);
+        now_ms = i;
         hello(i, name, 1);
+        say(0, &pong); // this one lives
     }
-    assert_null(of("g-0"));
-    assert_null(of("g-2"));
-    assert_non_null(of("g-3"));
+    assert_non_null(of("g-0"));
+    assert_null(of("g-1"));
+    assert_null(of("g-3"));
+    assert_non_null(of("g-4"));
     assert_non_null(of("g-258"));
+    now_ms++;
+    hello(4, "g-4", 1);
+    hello(300, "g-300", 1);
+    assert_non_null(of("g-4"));
+    assert_null(of("g-5"));
+}
+
+// Names that come and go take no place of a group that lives: its work is counted once.
+static void strangers_dont_make_work_count_twice(void **state)
+{
+    (void) state;
+    char name[16];
+    struct wire_message pong = {.command = WIRE_PONG, .pong.counted = true};
+    struct peer from = peer_of(0);
+    hello(0, "a", 1);
+    for (int i = 1; i <= 3 * FLEET_GROUPS_MAX; i++) {
+        now_ms = i;
+        pong.pong.figures.decode_tokens = (uint64_t) i - 1;
+        say(0, &pong);
+        fleet_record_count(&record, &from, 0, 0, &pong.pong, now_ms);
+        snprintf(name, sizeof name, "g-%d", i);
+        hello(i, name, 1);
+        hello(0, "a", 1);
+    }
+    assert_int_equal(record.models[0].decode_tokens, 3 * FLEET_GROUPS_MAX - 1);
 }
 
 // --- as JSON
@@ -148,11 +181,11 @@ static int not_paused(void *arg, uint64_t epoch)
     return -1;
 }
 
-static json_t *said(const struct groups *g, int64_t now_ms)
+static json_t *said(const struct groups *g, int64_t at_ms)
 {
     const struct fleet_loads loads = {NULL, not_paused};
     const struct fleet_leader leader = {"b-1", "tcp://x:1", 7, 1234};
-    char *text = fleet_record_due(&record, &leader, g, 1, &loads, now_ms);
+    char *text = fleet_record_due(&record, &leader, g, 1, &loads, at_ms);
     if (text == NULL) return NULL;
     json_t *j = json_loads(text, 0, NULL);
     assert_non_null(j);
@@ -225,6 +258,7 @@ int main(void)
         cmocka_unit_test_setup(a_group_on_a_new_connection_is_the_same, setup),
         cmocka_unit_test_setup(what_groups_count_is_added_up, setup),
         cmocka_unit_test_setup(more_groups_than_places, setup),
+        cmocka_unit_test_setup(strangers_dont_make_work_count_twice, setup),
         cmocka_unit_test_setup(it_is_said_when_it_changes_and_every_ten_seconds, setup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
