@@ -191,13 +191,14 @@ static void write_group(const struct walk *w, const struct site *s, const struct
 
 enum { KV_USED, KV_RESERVED, KV_TOTAL, SEQUENCES, SLOTS };
 
-// A head's pool is its pipeline's: blocks mean the same on all stages.
+// A head's pool is its pipeline's: blocks mean the same on all stages. One that was a head before
+// may still tell of that pool.
 static void write_pool(const struct walk *w, const struct site *s, const struct group *g,
                        const struct fleet_report *told)
 {
     char id[NUMBER_SIZE];
     const struct pipeline *p = fleet_pipeline(&s->fleet, g);
-    if (told == NULL || p == NULL || told->figures.last.slots == 0) return;
+    if (g->stage != 0 || told == NULL || p == NULL || told->figures.last.slots == 0) return;
     const struct wire_figures *f = &told->figures.last;
     const uint64_t values[] = {f->kv_used, f->kv_reserved, f->kv_blocks, f->running, f->slots};
     exposition_count(w->to, w->name,

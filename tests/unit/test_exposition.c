@@ -3,6 +3,8 @@
 #include "broker/exposition.h"
 #include "broker/http.h"
 #include "broker/metrics.h"
+#include "broker/site.h"
+#include "tests/support/sockets.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -82,6 +84,74 @@ static void a_standby_tells_of_itself(void **state)
     assert_non_null(strstr((const char *) text.data, "\n# TYPE penstock_jobs gauge\n# HELP "));
 }
 
+static int times_in(const char *page, const char *what)
+{
+    int n = 0;
+    for (const char *at = page; (at = strstr(at, what)) != NULL; at += strlen(what)) n++;
+    return n;
+}
+
+static void nothing(void *arg, int model, const struct plan *plan)
+{
+    (void) arg, (void) model, (void) plan;
+}
+
+// A pipeline of two groups. Both tell of a pool: the second one was a head before.
+static void two_groups(struct fleet *f, struct fleet_record *r)
+{
+    f->n_groups = 2;
+    f->pipelines[0] = (struct pipeline){.id = 7, .epoch = 9, .state = PIPELINE_SERVING};
+    for (int i = 0; i < 2; i++) {
+        struct group *g = &f->groups[i];
+        struct wire_message m = {.command = WIRE_HELLO};
+        struct wire_pong pong = {.counted = true,
+                                 .figures = {.kv_blocks = 100 + (uint64_t) i, .slots = 4}};
+        *g = (struct group){.used = true, .stage = 1 - i, .peer = {.bytes = {0, (uint8_t) i},
+                            .n = 2}};
+        snprintf(g->name, sizeof g->name, "g-%d", i);
+        snprintf(m.hello.name, sizeof m.hello.name, "%s", g->name);
+        fleet_record_hear(r, &g->peer, &m, 0);
+        fleet_record_count(r, &g->peer, 0, g->stage, &pong, 0);
+    }
+}
+
+static void a_pipelines_pool_is_told_by_its_head_alone(void **state)
+{
+    (void) state;
+    static struct models models = {.n = 1};
+    static struct fleet_record record;
+    char endpoint[ENDPOINT_BYTES];
+    struct groups *groups;
+    struct error e;
+    void *context = zmq_ctx_new();
+    void *router = sockets_bind(context, ZMQ_ROUTER, false, "metrics", endpoint);
+    snprintf(models.at[0].name, sizeof models.at[0].name, "tiny");
+    models.at[0].pp = 2;
+    assert_int_equal(model_config_load(&models.at[0].config, FIXTURES "/tiny-bf16", &e), OK);
+    const struct groups_options o = {.models = &models, .socket = router, .planned = nothing};
+    assert_int_equal(groups_create(&groups, &o, &e), OK);
+    struct site *site = (struct site *) groups_site(groups, 0);
+    site->planned = true;
+    two_groups(&site->fleet, &record);
+    const struct metrics m = {.queue = "q", .name = "b", .leads = true, .groups = groups,
+                              .record = &record, .models = &models};
+    metrics_write(&m, &text);
+    assert_int_equal(buffer_append(&text, "", 1), OK);
+    const char *page = (const char *) text.data;
+    static const char *const names[] = {"\npenstock_kv_blocks_used{", "\npenstock_sequences{",
+                                        "\npenstock_kv_blocks_reserved{", "\npenstock_slots{"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        assert_int_equal(times_in(page, names[i]), 1);
+    }
+    static const char total[] = "\npenstock_kv_blocks_total{model=\"tiny\",pipeline=\"7\"} 101\n";
+    assert_non_null(strstr(page, total));
+    assert_int_equal(times_in(page, "\npenstock_kv_blocks_total{"), 1);
+    assert_int_equal(times_in(page, "\npenstock_group_info{"), 2);
+    groups_destroy(&groups);
+    zmq_close(router);
+    zmq_ctx_term(context);
+}
+
 static void places_to_listen(void **state)
 {
     (void) state;
@@ -108,6 +178,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(labels_are_escaped, setup, teardown),
         cmocka_unit_test_setup_teardown(a_histogram_is_cumulative, setup, teardown),
         cmocka_unit_test_setup_teardown(a_standby_tells_of_itself, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_pipelines_pool_is_told_by_its_head_alone, setup,
+                                        teardown),
         cmocka_unit_test(places_to_listen),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
