@@ -251,12 +251,12 @@ static enum status receive_steps(struct epoch *ep, int64_t now_ms, struct error 
 
 // --- what leaves
 
-static void end_step(struct epoch *ep, uint64_t number, const struct step_token *tokens, int n,
-                     const float *logits, int64_t now_ms)
+static enum status end_step(struct epoch *ep, uint64_t number, const struct step_token *tokens,
+                            int n, const float *logits, int64_t now_ms, struct error *e)
 {
     ep->n_flying--;
     ep->moved_ms = now_ms;
-    head_tokens(ep->head, number, tokens, n, logits, clock_ns());
+    return head_tokens(ep->head, number, tokens, n, logits, clock_ns(), e);
 }
 
 static enum status pass_on(struct epoch *ep, const struct stage_step *done, int64_t now_ms,
@@ -265,8 +265,7 @@ static enum status pass_on(struct epoch *ep, const struct stage_step *done, int6
     const struct epoch_options *o = &ep->options;
     const struct step *s = &done->step;
     if (alone(ep)) {
-        end_step(ep, s->number, done->tokens, s->n_out, done->logits, now_ms);
-        return OK;
+        return end_step(ep, s->number, done->tokens, s->n_out, done->logits, now_ms, e);
     }
     // The ring's place, not the epoch's: they differ once the stage has seen another epoch.
     struct epoch_place *place = &ep->places[done->index];
@@ -318,8 +317,8 @@ static enum status accept_tokens(struct epoch *ep, struct link_message *m, int64
         return error_set(e, ERR_INPUT, "bad_step", "%d tokens came with %zu bytes of logits, not "
                          "%zu", n, zmq_msg_size(&m->frames[1]), want);
     }
-    end_step(ep, number, ep->tokens, n, want > 0 ? zmq_msg_data(&m->frames[1]) : NULL, now_ms);
-    return OK;
+    const float *logits = want > 0 ? zmq_msg_data(&m->frames[1]) : NULL;
+    return end_step(ep, number, ep->tokens, n, logits, now_ms, e);
 }
 
 static enum status receive_tokens(struct epoch *ep, int64_t now_ms, struct error *e)

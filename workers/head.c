@@ -32,6 +32,7 @@ static void carve_head(struct head *h, const struct step_limits *l, struct carve
     h->n_blocks = carve_take(c, slots * sizeof *h->n_blocks);
     h->ids = carve_take(c, slots * ids_most(l) * sizeof *h->ids);
     h->blocks = carve_take(c, slots * (size_t) l->max_blocks * sizeof *h->blocks);
+    h->outs = carve_take(c, STEPS_IN_FLIGHT_MAX * (size_t) l->max_out * sizeof *h->outs);
     *free_blocks = carve_take(c, (size_t) l->n_blocks * sizeof **free_blocks);
     *seqs = carve_take(c, slots * sizeof **seqs);
 }
@@ -318,6 +319,41 @@ static struct head_flight *flight_of(struct head *h, uint64_t step)
     return &h->flights[step % STEPS_IN_FLIGHT_MAX];
 }
 
+static struct head_out *outs_of(const struct head *h, uint64_t step)
+{
+    return h->outs + step % STEPS_IN_FLIGHT_MAX * (size_t) h->options.limits.max_out;
+}
+
+static void expect_tokens(struct head *h, const struct step *s)
+{
+    struct head_out *outs = outs_of(h, s->number);
+    flight_of(h, s->number)->n_out = s->n_out;
+    for (int i = 0; i < s->n_out; i++) {
+        int row = s->out_rows[i];
+        outs[i] = (struct head_out){s->slot[row], s->pos[row]};
+    }
+}
+
+// The last stage's bytes are another process's: each row's token comes once, in its place.
+static enum status check_tokens(struct head *h, uint64_t step, const struct step_token *tokens,
+                                int n, struct error *e)
+{
+    const struct head_out *outs = outs_of(h, step);
+    int n_out = flight_of(h, step)->n_out;
+    if (n != n_out) {
+        return error_set(e, ERR_INPUT, "bad_step", "step %llu came back with %d tokens, not %d",
+                         (unsigned long long) step, n, n_out);
+    }
+    for (int i = 0; i < n; i++) {
+        const struct step_token *t = &tokens[i];
+        if (t->slot == outs[i].slot && t->pos == outs[i].pos) continue;
+        return error_set(e, ERR_INPUT, "bad_step", "token %d of step %llu came for row %d of slot "
+                         "%d, not for row %d of slot %d", i, (unsigned long long) step, t->pos,
+                         t->slot, outs[i].pos, outs[i].slot);
+    }
+    return OK;
+}
+
 // Notes what the step holds, for the time when it is back.
 static void take_off(struct head *h, const struct step *s, int64_t now_ns)
 {
@@ -375,6 +411,7 @@ bool head_plan(struct head *h, struct step *s, int64_t now_ns)
         count_run(h, run);
     }
     step_expand(s);
+    expect_tokens(h, s);
     return true;
 }
 
@@ -419,10 +456,11 @@ static int take_scores(struct head *h, struct seq *q, const struct step_token *t
     return end;
 }
 
-void head_tokens(struct head *h, uint64_t step, const struct step_token *tokens, int n,
-                 const float *logits, int64_t now_ns)
+enum status head_tokens(struct head *h, uint64_t step, const struct step_token *tokens, int n,
+                        const float *logits, int64_t now_ns, struct error *e)
 {
     int64_t now_ms = now_ns / NS_A_MS;
+    try(check_tokens(h, step, tokens, n, e));
     land(h, step, now_ns);
     for (int i = 0; i < n;) {
         struct seq *q = &h->seqs[tokens[i].slot];
@@ -437,6 +475,7 @@ void head_tokens(struct head *h, uint64_t step, const struct step_token *tokens,
             take_token(h, q, &tokens[i++], now_ms);
         }
     }
+    return OK;
 }
 
 // --- reports

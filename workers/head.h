@@ -61,6 +61,12 @@ struct head_counts { // since head_create
 struct head_flight {
     struct pace_step step;
     int64_t planned_ns;
+    int n_out; // tokens that it brings
+};
+
+// The row that a token follows.
+struct head_out {
+    int32_t slot, pos;
 };
 
 struct head {
@@ -77,6 +83,7 @@ struct head {
     struct pace pace;          // of the steps so far
     struct sched sched;
     struct head_flight flights[STEPS_IN_FLIGHT_MAX]; // by step number
+    struct head_out *outs;     // (STEPS_IN_FLIGHT_MAX, max_out) of each of them
     uint64_t n_back;           // number of the step that came back last
     int64_t back_ns;           // when it did
     uint64_t granted_slots, granted_blocks; // CREDIT: ever
@@ -119,9 +126,11 @@ bool head_plan(struct head *h, struct step *s, int64_t now_ns);
 int64_t head_plan_due(const struct head *h);
 
 // The tokens of a step are back, in order of its out rows. logits (n, vocab) in score mode, else
-// NULL. Once for each step, in their order; the intervals teach the pace.
-void head_tokens(struct head *h, uint64_t step, const struct step_token *tokens, int n,
-                 const float *logits, int64_t now_ns);
+// NULL. Once for each step, in their order; the intervals teach the pace. ERR_INPUT bad_step if
+// they are not exactly those of the rows that the step had: then nothing is taken, and the epoch
+// must end.
+enum status head_tokens(struct head *h, uint64_t step, const struct step_token *tokens, int n,
+                        const float *logits, int64_t now_ns, struct error *e);
 
 // Offers what is due: TOKENS, and RESULTs never sent or sent more than `again_ms` ago.
 // Returns when TOKENS are due next; INT64_MAX: there is nothing to tell.

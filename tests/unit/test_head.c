@@ -125,19 +125,28 @@ static bool pipe_plan(struct pipe *p)
     return true;
 }
 
+// The tokens of a step, in order.
+static void tokens_of(const struct step *s, struct step_token *to)
+{
+    for (int i = 0; i < s->n_out; i++) {
+        int row = s->out_rows[i];
+        to[i] = (struct step_token){.slot = s->slot[row], .pos = s->pos[row],
+                                    .id = next_id(s->ids[row], s->pos[row])};
+    }
+}
+
 // Brings the oldest step's tokens back.
 static bool pipe_return(struct pipe *p, int64_t now_ms)
 {
     static const float logits[ROWS * VOCAB];
     struct step_token tokens[ROWS];
+    struct error e = {0};
     if (p->n_in == p->n_out) return false;
     const struct step *s = &p->steps[p->n_out++ % FLIGHT];
-    for (int i = 0; i < s->n_out; i++) {
-        int row = s->out_rows[i];
-        tokens[i] = (struct step_token){.slot = s->slot[row], .pos = s->pos[row],
-                                        .id = next_id(s->ids[row], s->pos[row])};
-    }
-    head_tokens(p->head, s->number, tokens, s->n_out, logits, now_ms * 1000000);
+    tokens_of(s, tokens);
+    enum status status = head_tokens(p->head, s->number, tokens, s->n_out, logits,
+                                     now_ms * 1000000, &e);
+    if (status != OK) fail_msg("%s", e.text);
     return true;
 }
 
@@ -355,7 +364,7 @@ static void test_result_that_cannot_be_encoded(void **state)
     assert_int_equal(head_accept(p.head, &job, 1000, &e), OK);
     assert_true(pipe_plan(&p));
     struct step_token token = {.slot = 0, .pos = 2, .id = 9, .n_top = 1, .top_id = {-1}};
-    head_tokens(p.head, 1, &token, 1, NULL, 1000000000);
+    assert_int_equal(head_tokens(p.head, 1, &token, 1, NULL, 1000000000, &e), OK);
     assert_int_equal(p.said.n_results, 1);
     assert_string_equal(p.said.last.id, job.key.id);
     assert_int_equal(p.said.last.status, RESULT_ERROR);
@@ -363,6 +372,49 @@ static void test_result_that_cannot_be_encoded(void **state)
     assert_int_equal(p.head->n_running, 0);
     head_committed(p.head, &job.key);
     assert_int_equal(p.head->n_kept, 0);
+    pipe_close(&p);
+}
+
+// Whatever the last stage sends, the head goes on to say why the epoch ends.
+static void test_tokens_that_nobody_awaits(void **state)
+{
+    (void) state;
+    static const struct {
+        int n;
+        int32_t slot, pos; // of the second token, added to what is right
+        const char *text;
+    } cases[] = {
+        {2, 0, 1, "token 1 of step 1 came for row 3 of slot 1, not for row 2 of slot 1"},
+        {2, 0, -1, "token 1 of step 1 came for row 1 of slot 1, not for row 2 of slot 1"},
+        {2, -1, 0, "token 1 of step 1 came for row 2 of slot 0, not for row 2 of slot 1"}, // again
+        {2, 4, 0, "token 1 of step 1 came for row 2 of slot 5, not for row 2 of slot 1"}, // free
+        {1, 0, 0, "step 1 came back with 1 tokens, not 2"},
+        {0, 0, 0, "step 1 came back with 0 tokens, not 2"},
+        {3, 0, 0, "step 1 came back with 3 tokens, not 2"},
+    };
+    struct pipe p;
+    struct step_token tokens[3] = {{0}};
+    struct error e;
+    int32_t ids[] = {1, 2, 3};
+    pipe_open(&p, false);
+    for (int i = 0; i < 2; i++) {
+        struct wire_job job = job_of(i, ids, 3, 8);
+        assert_int_equal(head_accept(p.head, &job, 0, &e), OK);
+    }
+    assert_true(pipe_plan(&p));
+    assert_int_equal(p.steps[0].n_out, 2);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        tokens_of(&p.steps[0], tokens);
+        tokens[1].slot += cases[i].slot;
+        tokens[1].pos += cases[i].pos;
+        e = (struct error){0};
+        assert_int_equal(head_tokens(p.head, 1, tokens, cases[i].n, NULL, 1, &e), ERR_INPUT);
+        assert_string_equal(e.code, "bad_step");
+        assert_string_equal(e.text, cases[i].text);
+    }
+    assert_int_equal(p.head->counts.decode, 0); // nothing of it was taken
+    pipe_run(&p, 5);
+    assert_int_equal(p.said.n_results, 2);
     pipe_close(&p);
 }
 
@@ -448,6 +500,7 @@ int main(void)
         cmocka_unit_test(test_results_wait_for_commit),
         cmocka_unit_test(test_report_again),
         cmocka_unit_test(test_result_that_cannot_be_encoded),
+        cmocka_unit_test(test_tokens_that_nobody_awaits),
         cmocka_unit_test(test_score),
         cmocka_unit_test(test_random_lives),
     };

@@ -116,7 +116,8 @@ static void step(struct stage *s, int32_t id, int64_t now_ms)
     assert_true(head_plan(s->head, &s->step, 0));
     int row = s->step.out_rows[0];
     struct step_token t = {.slot = s->step.slot[row], .pos = s->step.pos[row], .id = id};
-    head_tokens(s->head, s->step.number, &t, 1, NULL, now_ms * 1000000);
+    struct error e = {0};
+    assert_int_equal(head_tokens(s->head, s->step.number, &t, 1, NULL, now_ms * 1000000, &e), OK);
 }
 
 static void say(struct stage *s, const char *bytes, int64_t now_ms)
@@ -290,7 +291,8 @@ static void given_up_within_one_step(void **state)
         assert_int_equal(s.result.usage.completion, 3);
         assert_int_equal(s.result.usage.prompt, 1);
         assert_true((uint64_t) s.head->kv.n_free > free_blocks); // for the next job, at once
-        head_tokens(s.head, number, &late, 1, NULL, 3000000);
+        struct error e = {0};
+        assert_int_equal(head_tokens(s.head, number, &late, 1, NULL, 3000000, &e), OK);
         assert_int_equal(s.head->n_late, 1);
         assert_false(head_plan(s.head, &s.step, 0)); // not one step more
         head_cancel(s.head, &key, cases[i].reason, 4); // said again
