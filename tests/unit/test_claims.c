@@ -159,7 +159,7 @@ static struct call *expect_call(char what, int class, int nth)
 static void answer_window(struct call *c, char letter, int n, uint64_t need_blocks)
 {
     struct queue_header headers[KEYS_MAX] = {0};
-    char ids[KEYS_MAX][4];
+    char ids[KEYS_MAX][16];
     for (int i = 0; i < n; i++) {
         snprintf(ids[i], sizeof ids[i], "%c%d", letter, i + 1);
         headers[i] = (struct queue_header){.id = ids[i], .seq = (uint64_t) (100 * letter + i),
