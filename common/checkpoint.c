@@ -227,6 +227,12 @@ enum status checkpoint_read_file(const struct checkpoint *c, const struct tensor
     return status;
 }
 
+void checkpoint_will_read(const struct checkpoint *c, const struct tensor *t, uint64_t offset,
+                          size_t n)
+{
+    safetensors_will_read(&c->files[t->file], offset, n);
+}
+
 // Rows no longer than a page are read in bands and cut in memory: the disk reads their pages
 // anyway, and a call a row would cost more than the copy.
 enum { BAND_ROW_BYTES = 4096, BAND_BYTES = 16 * BAND_ROW_BYTES };

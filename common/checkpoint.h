@@ -53,7 +53,11 @@ enum status checkpoint_read(const struct checkpoint *c, const struct tensor *t, 
 enum status checkpoint_read_file(const struct checkpoint *c, const struct tensor *t,
                                  uint64_t offset, void *to, size_t n, struct error *e);
 
-// The same for a rectangle of a row-major matrix: rows [row0, row0+n_rows) x columns [col0,
+// Has the disk begin with such bytes, which are read soon.
+void checkpoint_will_read(const struct checkpoint *c, const struct tensor *t, uint64_t offset,
+                          size_t n);
+
+// As checkpoint_read, of a rectangle of a row-major matrix: rows [row0, row0+n_rows) x columns [col0,
 // col0+n_cols), packed tightly into `to`.
 enum status checkpoint_read_rect(const struct checkpoint *c, const struct tensor *t, int64_t row0,
                                  int64_t n_rows, int64_t col0, int64_t n_cols, void *to,

@@ -303,3 +303,8 @@ enum status safetensors_read(const struct safetensors *s, uint64_t offset, void 
     if (status != OK) error_prefix(e, "%s", s->path);
     return status;
 }
+
+void safetensors_will_read(const struct safetensors *s, uint64_t offset, size_t n)
+{
+    posix_fadvise(s->fd, (off_t) offset, (off_t) n, POSIX_FADV_WILLNEED);
+}

@@ -31,4 +31,7 @@ const struct tensor *safetensors_find(const struct safetensors *s, const char *n
 enum status safetensors_read(const struct safetensors *s, uint64_t offset, void *to, size_t n,
                              struct error *e);
 
+// Has the disk begin with n bytes at `offset`, which are read soon: a hint.
+void safetensors_will_read(const struct safetensors *s, uint64_t offset, size_t n);
+
 #endif

@@ -224,6 +224,9 @@ static enum status fill(struct load *l, struct buffer_of_pieces *b, struct error
         int end = i;
         do n += piece_bytes(&b->pieces[end++]);
         while (end < b->n && follows(&b->pieces[end - 1], &b->pieces[end]));
+        // The disk goes on while these bytes are copied and hashed.
+        checkpoint_will_read(l->options.checkpoint, first->part->tensor, file_offset(first) + n,
+                             LOAD_BUFFERS * l->buffer_bytes);
         try(checkpoint_read_file(l->options.checkpoint, first->part->tensor, file_offset(first),
                                  b->bytes + (first->bytes - b->bytes), n, e));
         for (; i < end; i++) try(hash_piece(l, &b->pieces[i], e));
