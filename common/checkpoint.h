@@ -57,8 +57,8 @@ enum status checkpoint_read_file(const struct checkpoint *c, const struct tensor
 void checkpoint_will_read(const struct checkpoint *c, const struct tensor *t, uint64_t offset,
                           size_t n);
 
-// As checkpoint_read, of a rectangle of a row-major matrix: rows [row0, row0+n_rows) x columns [col0,
-// col0+n_cols), packed tightly into `to`.
+// As checkpoint_read, of a rectangle of a row-major matrix: rows [row0, row0+n_rows) x columns
+// [col0, col0+n_cols), packed tightly into `to`.
 enum status checkpoint_read_rect(const struct checkpoint *c, const struct tensor *t, int64_t row0,
                                  int64_t n_rows, int64_t col0, int64_t n_cols, void *to,
                                  struct error *e);
