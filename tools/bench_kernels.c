@@ -10,6 +10,8 @@
 #include "kernels/cpu/device.h"
 #include "kernels/cpu/probe.h"
 #include "tools/commands.h"
+#include "tools/csv.h"
+#include "tools/outcome.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -252,8 +254,7 @@ int bench_kernels(int argc, char **argv)
          .help = "Threads of the device; 0: one a core.", .least = 0, .most = DEVICE_THREADS_MAX},
         {.name = "set", .kind = OPTION_BYTES, .value = &set_bytes, .argument = "BYTES",
          .help = "Memory of the weights: far more than the caches."},
-        {.name = "csv", .kind = OPTION_STRING, .value = &csv, .argument = "FILE",
-         .help = "Writes the table as CSV too."},
+        CSV_FLAG_ROW(csv),
     };
     struct options o = {.program = "penstock bench kernels",
                         .usage = "[OPTIONS]",
@@ -265,28 +266,21 @@ int bench_kernels(int argc, char **argv)
     if (status == OK && !o.help && set_bytes < 32 * MIB) {
         status = error_set(&e, ERR_INPUT, "bad_usage", "--set: at least one matrix, 32 MiB");
     }
-    if (status != OK) {
-        fprintf(stderr, "%s: %s\n", o.program, e.text);
-        return EXIT_USAGE;
-    }
+    if (status != OK) return outcome_usage(o.program, &e);
     if (o.help) return EXIT_DONE;
     struct bench *b = calloc(1, sizeof *b);
     uint8_t *rows = malloc((size_t) PACK_ROWS * K * sizeof(float));
     if (b == NULL || rows == NULL) {
         status = error_set(&e, ERR_NOMEM, NULL, "no memory for the rows of a matrix");
-    } else if (csv != NULL && (b->csv = fopen(csv, "w")) == NULL) {
-        status = error_set(&e, ERR_IO, NULL, "cannot write %s", csv);
     } else {
         b->rows = rows;
-        status = run_all(b, (int) threads, (uint64_t) set_bytes, &e);
+        status = csv_open(&b->csv, csv, &e);
+        if (status == OK) status = run_all(b, (int) threads, (uint64_t) set_bytes, &e);
+        status = csv_close(b->csv, csv, status, &e);
+        backend_cpu()->close(&b->d);
     }
-    if (b != NULL && b->csv != NULL && fclose(b->csv) != 0 && status == OK) {
-        status = error_set(&e, ERR_IO, NULL, "cannot write %s", csv);
-    }
-    if (b != NULL) backend_cpu()->close(&b->d);
     free(rows);
     free(b);
     if (status == OK) return EXIT_DONE;
-    fprintf(stderr, "%s: %s\n", o.program, e.text);
-    return EXIT_FAILED;
+    return outcome_failed(o.program, &e, false);
 }

@@ -10,6 +10,8 @@
 #include "common/tensor_hash.h"
 #include "kernels/precision.h"
 #include "tools/commands.h"
+#include "tools/csv.h"
+#include "tools/outcome.h"
 #include "tools/made_model.h"
 #include "workers/load.h"
 #include "workers/stage.h"
@@ -238,10 +240,7 @@ static enum status prepare(struct bench *b, struct error *e)
     try(checkpoint_open(&b->checkpoint, b->model, e));
     try(layout_check_checkpoint(&b->config, b->checkpoint, e));
     checkpoint_manifest_hash(b->checkpoint, b->model_hash);
-    if (b->csv != NULL && (b->out = fopen(b->csv, "w")) == NULL) {
-        return error_set(e, ERR_IO, NULL, "cannot write %s: %s", b->csv, strerror(errno));
-    }
-    return OK;
+    return csv_open(&b->out, b->csv, e);
 }
 
 int bench_load(int argc, char **argv)
@@ -266,8 +265,7 @@ int bench_load(int argc, char **argv)
          .most = REPEATS_MAX},
         {.name = "warm", .kind = OPTION_FLAG, .value = &b.warm,
          .help = "Leaves the files in the page cache: then the copy bounds."},
-        {.name = "csv", .kind = OPTION_STRING, .value = &b.csv, .argument = "FILE",
-         .help = "Writes the table as CSV too."},
+        CSV_FLAG_ROW(b.csv),
     };
     struct options o = {.program = "penstock bench load",
                         .usage = "[OPTIONS]",
@@ -276,19 +274,13 @@ int bench_load(int argc, char **argv)
                         .specs = specs,
                         .n_specs = sizeof specs / sizeof *specs};
     struct error e = {0};
-    if (options_parse(&o, argc, argv, &e) != OK) {
-        fprintf(stderr, "%s: %s\n", o.program, e.text);
-        return EXIT_USAGE;
-    }
+    if (options_parse(&o, argc, argv, &e) != OK) return outcome_usage(o.program, &e);
     if (o.help) return EXIT_DONE;
     log_init("bench", LOG_WARN, false);
     enum status status = prepare(&b, &e);
     if (status == OK) status = run_all(&b, &e);
-    if (b.out != NULL && fclose(b.out) != 0 && status == OK) {
-        status = error_set(&e, ERR_IO, NULL, "cannot write %s", b.csv);
-    }
+    status = csv_close(b.out, b.csv, status, &e);
     clean(&b);
     if (status == OK) return EXIT_DONE;
-    fprintf(stderr, "%s: %s\n", o.program, e.text);
-    return EXIT_FAILED;
+    return outcome_failed(o.program, &e, false);
 }

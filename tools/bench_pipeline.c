@@ -5,6 +5,7 @@
 #include "common/log.h"
 #include "common/options.h"
 #include "tools/commands.h"
+#include "tools/csv.h"
 #include "tools/engine.h"
 #include "tools/engine_options.h"
 #include "workers/stage.h"
@@ -272,10 +273,9 @@ static enum status run_all(struct bench *b, struct error *e)
         for (int i = 0; i < b->plan.pp; i++) printf(" %14.1f", b->step_us[i][r]);
     }
     printf("\n");
-    if (b->path == NULL) return OK;
-    if ((b->csv = fopen(b->path, "w")) != NULL) show(b, tokens_s, b->csv);
-    if (b->csv != NULL && fclose(b->csv) == 0) return OK;
-    return error_set(e, ERR_IO, NULL, "cannot write %s: %s", b->path, strerror(errno));
+    try(csv_open(&b->csv, b->path, e));
+    if (b->csv != NULL) show(b, tokens_s, b->csv);
+    return csv_close(b->csv, b->path, OK, e);
 }
 
 int bench_pipeline(int argc, char **argv)
@@ -290,8 +290,7 @@ int bench_pipeline(int argc, char **argv)
         {.name = "repeats", .kind = OPTION_INT, .value = &repeats, .argument = "N",
          .help = "Runs of each batch, whose median counts (default 3).", .least = 1,
          .most = REPEATS_MOST},
-        {.name = "csv", .kind = OPTION_STRING, .value = &b.path, .argument = "FILE",
-         .help = "Writes all of it as CSV, for the simulator."},
+        CSV_FLAG_ROW(b.path),
     };
     struct options o = {.program = "penstock bench pipeline",
                         .usage = "--model DIR [OPTIONS]",

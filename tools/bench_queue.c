@@ -7,6 +7,7 @@
 #include "common/job.h"
 #include "common/options.h"
 #include "tools/commands.h"
+#include "tools/csv.h"
 #include "tools/outcome.h"
 #include "tools/supervise.h"
 
@@ -410,10 +411,7 @@ static enum status prepare(struct bench *b, struct error *e)
         return error_set(e, ERR_IO, NULL, "cannot make %s: %s", b->folder, strerror(errno));
     }
     snprintf(b->url, sizeof b->url, "redis://127.0.0.1:%lld", (long long) b->port);
-    if (b->csv_path == NULL) return OK;
-    b->csv = fopen(b->csv_path, "we");
-    if (b->csv != NULL) return OK;
-    return error_set(e, ERR_IO, NULL, "cannot write %s: %s", b->csv_path, strerror(errno));
+    return csv_open(&b->csv, b->csv_path, e);
 }
 
 static enum status run_all(struct bench *b, struct error *e)
@@ -463,9 +461,7 @@ static enum status run(struct bench *b, struct error *e)
     }
     if (b->queue != NULL) queue_sync_close(&b->queue);
     if (b->redis != NULL) redisFree(b->redis);
-    if (b->csv != NULL && fclose(b->csv) != 0 && status == OK) {
-        status = error_set(e, ERR_IO, NULL, "cannot write %s", b->csv_path);
-    }
+    status = csv_close(b->csv, b->csv_path, status, e);
     remove_folder(b->folder, 1);
     return status;
 }
@@ -486,8 +482,7 @@ int bench_queue(int argc, char **argv)
         {.name = "pool-threads", .kind = OPTION_INT, .value = &b.pool_threads, .argument = "N",
          .help = "The broker's threads that tokenize; 0: its own default.", .least = 0,
          .most = 64},
-        {.name = "csv", .kind = OPTION_STRING, .value = &b.csv_path, .argument = "FILE",
-         .help = "Writes the table as CSV too."},
+        CSV_FLAG_ROW(b.csv_path),
     };
     struct options o = {.program = "penstock bench queue",
                         .usage = "--model DIR [OPTIONS]",

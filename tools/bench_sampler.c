@@ -4,6 +4,8 @@
 #include "kernels/sampler.h"
 #include "kernels/sampler_mass.h"
 #include "tools/commands.h"
+#include "tools/csv.h"
+#include "tools/outcome.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -259,8 +261,7 @@ int bench_sampler(int argc, char **argv)
     struct option_spec specs[] = {
         {.name = "vocab", .kind = OPTION_INT, .value = &vocab, .argument = "N",
          .help = "Ids of the vocabulary.", .least = 1, .most = MODEL_VOCAB_MAX},
-        {.name = "csv", .kind = OPTION_STRING, .value = &csv, .argument = "FILE",
-         .help = "Writes the table as CSV too."},
+        CSV_FLAG_ROW(csv),
     };
     struct options o = {.program = "penstock bench sampler",
                         .usage = "[OPTIONS]",
@@ -269,10 +270,7 @@ int bench_sampler(int argc, char **argv)
                         .specs = specs,
                         .n_specs = sizeof specs / sizeof *specs};
     struct error e = {0};
-    if (options_parse(&o, argc, argv, &e) != OK) {
-        fprintf(stderr, "%s: %s\n", o.program, e.text);
-        return EXIT_USAGE;
-    }
+    if (options_parse(&o, argc, argv, &e) != OK) return outcome_usage(o.program, &e);
     if (o.help) return EXIT_DONE;
     struct bench *b = calloc(1, sizeof *b);
     float *logits = malloc((size_t) ROWS_MAX * (size_t) vocab * sizeof *logits);
@@ -282,19 +280,13 @@ int bench_sampler(int argc, char **argv)
         status = error_set(&e, ERR_NOMEM, NULL, "no memory for %d rows of logits", ROWS_MAX);
     } else {
         *b = (struct bench){.vocab = (int) vocab, .logits = logits, .sorted = sorted};
-        if (csv != NULL && (b->csv = fopen(csv, "w")) == NULL) {
-            status = error_set(&e, ERR_IO, NULL, "cannot write %s", csv);
-        } else {
-            status = run_all(b, &e);
-        }
-        if (b->csv != NULL && fclose(b->csv) != 0 && status == OK) {
-            status = error_set(&e, ERR_IO, NULL, "cannot write %s", csv);
-        }
+        status = csv_open(&b->csv, csv, &e);
+        if (status == OK) status = run_all(b, &e);
+        status = csv_close(b->csv, csv, status, &e);
     }
     free(sorted);
     free(logits);
     free(b);
     if (status == OK) return EXIT_DONE;
-    fprintf(stderr, "%s: %s\n", o.program, e.text);
-    return EXIT_FAILED;
+    return outcome_failed(o.program, &e, false);
 }

@@ -4,6 +4,8 @@
 #include "common/clock.h"
 #include "common/options.h"
 #include "tools/commands.h"
+#include "tools/csv.h"
+#include "tools/outcome.h"
 #include "workers/sched.h"
 
 #include <stdio.h>
@@ -179,14 +181,11 @@ static enum status run(int n_steps, const char *csv, struct error *e)
     if (b != NULL) b->times = calloc((size_t) n_steps, sizeof *b->times);
     if (b == NULL || b->times == NULL) {
         status = error_set(e, ERR_NOMEM, NULL, "no memory for %d slots", SLOTS_MAX);
-    } else if (csv != NULL && (b->csv = fopen(csv, "w")) == NULL) {
-        status = error_set(e, ERR_IO, NULL, "cannot write %s", csv);
     } else {
         b->n_times = n_steps;
-        measure_all(b);
-    }
-    if (b != NULL && b->csv != NULL && fclose(b->csv) != 0 && status == OK) {
-        status = error_set(e, ERR_IO, NULL, "cannot write %s", csv);
+        status = csv_open(&b->csv, csv, e);
+        if (status == OK) measure_all(b);
+        status = csv_close(b->csv, csv, status, e);
     }
     if (b != NULL) free(b->times);
     free(b);
@@ -201,8 +200,7 @@ int bench_sched(int argc, char **argv)
         {.name = "steps", .kind = OPTION_INT, .value = &n_steps, .argument = "N",
          .help = "Steps that are timed for each line (default 2000).", .least = 1,
          .most = 10000000},
-        {.name = "csv", .kind = OPTION_STRING, .value = &csv, .argument = "FILE",
-         .help = "Writes the table as CSV too."},
+        CSV_FLAG_ROW(csv),
     };
     struct options o = {.program = "penstock bench sched",
                         .usage = "[OPTIONS]",
@@ -210,12 +208,8 @@ int bench_sched(int argc, char **argv)
                         .specs = specs,
                         .n_specs = sizeof specs / sizeof *specs};
     struct error e = {0};
-    if (options_parse(&o, argc, argv, &e) != OK) {
-        fprintf(stderr, "%s: %s\n", o.program, e.text);
-        return EXIT_USAGE;
-    }
+    if (options_parse(&o, argc, argv, &e) != OK) return outcome_usage(o.program, &e);
     if (o.help) return EXIT_DONE;
     if (run((int) n_steps, csv, &e) == OK) return EXIT_DONE;
-    fprintf(stderr, "%s: %s\n", o.program, e.text);
-    return EXIT_FAILED;
+    return outcome_failed(o.program, &e, false);
 }

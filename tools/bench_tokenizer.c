@@ -7,6 +7,7 @@
 #include "common/tokenizer.h"
 #include "common/utf8.h"
 #include "tools/commands.h"
+#include "tools/csv.h"
 #include "tools/outcome.h"
 
 #include <ctype.h>
@@ -224,13 +225,9 @@ static enum status run(const char *tokenizer, const char *text, const char *csv,
 {
     struct bench b = {0};
     buffer_init(&b.text, WIRE_BODY_MAX);
-    if (csv != NULL && (b.csv = fopen(csv, "w")) == NULL) {
-        return error_set(e, ERR_IO, NULL, "cannot write %s: %m", csv);
-    }
+    try(csv_open(&b.csv, csv, e));
     enum status status = run_all(&b, tokenizer, text, e);
-    if (b.csv != NULL && fclose(b.csv) != 0 && status == OK) {
-        status = error_set(e, ERR_IO, NULL, "cannot write %s", csv);
-    }
+    status = csv_close(b.csv, csv, status, e);
     buffer_deinit(&b.text);
     token_ids_deinit(&b.ids);
     tokenizer_scratch_destroy(&b.scratch);
@@ -248,8 +245,7 @@ int bench_tokenizer(int argc, char **argv)
          .help = "A tokenizer.json, instead of --model."},
         {.name = "text", .kind = OPTION_STRING, .value = &text, .argument = "FILE",
          .help = "Times this text alone, instead of text made of the vocabulary's words."},
-        {.name = "csv", .kind = OPTION_STRING, .value = &csv, .argument = "FILE",
-         .help = "Writes the table as CSV too."},
+        CSV_FLAG_ROW(csv),
     };
     struct options o = {.program = "penstock bench tokenizer",
                         .usage = "--model DIR|--tokenizer FILE [OPTIONS]",

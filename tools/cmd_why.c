@@ -1,8 +1,8 @@
 // penstock why ID: why a job waits, in one line.
 #include "broker/queue_admin.h"
 #include "tools/commands.h"
+#include "tools/job_command.h"
 #include "tools/outcome.h"
-#include "tools/queue_options.h"
 #include "tools/why_job.h"
 
 #include <stdio.h>
@@ -28,7 +28,6 @@ static int tell(const char *program, struct queue_sync *q, const char *tenant, c
     struct error e = {0};
     json_t *fleet = NULL;
     enum status status = ask(q, tenant, id, &fields, &fleet, &e);
-    if (status == ERR_INPUT) return outcome_usage(program, &e);
     if (status != OK) return outcome_failed(program, &e, json);
     bool found = why_tell(&why, &fields, tenant, id, fleet);
     json_decref(fleet);
@@ -39,35 +38,12 @@ static int tell(const char *program, struct queue_sync *q, const char *tenant, c
 
 int cmd_why(int argc, char **argv)
 {
-    struct queue_flags flags = queue_flags_default();
-    const char *id = NULL;
-    bool json = false;
-    struct option_spec specs[] = {
-        {.name = "json", .kind = OPTION_FLAG, .value = &json,
-         .help = "One JSON object on stdout."},
-        QUEUE_FLAG_ROWS(flags),
-    };
-    struct options o = {.program = "penstock why",
-                        .usage = "ID [OPTIONS]",
-                        .about = "Says in one line why a job waits: for a time, room in a "
-                                 "pipeline, its turn, a budget,\nsomebody to resume or serve it; "
-                                 "or that it runs or has ended. How long it will wait\nis "
-                                 "estimated from the tokens a second that are measured.\nExit "
-                                 "status 1: nothing is known of it.",
-                        .specs = specs,
-                        .n_specs = sizeof specs / sizeof *specs,
-                        .positional = &id,
-                        .max_positional = 1};
-    struct error e = {0};
-    if (options_parse(&o, argc, argv, &e) != OK) return outcome_usage(o.program, &e);
-    if (o.help) return EXIT_DONE;
-    if (id == NULL) {
-        error_set(&e, ERR_INPUT, "bad_usage", "which job? penstock why ID");
-        return outcome_usage(o.program, &e);
-    }
-    struct queue_sync *q;
-    if (queue_flags_open(&flags, &q, &e) != OK) return outcome_failed(o.program, &e, json);
-    int status = tell(o.program, q, flags.tenant, id, json);
-    queue_sync_close(&q);
-    return status;
+    const struct job_command c = {
+        .program = "penstock why",
+        .about = "Says in one line why a job waits: for a time, room in a pipeline, its turn, a "
+                 "budget,\nsomebody to resume or serve it; or that it runs or has ended. How long "
+                 "it will wait\nis estimated from the tokens a second that are measured.\nExit "
+                 "status 1: nothing is known of it.",
+        .run = tell};
+    return job_command_main(&c, argc, argv);
 }

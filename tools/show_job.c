@@ -160,8 +160,7 @@ int show_job(const char *program, struct queue_sync *q, const char *tenant, cons
         return outcome_failed(program, &e, json);
     }
     enum status asked = queue_admin_show(q, tenant, id, keep, r, &e);
-    if (asked == ERR_INPUT) status = outcome_usage(program, &e);
-    else if (asked != OK) status = outcome_failed(program, &e, json);
+    if (asked != OK) status = outcome_failed(program, &e, json);
     else if (json) status = show_json(r, tenant, id);
     for (int i = 0; asked == OK && !json && i < N_FIELDS; i++) {
         if (r->known[i]) print_field(r, i);
