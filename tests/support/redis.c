@@ -6,7 +6,6 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <hiredis/hiredis.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -80,8 +79,7 @@ void test_redis_restart(struct test_redis *r)
 void test_redis_start(struct test_redis *r, const char *options)
 {
     *r = (struct test_redis){.port = free_port()};
-    snprintf(r->dir, sizeof r->dir, "/tmp/penstock-test-XXXXXX");
-    check(mkdtemp(r->dir) != NULL);
+    folder_make(r->dir, "test");
     snprintf(r->socket, sizeof r->socket, "%s/socket", r->dir);
     snprintf(r->url, sizeof r->url, "unix://%s", r->socket);
     snprintf(r->tcp_url, sizeof r->tcp_url, "redis://127.0.0.1:%d", r->port);
@@ -97,16 +95,10 @@ void test_redis_kill(struct test_redis *r)
     unlink(r->socket);
 }
 
-static int remove_one(const char *path, const struct stat *s, int kind, struct FTW *at)
-{
-    (void) s, (void) kind, (void) at;
-    return remove(path);
-}
-
 void test_redis_stop(struct test_redis *r)
 {
     if (r->pid != 0) test_redis_kill(r);
-    nftw(r->dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+    folder_remove(r->dir);
 }
 
 struct redisContext *test_redis_connect(const struct test_redis *r)

@@ -3,6 +3,8 @@
 #ifndef PENSTOCK_TESTS_SUPPORT_REDIS_H
 #define PENSTOCK_TESTS_SUPPORT_REDIS_H
 
+#include "tests/support/folder.h"
+
 #include <sys/types.h>
 
 struct redisContext;
@@ -10,7 +12,7 @@ struct redisContext;
 struct test_redis {
     pid_t pid; // 0: not running
     int port;
-    char dir[64], socket[96];
+    char dir[FOLDER_SIZE], socket[96];
     char url[128];     // of the unix socket
     char tcp_url[128]; // of the port
     char options[512]; // further options of redis-server, kept over restarts

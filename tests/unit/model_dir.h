@@ -3,34 +3,27 @@
 #ifndef PENSTOCK_TESTS_MODEL_DIR_H
 #define PENSTOCK_TESTS_MODEL_DIR_H
 
-#include <dirent.h>
+#include "tests/support/folder.h"
+
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 struct model_dir {
-    char path[64];
+    char path[FOLDER_SIZE];
 };
 
 static inline struct model_dir model_dir_create(void)
 {
-    struct model_dir d = {"/tmp/penstock-model-XXXXXX"};
-    assert_non_null(mkdtemp(d.path));
+    struct model_dir d;
+    folder_make(d.path, "model");
     return d;
 }
 
 static inline void model_dir_remove(const struct model_dir *d)
 {
-    DIR *dir = opendir(d->path);
-    for (struct dirent *entry; dir != NULL && (entry = readdir(dir)) != NULL;) {
-        char path[512];
-        snprintf(path, sizeof path, "%s/%s", d->path, entry->d_name);
-        unlink(path);
-    }
-    if (dir != NULL) closedir(dir);
-    rmdir(d->path);
+    folder_remove(d->path);
 }
 
 static inline void model_dir_write(const struct model_dir *d, const char *name, const void *bytes,

@@ -1,6 +1,7 @@
 #include "broker/allow.h"
 
 #include "broker/peers.h"
+#include "tests/support/folder.h"
 #include "tests/support/sockets.h"
 #include "tests/support/wire_examples.h"
 #include "workers/control.h"
@@ -17,7 +18,7 @@
 
 enum { PATIENCE = 6000, TURN_MS = 10 };
 
-static char folder[] = "/tmp/penstock-allow-XXXXXX", endpoint[ENDPOINT_BYTES];
+static char folder[FOLDER_SIZE], endpoint[ENDPOINT_BYTES];
 static void *context, *zap, *router;
 static struct allow allow;
 static struct peers peers;
@@ -215,13 +216,15 @@ static void the_folder_is_read_with_care(void **state)
 static int make_folder(void **state)
 {
     (void) state;
-    return mkdtemp(folder) == NULL;
+    folder_make(folder, "allow");
+    return 0;
 }
 
 static int remove_folder(void **state)
 {
     (void) state;
-    return rmdir(folder);
+    folder_remove(folder);
+    return 0;
 }
 
 int main(void)

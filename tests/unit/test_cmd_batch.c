@@ -28,7 +28,7 @@ static struct test_redis server;
 static struct fake_broker broker;
 static struct command c;
 static char name[32]; // of the queue of the running test
-static char in[128], out[128], errors[128];
+static char in[160], out[160], errors[160];
 
 #define WHERE "--redis", server.url, "--queue", name
 

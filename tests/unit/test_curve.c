@@ -1,6 +1,7 @@
 #include "common/curve.h"
 
 #include "tests/support/command.h"
+#include "tests/support/folder.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,7 +14,7 @@
 
 #include <cmocka.h>
 
-static char folder[] = "/tmp/penstock-curve-XXXXXX";
+static char folder[FOLDER_SIZE];
 static struct error e;
 
 static const char *path(const char *name)
@@ -117,8 +118,10 @@ static void bad_files_are_refused_by_name(void **state)
     struct curve_pair p;
     char key[CURVE_SIZE];
     assert_int_equal(curve_read_secret(&p, path("absent.key"), &e), ERR_IO);
-    assert_int_equal(curve_read_public(key, path("absent.pub"), &e), ERR_IO);
-    assert_int_equal(curve_read_public(key, folder, &e), ERR_IO);
+    // No key has a _: names of 40 characters may be keys.
+    assert_int_equal(curve_read_public(key, path("not_there.pub"), &e), ERR_IO);
+    assert_int_equal(mkdir(path("a_folder"), 0700), 0);
+    assert_int_equal(curve_read_public(key, path("a_folder"), &e), ERR_IO);
 }
 
 static void what_is_local(void **state)
@@ -164,17 +167,15 @@ static void keygen_makes_them(void **state)
 static int make_folder(void **state)
 {
     (void) state;
-    return mkdtemp(folder) == NULL;
+    folder_make(folder, "curve");
+    return 0;
 }
 
 static int remove_folder(void **state)
 {
     (void) state;
-    static const char *const files[] = {"broker.key", "broker.pub", "half.key", "keys/node-1.key",
-                                        "keys/node-1.pub"};
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++) unlink(path(files[i]));
-    rmdir(path("keys"));
-    return rmdir(folder);
+    folder_remove(folder);
+    return 0;
 }
 
 int main(void)

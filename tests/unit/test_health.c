@@ -1,5 +1,7 @@
 #include "common/health.h"
 
+#include "tests/support/folder.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,7 +13,7 @@
 
 #include <cmocka.h>
 
-static char folder[] = "/tmp/penstock-health-XXXXXX", path[64];
+static char folder[FOLDER_SIZE], path[FOLDER_SIZE + 8];
 
 static struct health reread(void)
 {
@@ -168,7 +170,7 @@ static void test_a_folder_that_is_not_there(void **state)
 static int make_folder(void **state)
 {
     (void) state;
-    check(mkdtemp(folder) != NULL);
+    folder_make(folder, "health");
     snprintf(path, sizeof path, "%s/status", folder);
     return 0;
 }
@@ -176,8 +178,8 @@ static int make_folder(void **state)
 static int remove_folder(void **state)
 {
     (void) state;
-    unlink(path);
-    return rmdir(folder);
+    folder_remove(folder);
+    return 0;
 }
 
 int main(void)

@@ -15,6 +15,7 @@
 #include <math.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "model_dir.h"
 

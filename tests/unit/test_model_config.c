@@ -1,5 +1,7 @@
 #include "common/model_config.h"
 
+#include "tests/support/folder.h"
+
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -7,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <jansson.h>
 
@@ -288,13 +289,13 @@ static void test_refuses_what_is_no_object(void **state)
 static void test_generation_config_adds_ends(void **state)
 {
     (void) state;
-    char dir[] = "/tmp/penstock-config-XXXXXX", path[64];
-    assert_non_null(mkdtemp(dir));
+    char dir[FOLDER_SIZE], path[128];
+    folder_make(dir, "config");
     json_t *root = json_load_file(FIXTURES "/tiny-fp8/config.json", 0, NULL);
     snprintf(path, sizeof path, "%s/config.json", dir);
     assert_int_equal(json_dump_file(root, path, 0), 0);
     json_decref(root);
-    char beside[64];
+    char beside[128];
     snprintf(beside, sizeof beside, "%s/generation_config.json", dir);
     static const struct {
         const char *text;
@@ -315,9 +316,7 @@ static void test_generation_config_adds_ends(void **state)
         if (CASES[i].status == OK) assert_int_equal(c.n_eos_ids, CASES[i].n);
         else assert_non_null(strstr(e.text, "generation_config.json"));
     }
-    unlink(beside);
-    unlink(path);
-    rmdir(dir);
+    folder_remove(dir);
 }
 
 int main(void)

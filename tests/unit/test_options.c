@@ -1,8 +1,12 @@
 #include "common/options.h"
 
+#include "tests/support/folder.h"
+
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <cmocka.h>
 #include <string.h>
@@ -78,9 +82,11 @@ static void a_flag_wins_over_the_environment(void **state)
 static void a_file_may_hold_what_the_environment_would(void **state)
 {
     (void) state;
-    char path[] = "/tmp/penstock-options-XXXXXX", big[OPTION_FILE_MAX + 1];
+    char folder[FOLDER_SIZE], path[128], big[OPTION_FILE_MAX + 1];
     struct error e;
-    int fd = mkstemp(path);
+    folder_make(folder, "options");
+    snprintf(path, sizeof path, "%s/file", folder);
+    int fd = open(path, O_RDWR | O_CREAT, 0600);
     assert_true(fd >= 0);
     setenv("PENSTOCK_MODEL_DIR_FILE", path, 1);
     assert_int_equal(parse(&e, NULL, NULL, NULL), ERR_INPUT); // an empty one
@@ -96,7 +102,7 @@ static void a_file_may_hold_what_the_environment_would(void **state)
     assert_int_equal(pwrite(fd, big, sizeof big, 0), sizeof big);
     assert_int_equal(parse(&e, NULL, NULL, NULL), ERR_INPUT);
     close(fd);
-    unlink(path);
+    folder_remove(folder);
     assert_int_equal(parse(&e, NULL, NULL, NULL), ERR_INPUT);
     assert_non_null(strstr(e.text, "cannot read"));
     unsetenv("PENSTOCK_MODEL_DIR_FILE");
