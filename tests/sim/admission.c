@@ -1,7 +1,5 @@
 #include "tests/sim/admission.h"
 
-#include "tests/sim/sim_net.h"
-#include "tests/sim/sim_parts.h"
 #include "tests/sim/sim_redis.h"
 #include "tests/sim/sim_stage.h"
 #include "tests/sim/truth.h"
@@ -58,14 +56,6 @@ static int choose_jobs(const struct model_config *c, int context)
     return (int) (blocks * AVERAGE_JOBS / JOBS);
 }
 
-static const struct head *head(void)
-{
-    for (int i = 0; i < STAGES; i++) {
-        if (world.groups[i].owned != NULL) return world.groups[i].owned;
-    }
-    return NULL;
-}
-
 static int n_done(void)
 {
     static const char key[] = "ps:{" WORLD_QUEUE "}:n";
@@ -81,7 +71,7 @@ struct usage {
 
 static int reserved(void)
 {
-    const struct head *h = head();
+    const struct head *h = world_head();
     return h != NULL ? h->kv.n_blocks - h->kv.n_free : 0;
 }
 
@@ -108,12 +98,7 @@ static struct usage run_until_done(int n)
 static bool show(const struct model_config *c, int context, int urgent_percent, bool trace)
 {
     const struct sim_devices devices = {step_ns, load_ns, false};
-    sim_begin(SEED, trace);
-    sim_system_begin();
-    sim_zmq_begin();
-    sim_pool_begin(false);
-    sim_redis_begin();
-    sim_stage_begin(&devices);
+    world_open(SEED, trace, false, &devices);
     int blocks = choose_jobs(c, context);
     if (blocks < blocks_of(context)) blocks = blocks_of(context);
     struct world_options w = {.config = c, .n_brokers = 1, .n_groups = STAGES, .n_stages = STAGES,
@@ -132,8 +117,7 @@ static bool show(const struct model_config *c, int context, int urgent_percent, 
            "checked;\n#   %.2f%% of the blocks reserved over %.0f simulated seconds, the last %d "
            "jobs left out\n", JOBS, context, blocks, urgent_percent, truth.n_by_word[0],
            truth.n_checked_tokens, 100 * share, seconds, LEFT_OUT);
-    sim_redis_end();
-    sim_end();
+    world_close();
     return ended && share >= 0.95 * (1 - urgent_percent / 100.0);
 }
 

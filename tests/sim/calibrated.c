@@ -1,8 +1,6 @@
 #include "tests/sim/calibrated.h"
 
 #include "tests/sim/sim_net.h"
-#include "tests/sim/sim_parts.h"
-#include "tests/sim/sim_redis.h"
 #include "tests/sim/sim_stage.h"
 #include "tests/sim/truth.h"
 #include "tests/sim/world.h"
@@ -115,20 +113,12 @@ static double hop_us(void)
 
 // --- a batch
 
-static const struct head *head(void)
-{
-    for (int i = 0; i < csv.n_stages; i++) {
-        if (world.groups[i].owned != NULL) return world.groups[i].owned;
-    }
-    return NULL;
-}
-
 static bool some_run(const struct head *h) { return h != NULL && h->n_running > 0; }
 static bool none_run(const struct head *h) { return h != NULL && h->n_running == 0; }
 
 static void run_until(bool (*reached)(const struct head *h))
 {
-    while (!reached(head())) {
+    while (!reached(world_head())) {
         if (sim_now() > PATIENCE_NS) sim_fail("the batch does not end");
         sim_step(sim_now() + SIM_S);
     }
@@ -161,12 +151,7 @@ static double play(const struct model_config *c, int batch, bool trace)
                               .chunk = csv.chunk, .device_bytes = 1ull << 40,
                               .step_deadline_ms = 60000};
     memcpy(w.layers, csv.layers, sizeof w.layers);
-    sim_begin(SEED, trace);
-    sim_system_begin();
-    sim_zmq_begin();
-    sim_pool_begin(true);
-    sim_redis_begin();
-    sim_stage_begin(&devices);
+    world_open(SEED, trace, true, &devices);
     sim_net_set(&net);
     world_begin(&w);
     push_jobs(c, batch);
@@ -174,8 +159,7 @@ static double play(const struct model_config *c, int batch, bool trace)
     int64_t from = sim_now();
     run_until(none_run);
     double seconds = (double) (sim_now() - from) / 1e9;
-    sim_redis_end();
-    sim_end();
+    world_close();
     return (double) batch * csv.n_tokens / seconds;
 }
 

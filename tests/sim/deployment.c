@@ -3,7 +3,6 @@
 #include "common/cost_model.h"
 #include "common/plan.h"
 #include "tests/sim/sim_net.h"
-#include "tests/sim/sim_parts.h"
 #include "tests/sim/sim_redis.h"
 #include "tests/sim/sim_stage.h"
 #include "tests/sim/truth.h"
@@ -121,14 +120,6 @@ int deployment_capacity(const struct deployment *d)
 
 // --- one batch
 
-static const struct head *head_of(void)
-{
-    for (int i = 0; i < GROUPS_IN_WORLD; i++) {
-        if (world.groups[i].owned != NULL) return world.groups[i].owned;
-    }
-    return NULL;
-}
-
 // Tokens that all running sequences have; -1: not all of them decode.
 static int64_t decoded(const struct head *h, int batch)
 {
@@ -151,7 +142,8 @@ struct mark {
 static struct mark mark_now(int batch)
 {
     const struct sim_stage_counts *c = sim_stage_counts();
-    struct mark m = {.ns = sim_now(), .tokens = decoded(head_of(), batch), .n_steps = c->n_steps};
+    struct mark m = {.ns = sim_now(), .tokens = decoded(world_head(), batch),
+                     .n_steps = c->n_steps};
     for (int i = 0; i < c->n_firsts; i++) m.busy[i] = c->busy_ns[i];
     return m;
 }
@@ -164,7 +156,7 @@ static void run_until(bool (*reached)(uint64_t n), uint64_t n)
     }
 }
 
-static bool all_decode(uint64_t batch) { return decoded(head_of(), (int) batch) >= 0; }
+static bool all_decode(uint64_t batch) { return decoded(world_head(), (int) batch) >= 0; }
 static bool steps_done(uint64_t n) { return sim_stage_counts()->n_steps >= n; }
 
 static void push_jobs(const struct deployment *d, int batch)
@@ -251,12 +243,7 @@ void deployment_play(const struct deployment *d, int batch, struct deployment_fi
     cost_model_init(&playing.cost, d->config, &form);
     playing.rates = d->rates;
     playing.warm = true;
-    sim_begin(SEED, d->trace);
-    sim_system_begin();
-    sim_zmq_begin();
-    sim_pool_begin(true);
-    sim_redis_begin();
-    sim_stage_begin(&devices);
+    world_open(SEED, d->trace, true, &devices);
     struct sim_net net = network_of(d);
     sim_net_set(&net);
     // The room for KV is the plan's own; what-ifs of its form need a larger device to say so.
@@ -270,8 +257,7 @@ void deployment_play(const struct deployment *d, int batch, struct deployment_fi
     world_begin(&w);
     push_jobs(d, batch);
     measure(d, f);
-    sim_redis_end();
-    sim_end();
+    world_close();
 }
 
 // --- what is told

@@ -60,7 +60,7 @@ static void add(struct play_counts *all, const struct play_counts *n)
     all->n_seeds += n->n_seeds;
     all->n_jobs += n->n_jobs;
     all->n_faults += n->n_faults;
-    all->n_deaths += n->n_deaths;
+    all->n_lives += n->n_lives;
     all->n_steps += n->n_steps;
     all->n_tokens += n->n_tokens;
     all->simulated_ns += n->simulated_ns;
@@ -74,7 +74,7 @@ static void tell(const struct play_counts *n, double took)
            (unsigned long long) n->n_seeds, (unsigned long long) n->n_jobs,
            (unsigned long long) n->n_by_word[0], (unsigned long long) n->n_by_word[1],
            (unsigned long long) n->n_by_word[2], (unsigned long long) n->n_by_word[3],
-           (unsigned long long) n->n_faults, (unsigned long long) n->n_deaths,
+           (unsigned long long) n->n_faults, (unsigned long long) n->n_lives,
            (unsigned long long) n->n_steps, (unsigned long long) n->n_tokens,
            (double) n->simulated_ns / 3.6e12, took);
 }

@@ -2,7 +2,6 @@
 
 #include "tests/sim/faults.h"
 #include "tests/sim/sim_net.h"
-#include "tests/sim/sim_parts.h"
 #include "tests/sim/sim_redis.h"
 #include "tests/sim/sim_stage.h"
 #include "tests/sim/truth.h"
@@ -172,12 +171,7 @@ void play_seed(const struct model_config *c, uint64_t seed, bool trace, struct p
 {
     const struct sim_devices devices = {step_ns, load_ns, false};
     struct world_options w;
-    sim_begin(seed, trace);
-    sim_system_begin();
-    sim_zmq_begin();
-    sim_pool_begin(false);
-    sim_redis_begin();
-    sim_stage_begin(&devices);
+    world_open(seed, trace, false, &devices);
     choose_world(c, &w);
     choose_network();
     add_tenants();
@@ -197,11 +191,10 @@ void play_seed(const struct model_config *c, uint64_t seed, bool trace, struct p
     counts->n_seeds++;
     counts->n_jobs += (uint64_t) truth.n;
     counts->n_faults += (uint64_t) n_faults;
-    counts->n_deaths += (uint64_t) world.n_died;
+    counts->n_lives += (uint64_t) world.n_died;
     counts->n_steps += sim_stage_counts()->n_steps;
     counts->n_tokens += (uint64_t) truth.n_checked_tokens;
     counts->simulated_ns += sim_now();
     for (int i = 0; i < 4; i++) counts->n_by_word[i] += (uint64_t) truth.n_by_word[i];
-    sim_redis_end();
-    sim_end();
+    world_close();
 }

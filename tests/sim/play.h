@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 struct play_counts {
-    uint64_t n_seeds, n_jobs, n_faults, n_deaths, n_steps, n_tokens, n_by_word[4];
+    uint64_t n_seeds, n_jobs, n_faults, n_lives, n_steps, n_tokens, n_by_word[4];
     int64_t simulated_ns;
 };
 

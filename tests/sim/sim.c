@@ -19,8 +19,7 @@
 
 enum { PROCS_MAX = 4096, STACK_BYTES = 1 << 20, CHUNK_BYTES = 1 << 20, TEXT_MAX = 1024 };
 
-// Ten years before 2026 are no time that anybody expects.
-#define WALL_BASE_MS 1767225600000ll
+#define WALL_BASE_MS 1767225600000ll // 2026-01-01, Unix time
 
 struct entry {
     int64_t ns;
@@ -280,8 +279,6 @@ void sim_kill(struct sim_proc *p)
 void sim_stop(struct sim_proc *p, int64_t for_ns) { p->stopped_ns = sim.now_ns + for_ns; }
 
 bool sim_alive(const struct sim_proc *p) { return p->alive; }
-
-const char *sim_name(const struct sim_proc *p) { return p->name; }
 
 struct sim_proc *sim_self(void) { return sim.self; }
 

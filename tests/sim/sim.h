@@ -52,7 +52,6 @@ struct sim_proc *sim_spawn(const char *name, sim_fn *main, void *arg);
 void sim_kill(struct sim_proc *p);                 // kill -9: nothing of it runs any more
 void sim_stop(struct sim_proc *p, int64_t for_ns); // SIGSTOP, then SIGCONT
 bool sim_alive(const struct sim_proc *p);
-const char *sim_name(const struct sim_proc *p);
 struct sim_proc *sim_self(void); // NULL: the agenda
 
 // Returns when the process is woken, or at `until_ns`.

@@ -59,26 +59,18 @@ static struct text *text_of(struct bytes b)
     return t;
 }
 
+static void free_member(void *arg)
+{
+    struct member *m = arg;
+    free(m->name);
+    free(m);
+}
+
 static void free_value(void *arg)
 {
     struct value *v = arg;
     free(v->string);
-    if (v->type == HASH) dict_free(&v->hash, free);
-    for (size_t i = 0; v->type == ZSET && i < v->n_sorted; i++) {
-        free(v->sorted[i]->name);
-        free(v->sorted[i]);
-    }
-    if (v->type == ZSET) {
-        for (size_t i = 0; i < v->n_sorted; i++) v->sorted[i] = NULL;
-        v->n_sorted = 0;
-        for (size_t i = 0; i < v->hash.n_buckets; i++) {
-            for (struct dict_entry *e = v->hash.buckets[i], *next; e != NULL; e = next) {
-                next = e->next;
-                free(e);
-            }
-        }
-        free(v->hash.buckets);
-    }
+    dict_free(&v->hash, v->type == ZSET ? free_member : free);
     for (size_t i = v->head; i < v->n_items; i++) free(v->items[i]);
     free(v->sorted);
     free(v->items);
@@ -418,8 +410,7 @@ static bool take_member(struct value *v, struct bytes name)
     size_t i = rank_of(v, m->score, name);
     v->n_sorted--;
     memmove(v->sorted + i, v->sorted + i + 1, (v->n_sorted - i) * sizeof *v->sorted);
-    free(m->name);
-    free(m);
+    free_member(m);
     return true;
 }
 

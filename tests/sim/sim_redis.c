@@ -227,7 +227,7 @@ static void end_client(struct client *c, int status)
 {
     zmq_pollitem_t item = {.fd = c->fd};
     struct redis_link *link = c->link;
-    bool told = c->told && c->connected | c->lost;
+    bool told = c->told;
     c->lost = true;
     c->connected = false;
     if (c->lost_ns == INT64_MAX) c->lost_ns = sim_now() + WAY_MOST_NS;

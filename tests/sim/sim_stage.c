@@ -64,14 +64,6 @@ int32_t sim_stage_next(const struct model_config *c, uint64_t *state, int32_t id
     return choose(c, x);
 }
 
-int32_t sim_stage_token(const struct model_config *c, const int32_t *ids, int n)
-{
-    uint64_t state[MODEL_LAYERS_MAX] = {0};
-    int32_t token = 0;
-    for (int i = 0; i < n; i++) token = sim_stage_next(c, state, ids[i], i);
-    return token;
-}
-
 static uint64_t *row_at(const struct stage *s, int layer, const struct slot *slot, int pos)
 {
     size_t block = (size_t) slot->blocks[pos / KV_BLOCK_ROWS];
@@ -151,7 +143,6 @@ static void run_rows(struct stage *s, struct stage_step *place)
         }
         slot->n_rows += run->n;
     }
-    room.counts.n_rows += o->head ? (uint64_t) row : 0;
 }
 
 // --- time

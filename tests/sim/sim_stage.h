@@ -24,15 +24,13 @@ void sim_stage_begin(const struct sim_devices *devices);
 void sim_stage_hang(const struct sim_proc *p, int64_t for_ns);
 void sim_stage_fail(const struct sim_proc *p);
 
-// What an undisturbed run chooses after these ids, whatever the partition.
-int32_t sim_stage_token(const struct model_config *c, const int32_t *ids, int n);
-
-// The same, many times over: `state` (n_layers) begins as zeros and takes one row after another.
+// What an undisturbed run chooses, whatever the partition: `state` (n_layers) begins as zeros and
+// takes one row after another.
 int32_t sim_stage_next(const struct model_config *c, uint64_t *state, int32_t id, int pos);
 
 // Of all stages since the seed began.
 struct sim_stage_counts {
-    uint64_t n_steps, n_rows;
+    uint64_t n_steps;
     int64_t busy_ns[PP_MAX]; // by first layer's stage, in order of first use
     int firsts[PP_MAX], n_firsts;
 };

@@ -4,7 +4,6 @@
 #include "broker/broker.h"
 #include "tests/sim/sim_parts.h"
 #include "tests/sim/sim_redis.h"
-#include "tests/sim/sim_stage.h"
 #include "workers/group.h"
 #include "workers/head.h"
 
@@ -101,6 +100,14 @@ struct world_node *world_group_of(const struct sim_proc *p)
     return node_of(world.groups, GROUPS_IN_WORLD, p);
 }
 
+const struct head *world_head(void)
+{
+    for (int i = 0; i < GROUPS_IN_WORLD; i++) {
+        if (world.groups[i].owned != NULL) return world.groups[i].owned;
+    }
+    return NULL;
+}
+
 static const char *endpoint_of(int broker)
 {
     static const char *const endpoints[BROKERS_IN_WORLD] = {"tcp://127.0.0.1:7301",
@@ -168,7 +175,7 @@ static void run_group(void *arg)
 static void spawn_again(void *arg)
 {
     struct world_node *n = arg;
-    if (n->proc == NULL && n->wanted) spawn(n);
+    if (n->proc == NULL) spawn(n);
 }
 
 static void on_died(struct sim_proc *p)
@@ -189,10 +196,25 @@ static void on_died(struct sim_proc *p)
 static void spawn(struct world_node *n)
 {
     bool broker = n >= world.brokers && n < world.brokers + BROKERS_IN_WORLD;
-    n->n_lives++;
     n->stop_fd = broker ? -1 : sim_fd(NULL);
     n->proc = sim_spawn(n->name, broker ? run_broker : run_group, n);
     if (!broker) sim_fd_own(n->stop_fd, n->proc);
+}
+
+void world_open(uint64_t seed, bool trace, bool at_once, const struct sim_devices *devices)
+{
+    sim_begin(seed, trace);
+    sim_system_begin();
+    sim_zmq_begin();
+    sim_pool_begin(at_once);
+    sim_redis_begin();
+    sim_stage_begin(devices);
+}
+
+void world_close(void)
+{
+    sim_redis_end();
+    sim_end();
 }
 
 void world_begin(const struct world_options *o)
@@ -202,13 +224,13 @@ void world_begin(const struct world_options *o)
     world.options = *o;
     sim_watch(world_check, on_died);
     for (int i = 0; i < o->n_brokers; i++) {
-        world.brokers[i] = (struct world_node){.name = brokers[i], .wanted = true};
+        world.brokers[i] = (struct world_node){.name = brokers[i]};
         spawn(&world.brokers[i]);
     }
     for (int i = 0; i < o->n_groups; i++) {
         char *name = sim_alloc(SIM_NAME_MAX);
         snprintf(name, SIM_NAME_MAX, "g%d", i);
-        world.groups[i] = (struct world_node){.name = name, .wanted = true};
+        world.groups[i] = (struct world_node){.name = name};
         spawn(&world.groups[i]);
     }
 }

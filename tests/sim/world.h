@@ -4,7 +4,9 @@
 #define PENSTOCK_TESTS_SIM_WORLD_H
 
 #include "common/model_config.h"
-#include "tests/sim/sim.h"
+#include "tests/sim/sim_stage.h"
+
+struct head;
 
 enum { BROKERS_IN_WORLD = 2, GROUPS_IN_WORLD = 64 };
 
@@ -16,7 +18,7 @@ struct world_options {
     int n_groups, n_stages, tp;
     int layers[PP_MAX]; // layers[0] == 0: chosen
     int pipelines, spares;
-    int slots, kv_blocks, max_context, max_rows, chunk, steps_in_flight; // 0: chosen
+    int slots, kv_blocks, max_context, max_rows, chunk; // 0: chosen
     int urgent_percent;
     int64_t age_ms;
     uint64_t device_bytes;
@@ -28,18 +30,23 @@ struct world_node {
     struct sim_proc *proc; // of its present life; NULL: none
     const char *name;
     int stop_fd;           // group: asks it to leave
-    bool wanted;           // is started again
-    int n_lives;
     void *owned;           // broker: struct jobs; group: struct head; NULL: none
 };
 
 extern struct world {
     struct world_options options;
     struct world_node brokers[BROKERS_IN_WORLD], groups[GROUPS_IN_WORLD];
-    int n_died; // groups' lives that ended by death
+    int n_died; // groups' lives that ended
 } world;
 
+// A seed's room, in which nothing runs yet. at_once: the work of brokers' pools takes no time.
+void world_open(uint64_t seed, bool trace, bool at_once, const struct sim_devices *devices);
+void world_close(void);
+
 void world_begin(const struct world_options *o);
+
+// Of the first group that has one; NULL: none has.
+const struct head *world_head(void);
 
 // Of the processes: what it is and which. NULL: neither.
 struct world_node *world_broker_of(const struct sim_proc *p);

@@ -1,4 +1,4 @@
-// Limits of a broker ten times as large, for sim-scale alone: it is included before all else, so
+// Limits of a larger broker, for sim-scale alone: it is included before all else, so
 // that what comes later finds common/limits.h read. The programs keep theirs.
 #ifndef PENSTOCK_TESTS_SIM_SCALE_LARGER_H
 #define PENSTOCK_TESTS_SIM_SCALE_LARGER_H
