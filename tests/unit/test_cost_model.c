@@ -5,18 +5,10 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 
 #include <cmocka.h>
 
-static struct model_config load(const char *name)
-{
-    struct model_config c;
-    char path[256];
-    snprintf(path, sizeof path, FIXTURES "/%s", name);
-    assert_int_equal(model_config_load(&c, path, NULL), OK);
-    return c;
-}
+#include "plan_case.h"
 
 static struct device_rates rates(const char *name)
 {

@@ -4,19 +4,17 @@
 #include "common/result.h"
 #include "tools/engine.h"
 #include "tools/made_model.h"
-#include "workers/stage.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "model_dir.h"
+#include "stage_case.h"
 
 static const struct made_shape SHAPES[] = {
     {.layers = 3, .hidden = 144, .heads = 4, .experts = 4, .dtype = DTYPE_F8_E4M3},
@@ -132,13 +130,7 @@ static enum status open_stage(int shape, int tp, enum precision p, uint64_t memo
     o.memory = calloc(1, stage_memory_bytes(&o));
     o.staging = malloc(stage_staging_bytes(&o));
     enum status status = stage_create(&stage, &o, e);
-    while (status == OK && stage_state(stage, e) == STAGE_LOADING) {
-        struct pollfd poll_fd = {.fd = stage_fd(stage), .events = POLLIN};
-        uint64_t times;
-        poll(&poll_fd, 1, -1);
-        assert_true(read(stage_fd(stage), &times, sizeof times) == sizeof times);
-    }
-    if (status == OK && stage_state(stage, e) == STAGE_FAILED) status = e->status;
+    if (status == OK && stage_case_wait(stage, e) == STAGE_FAILED) status = e->status;
     if (status == OK) {
         struct ledger l = stage_ledger(stage);
         *total = ledger_total(&l);

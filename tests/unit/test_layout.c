@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "model_dir.h"
+#include "plan_case.h"
 
 struct tally {
     const struct model_config *config;
@@ -39,15 +40,6 @@ static struct tally tally(const struct model_config *c, struct placement p)
     struct tally t = {.config = c, .last_layer = -1};
     assert_int_equal(layout_walk(c, &p, add, &t), OK);
     return t;
-}
-
-static struct model_config load(const char *name)
-{
-    struct model_config c;
-    char path[256];
-    snprintf(path, sizeof path, FIXTURES "/%s", name);
-    assert_int_equal(model_config_load(&c, path, NULL), OK);
-    return c;
 }
 
 // The figures of deepseek-v3.md.

@@ -5,7 +5,6 @@
 #include "tools/made_model.h"
 #include "workers/load.h"
 #include "workers/pack.h"
-#include "workers/stage.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,11 +12,11 @@
 #include <cmocka.h>
 #include <fcntl.h>
 #include <math.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "model_dir.h"
+#include "stage_case.h"
 
 // A vocabulary whose embedding is larger than a staging buffer, and no multiple of anything.
 static const struct made_shape LARGE = {.layers = 2, .hidden = 136, .heads = 4, .experts = 2,
@@ -70,13 +69,7 @@ static enum status load(const struct model *m, int tp, struct manifest *manifest
     o.memory = calloc(1, stage_memory_bytes(&o));
     o.staging = malloc(stage_staging_bytes(&o));
     enum status status = stage_create(&stage, &o, e);
-    while (status == OK && stage_state(stage, e) == STAGE_LOADING) {
-        struct pollfd p = {.fd = stage_fd(stage), .events = POLLIN};
-        uint64_t times;
-        poll(&p, 1, -1);
-        assert_true(read(stage_fd(stage), &times, sizeof times) == sizeof times);
-    }
-    if (status == OK && stage_state(stage, e) == STAGE_FAILED) status = e->status;
+    if (status == OK && stage_case_wait(stage, e) == STAGE_FAILED) status = e->status;
     if (status == OK) {
         uint64_t loaded, total;
         stage_progress(stage, &loaded, &total);

@@ -2,9 +2,7 @@
 #include "common/rank_layout.h"
 #include "kernels/backend.h"
 #include "workers/forward.h"
-#include "workers/stage.h"
 
-#include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -12,11 +10,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "plan_case.h"
+#include "stage_case.h"
 
 static void test_weights_of_deepseek_v3(void **state)
 {
@@ -185,19 +183,6 @@ static void test_ranks_carve_what_is_planned(void **state)
 
 // --- and against what running stages have
 
-// Waits until all ranks have loaded, or one could not.
-static enum stage_state wait_loaded(struct stage *stage, struct error *e)
-{
-    enum stage_state state;
-    while ((state = stage_state(stage, e)) == STAGE_LOADING) {
-        struct pollfd fd = {.fd = stage_fd(stage), .events = POLLIN};
-        uint64_t n;
-        assert_true(poll(&fd, 1, -1) == 1);
-        assert_int_equal(read(fd.fd, &n, sizeof n), sizeof n);
-    }
-    return state;
-}
-
 // Its devices have exactly what is planned for the largest rank; a byte less is refused.
 static void expect_running(const struct plan_request *r, const struct checkpoint *checkpoint,
                            const struct plan *p, int stage)
@@ -218,7 +203,7 @@ static void expect_running(const struct plan_request *r, const struct checkpoint
     struct stage *s;
     struct error e = {0};
     assert_int_equal(stage_create(&s, &o, &e), OK);
-    if (wait_loaded(s, &e) != STAGE_READY) fail_msg("%s", e.text);
+    if (stage_case_wait(s, &e) != STAGE_READY) fail_msg("%s", e.text);
     for (int rank = 0; rank < p->tp; rank++) {
         struct ledger planned = plan_rank_ledger(p, r, stage, rank);
         struct ledger has = stage_rank_ledger(s, rank);
@@ -232,7 +217,7 @@ static void expect_running(const struct plan_request *r, const struct checkpoint
     stage_destroy(&s);
     o.memory_bytes--;
     assert_int_equal(stage_create(&s, &o, &e), OK);
-    assert_int_equal(wait_loaded(s, &e), STAGE_FAILED);
+    assert_int_equal(stage_case_wait(s, &e), STAGE_FAILED);
     assert_string_equal(e.code, "does_not_fit");
     stage_destroy(&s);
     free(o.staging);

@@ -4,27 +4,13 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 #include <cmocka.h>
 
-enum { ROWS = 2048 };
+#include "pace_case.h"
 
-static struct pace pace_of(const char *model, const char *device, int stages)
-{
-    struct model_config c;
-    struct device_rates rates;
-    char path[256];
-    snprintf(path, sizeof path, FIXTURES "/%s", model);
-    assert_int_equal(model_config_load(&c, path, NULL), OK);
-    assert_int_equal(device_rates_named(&rates, device, NULL), OK);
-    struct cost_form form = {.tp = c.n_heads >= 8 ? 8 : 1, .kv_ranks = 1, .fp8_gemm = true};
-    struct plan_stage stage = {c.n_layers - c.n_layers / stages, c.n_layers, false, true};
-    struct pace p;
-    pace_init(&p, &c, &form, &stage, &rates);
-    return p;
-}
+enum { ROWS = 2048 };
 
 // Decode of DeepSeek-V3 is bound by the experts' bytes: fewer, fuller steps, as many as there are
 // stages. A slow network wants one more, so that nobody waits for it.

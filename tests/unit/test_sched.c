@@ -4,27 +4,13 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <cmocka.h>
 #include <string.h>
 
-enum { SLOTS = 12, RUNS_IN_FLIGHT = 4 };
+#include "pace_case.h"
 
-static struct pace pace_of(const char *model, const char *device, int stages)
-{
-    struct model_config c;
-    struct device_rates rates;
-    char path[256];
-    snprintf(path, sizeof path, FIXTURES "/%s", model);
-    assert_int_equal(model_config_load(&c, path, NULL), OK);
-    assert_int_equal(device_rates_named(&rates, device, NULL), OK);
-    struct cost_form form = {.tp = stages == 1 ? 1 : 8, .kv_ranks = 1, .fp8_gemm = true};
-    struct plan_stage stage = {c.n_layers - c.n_layers / stages, c.n_layers, false, true};
-    struct pace p;
-    pace_init(&p, &c, &form, &stage, &rates);
-    return p;
-}
+enum { SLOTS = 12, RUNS_IN_FLIGHT = 4 };
 
 static void start(struct sched *s, struct sched_seq *storage, const struct step_limits *l,
                   int chunk, int steps, int stages)
