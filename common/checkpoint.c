@@ -211,14 +211,6 @@ void checkpoint_manifest_hash(const struct checkpoint *c, char *hex)
 
 // --- bytes
 
-enum status checkpoint_read(const struct checkpoint *c, const struct tensor *t, uint64_t offset,
-                            void *to, size_t n, struct error *e)
-{
-    check(offset <= t->bytes && n <= t->bytes - offset, "%s: %zu bytes at %llu of %llu", t->name, n,
-          (unsigned long long) offset, (unsigned long long) t->bytes);
-    return checkpoint_read_file(c, t, t->offset + offset, to, n, e);
-}
-
 enum status checkpoint_read_file(const struct checkpoint *c, const struct tensor *t,
                                  uint64_t offset, void *to, size_t n, struct error *e)
 {
@@ -231,52 +223,4 @@ void checkpoint_will_read(const struct checkpoint *c, const struct tensor *t, ui
                           size_t n)
 {
     safetensors_will_read(&c->files[t->file], offset, n);
-}
-
-// Rows no longer than a page are read in bands and cut in memory: the disk reads their pages
-// anyway, and a call a row would cost more than the copy.
-enum { BAND_ROW_BYTES = 4096, BAND_BYTES = 16 * BAND_ROW_BYTES };
-
-static enum status read_bands(const struct checkpoint *c, const struct tensor *t, int64_t row0,
-                              int64_t n_rows, size_t row_bytes, size_t at, size_t bytes, char *to,
-                              struct error *e)
-{
-    char band[BAND_BYTES];
-    int64_t most = (int64_t) (sizeof band / row_bytes);
-    for (int64_t done = 0; done < n_rows;) {
-        int64_t n = n_rows - done < most ? n_rows - done : most;
-        try(checkpoint_read(c, t, (uint64_t) (row0 + done) * row_bytes, band,
-                            (size_t) n * row_bytes, e));
-        for (int64_t i = 0; i < n; i++, to += bytes) {
-            memcpy(to, band + (size_t) i * row_bytes + at, bytes);
-        }
-        done += n;
-    }
-    return OK;
-}
-
-enum status checkpoint_read_rect(const struct checkpoint *c, const struct tensor *t, int64_t row0,
-                                 int64_t n_rows, int64_t col0, int64_t n_cols, void *to,
-                                 struct error *e)
-{
-    int64_t rows = t->n_dims > 0 ? t->shape[0] : 1, cols = t->n_dims > 1 ? t->shape[1] : 1;
-    size_t size = dtype_size(t->dtype);
-    check(t->n_dims <= 2 && size > 0, "%s is no matrix of a known type", t->name);
-    check(row0 >= 0 && n_rows >= 0 && row0 <= rows && n_rows <= rows - row0, "%s: rows", t->name);
-    check(col0 >= 0 && n_cols >= 0 && col0 <= cols && n_cols <= cols - col0, "%s: columns",
-          t->name);
-    size_t row_bytes = (size_t) cols * size, bytes = (size_t) n_cols * size;
-    size_t at = (size_t) col0 * size;
-    if (n_rows == 0 || n_cols == 0) return OK;
-    if (n_cols == cols) {
-        return checkpoint_read(c, t, (uint64_t) row0 * row_bytes, to, (size_t) n_rows * bytes, e);
-    }
-    if (row_bytes <= BAND_ROW_BYTES) {
-        return read_bands(c, t, row0, n_rows, row_bytes, at, bytes, to, e);
-    }
-    for (int64_t i = 0; i < n_rows; i++) {
-        try(checkpoint_read(c, t, (uint64_t) (row0 + i) * row_bytes + at,
-                            (char *) to + (size_t) i * bytes, bytes, e));
-    }
-    return OK;
 }

@@ -44,24 +44,14 @@ int checkpoint_n_files(const struct checkpoint *c);
 const char *checkpoint_file(const struct checkpoint *c, int file); // path
 uint64_t checkpoint_bytes(const struct checkpoint *c);             // of all tensors
 
-// Copies `n` bytes at `offset` within the tensor to `to` (pread). ERR_IO names file and tensor.
-enum status checkpoint_read(const struct checkpoint *c, const struct tensor *t, uint64_t offset,
-                            void *to, size_t n, struct error *e);
-
-// Copies `n` bytes at `offset` of the file that holds `t`, which may reach into the tensors behind
-// it. The same errors.
+// Copies `n` bytes at `offset` of the file that holds `t` to `to` (pread); they may reach into the
+// tensors behind it. ERR_IO names file and tensor.
 enum status checkpoint_read_file(const struct checkpoint *c, const struct tensor *t,
                                  uint64_t offset, void *to, size_t n, struct error *e);
 
 // Has the disk begin with such bytes, which are read soon.
 void checkpoint_will_read(const struct checkpoint *c, const struct tensor *t, uint64_t offset,
                           size_t n);
-
-// As checkpoint_read, of a rectangle of a row-major matrix: rows [row0, row0+n_rows) x columns
-// [col0, col0+n_cols), packed tightly into `to`.
-enum status checkpoint_read_rect(const struct checkpoint *c, const struct tensor *t, int64_t row0,
-                                 int64_t n_rows, int64_t col0, int64_t n_cols, void *to,
-                                 struct error *e);
 
 // XXH3-128 of names, dtypes, shapes (the manifest), as 32 hex digits: equal for equal checkpoints'
 // structure. `hex` has 33 bytes.

@@ -11,13 +11,17 @@ int cpu_group_values(enum dtype dtype)
     return dtype == DTYPE_F8_E4M3 ? 4 : dtype == DTYPE_BF16 ? 2 : 1;
 }
 
-int cpu_phase(const struct matrix_shape *m) { return m->dtype == DTYPE_F8_E4M3 ? m->col_phase : 0; }
+// Where a matrix begins on the grid of k: only FP8 has scales to line up with.
+static int phase_of(const struct matrix_shape *m)
+{
+    return m->dtype == DTYPE_F8_E4M3 ? m->col_phase : 0;
+}
 
 int cpu_panels(int n) { return (n + CPU_PANEL - 1) / CPU_PANEL; }
 
 uint64_t cpu_panel_bytes(const struct matrix_shape *m)
 {
-    int group = cpu_group_values(m->dtype), phase = cpu_phase(m);
+    int group = cpu_group_values(m->dtype), phase = phase_of(m);
     int groups = (phase + m->k + group - 1) / group - phase / group;
     return (uint64_t) groups * CPU_PANEL * sizeof(uint32_t);
 }

@@ -20,9 +20,6 @@ enum {
 // Values of k in a dword: 4 (FP8), 2 (bf16) or 1 (f32).
 int cpu_group_values(enum dtype dtype);
 
-// Where a matrix begins on the grid of k: only FP8 has scales to line up with.
-int cpu_phase(const struct matrix_shape *m);
-
 int cpu_panels(int n);
 
 // Bytes of one panel; of the NaN marks of an FP8 matrix, before its panels; of both together.

@@ -1,7 +1,6 @@
 #include "common/ledger.h"
 
 #include <stdio.h>
-#include <string.h>
 
 static const char *const names[LEDGER_LINES] = {
     [LEDGER_WEIGHTS] = "weights",
@@ -25,15 +24,6 @@ static const char *const names[LEDGER_LINES] = {
 };
 
 const char *ledger_name(enum ledger_line line) { return names[line]; }
-
-enum ledger_line ledger_named(const char *name, size_t n)
-{
-    int line = 0;
-    while (line < LEDGER_LINES && (strlen(names[line]) != n || memcmp(names[line], name, n) != 0)) {
-        line++;
-    }
-    return (enum ledger_line) line;
-}
 
 bool ledger_is_carved(enum ledger_line line)
 {

@@ -45,9 +45,6 @@ bool ledger_is_carved(enum ledger_line line);
 // A word in lower case, e.g. "weights"; the same in tables, JSON, logs and on the wire.
 const char *ledger_name(enum ledger_line line);
 
-// The line of that name; LEDGER_LINES if there is none.
-enum ledger_line ledger_named(const char *name, size_t n);
-
 uint64_t ledger_total(const struct ledger *l);
 
 // Weights as the checkpoint has them, scales included.

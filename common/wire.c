@@ -15,19 +15,9 @@ const char *wire_command_name(enum wire_command command)
     return wire_grammars[command].name;
 }
 
-const char *wire_state_name(enum wire_state state)
-{
-    return wire_state_names[state];
-}
-
 const char *wire_reason_name(enum wire_reason reason)
 {
     return wire_reason_names[reason];
-}
-
-const char *wire_outcome_name(enum wire_outcome outcome)
-{
-    return wire_outcome_names[outcome];
 }
 
 int wire_ids_count(struct wire_bytes ids)

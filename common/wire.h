@@ -287,8 +287,6 @@ int wire_ids_count(struct wire_bytes ids);
 void wire_ids_copy(struct wire_bytes ids, int32_t *to);
 
 const char *wire_command_name(enum wire_command command);
-const char *wire_state_name(enum wire_state state);
 const char *wire_reason_name(enum wire_reason reason);
-const char *wire_outcome_name(enum wire_outcome outcome);
 
 #endif

@@ -34,43 +34,13 @@ static void test_opens_and_reads(void **state)
     assert_ptr_equal(checkpoint_tensor(c, t->index), t);
     assert_null(checkpoint_find(c, "model.layers.0.mlp.down_proj"));
 
-    // Every way of reading gives the same bytes.
-    static unsigned char whole[256 * 512], part[256 * 512], row[512];
-    assert_int_equal(checkpoint_read(c, t, 0, whole, sizeof whole, NULL), OK);
-    assert_int_equal(checkpoint_read_rect(c, t, 0, 256, 0, 512, part, NULL), OK);
-    assert_memory_equal(whole, part, sizeof whole);
-    assert_int_equal(checkpoint_read_rect(c, t, 7, 200, 130, 61, part, NULL), OK);
-    for (int i = 0; i < 200; i++)
-        assert_memory_equal(part + i * 61, whole + (i + 7) * 512 + 130, 61);
-    assert_int_equal(checkpoint_read(c, t, 9 * 512, row, 512, NULL), OK);
+    // A part is the same bytes as in the whole.
+    static unsigned char whole[256 * 512], row[512];
+    assert_int_equal(checkpoint_read_file(c, t, t->offset, whole, sizeof whole, NULL), OK);
+    assert_int_equal(checkpoint_read_file(c, t, t->offset + 9 * 512, row, 512, NULL), OK);
     assert_memory_equal(row, whole + 9 * 512, 512);
     checkpoint_close(&c);
     assert_null(c);
-}
-
-// Long rows take another way than short ones.
-static void test_reads_parts_of_long_rows(void **state)
-{
-    (void) state;
-    struct model_dir d = model_dir_create();
-    enum { ROWS = 5, COLS = 3000 };
-    model_dir_safetensors(
-        &d, "model.safetensors",
-        "{\"w\":{\"dtype\":\"BF16\",\"shape\":[5,3000],\"data_offsets\":[0,30000]}}", -1,
-        ROWS * COLS * 2);
-    struct checkpoint *c = open_or_fail(d.path);
-    const struct tensor *t = checkpoint_find(c, "w");
-    unsigned char part[2][100][2];
-    assert_int_equal(checkpoint_read_rect(c, t, 3, 2, 1234, 100, part, NULL), OK);
-    for (int i = 0; i < 2; i++) {
-        for (int j = 0; j < 100; j++) {
-            int at = ((i + 3) * COLS + 1234 + j) * 2;
-            assert_int_equal(part[i][j][0], at & 255);
-            assert_int_equal(part[i][j][1], (at + 1) & 255);
-        }
-    }
-    checkpoint_close(&c);
-    model_dir_remove(&d);
 }
 
 // The hash is of the structure, whatever the files and the order.
@@ -207,9 +177,10 @@ static void test_refuses_truncated_files(void **state)
     model_dir_safetensors(&d, "model.safetensors", header, -1, 8);
     struct checkpoint *c = open_or_fail(d.path);
     assert_int_equal(truncate(path, n - 3), 0);
+    const struct tensor *w = checkpoint_find(c, "w");
     float values[2];
     struct error e = {0};
-    assert_int_equal(checkpoint_read(c, checkpoint_find(c, "w"), 0, values, 8, &e), ERR_IO);
+    assert_int_equal(checkpoint_read_file(c, w, w->offset, values, 8, &e), ERR_IO);
     assert_non_null(strstr(e.text, "tensor w"));
     checkpoint_close(&c);
     model_dir_remove(&d);
@@ -308,7 +279,7 @@ static void test_opens_ninety_thousand_tensors(void **state)
         assert_non_null(t);
         unsigned char byte;
         if (i % 997 != 0) continue;
-        assert_int_equal(checkpoint_read(c, t, 0, &byte, 1, NULL), OK);
+        assert_int_equal(checkpoint_read_file(c, t, t->offset, &byte, 1, NULL), OK);
         assert_int_equal(byte, i & 255);
     }
     checkpoint_close(&c);
@@ -319,7 +290,6 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_opens_and_reads),
-        cmocka_unit_test(test_reads_parts_of_long_rows),
         cmocka_unit_test(test_manifest_hash),
         cmocka_unit_test(test_refuses_lying_headers),
         cmocka_unit_test(test_allows_what_nobody_loads),

@@ -59,11 +59,11 @@ static void test_every_line_has_a_name_of_its_own(void **state)
     struct ledger all = {{0}};
     for (int i = 0; i < LEDGER_LINES; i++) {
         const char *name = ledger_name((enum ledger_line) i);
-        assert_int_equal(ledger_named(name, strlen(name)), i);
-        assert_int_equal(ledger_named(name, strlen(name) - 1), LEDGER_LINES);
+        for (int k = 0; k < i; k++) {
+            assert_string_not_equal(name, ledger_name((enum ledger_line) k));
+        }
         all.bytes[i] = UINT64_MAX / LEDGER_LINES;
     }
-    assert_int_equal(ledger_named("nothing", 7), LEDGER_LINES);
     char text[LEDGER_TEXT_MAX];
     ledger_print(&all, text, sizeof text);
     const char *last = ledger_name(LEDGER_LINES - 1);
