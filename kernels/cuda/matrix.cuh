@@ -10,7 +10,7 @@
 
 // A matrix as kernels see it.
 struct mat {
-    const uint8_t *rows; // (n) rows, `pitch` bytes apart
+    const uint8_t *rows; // (n) rows of whole blocks
     const uint8_t *nans; // (n); NULL unless FP8
     const float *scales; // NULL unless FP8
     int n, k;

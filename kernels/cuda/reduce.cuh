@@ -1,18 +1,10 @@
-// Sums and maxima over a warp or a block, each in one fixed order; every thread gets the result.
+// Sums over a warp or a block, each in one fixed order; every thread gets the result.
 #ifndef PENSTOCK_KERNELS_CUDA_REDUCE_CUH
 #define PENSTOCK_KERNELS_CUDA_REDUCE_CUH
 
 static __device__ __forceinline__ float warp_sum(float value)
 {
     for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(~0u, value, lane);
-    return value;
-}
-
-static __device__ __forceinline__ float warp_max(float value)
-{
-    for (int lane = 16; lane > 0; lane /= 2) {
-        value = fmaxf(value, __shfl_xor_sync(~0u, value, lane));
-    }
     return value;
 }
 
