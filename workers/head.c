@@ -280,12 +280,6 @@ void head_cancel(struct head *h, const struct job_key *key, enum wire_reason rea
     finish(h, q, expired ? RESULT_EXPIRED : RESULT_CANCELLED, RESULT_NO_FINISH, &why, now_ms);
 }
 
-void head_drop(struct head *h, const struct job_key *key)
-{
-    struct seq *q = find_seq(h, key);
-    if (q != NULL) free_slot(h, q);
-}
-
 // --- steps
 
 static void add_open(struct head *h, int slot, struct step *s)

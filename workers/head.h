@@ -115,9 +115,6 @@ enum status head_accept(struct head *h, const struct wire_job *job, int64_t now_
 void head_cancel(struct head *h, const struct job_key *key, enum wire_reason reason,
                  int64_t now_ms);
 
-// Drops a sequence without a result: another attempt owns the job.
-void head_drop(struct head *h, const struct job_key *key);
-
 // Fills the next step (reset here; expanded). False: nothing to run yet; ask again when a step is
 // back, a job has come, or head_plan_due says so.
 bool head_plan(struct head *h, struct step *s, int64_t now_ns);

@@ -453,15 +453,6 @@ void stage_release(struct stage *s)
     pthread_mutex_unlock(&s->mutex);
 }
 
-int stage_in_flight(const struct stage *s)
-{
-    struct stage *mutable = (struct stage *) (uintptr_t) s;
-    pthread_mutex_lock(&mutable->mutex);
-    int n = (int) (s->submitted - s->released);
-    pthread_mutex_unlock(&mutable->mutex);
-    return n;
-}
-
 bool stage_idle(struct stage *s)
 {
     pthread_mutex_lock(&s->mutex);

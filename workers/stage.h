@@ -107,9 +107,6 @@ struct stage_step *stage_done(struct stage *s, enum status *status, struct error
 // Frees the oldest step's place, after stage_done.
 void stage_release(struct stage *s);
 
-// Steps submitted and not yet released.
-int stage_in_flight(const struct stage *s);
-
 // Whether the ranks have done all that was submitted, or failed: nobody reads a step's `in` any
 // more.
 bool stage_idle(struct stage *s);

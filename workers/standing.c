@@ -14,19 +14,14 @@ static int index_of(size_t bytes, size_t unit, bool doubling)
     return i;
 }
 
-int standing_count(size_t most, size_t unit, bool doubling)
+static int count_of(size_t most, size_t unit, bool doubling)
 {
     return index_of(most, unit, doubling) + 1;
 }
 
 size_t standing_bytes(size_t most, size_t unit, bool doubling)
 {
-    return (size_t) standing_count(most, unit, doubling) * sizeof(zmq_msg_t);
-}
-
-size_t standing_size(size_t bytes, size_t unit, bool doubling)
-{
-    return size_of(unit, doubling, index_of(bytes, unit, doubling));
+    return (size_t) count_of(most, unit, doubling) * sizeof(zmq_msg_t);
 }
 
 // The last copy of one message is closed; in whichever thread of libzmq that happens.
@@ -40,7 +35,7 @@ enum status standing_init(struct standing *s, void *storage, void *buffer, size_
                           size_t unit, bool doubling, struct arena *arena, struct error *e)
 {
     *s = (struct standing){.messages = storage, .unit = unit, .doubling = doubling};
-    int count = standing_count(most, unit, doubling);
+    int count = count_of(most, unit, doubling);
     for (; s->n < count; s->n++) {
         if (zmq_msg_init_data(&s->messages[s->n], buffer, size_of(unit, doubling, s->n), let_go,
                               arena) != 0) {

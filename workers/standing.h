@@ -22,19 +22,16 @@ struct standing {
     bool doubling;
 };
 
-// How many messages cover `most` bytes, and the bytes of their array.
-int standing_count(size_t most, size_t unit, bool doubling);
+// Of the array of as many messages as cover `most` bytes.
 size_t standing_bytes(size_t most, size_t unit, bool doubling);
 
-// The size that `bytes` travel as: themselves rounded up to the next message's.
-size_t standing_size(size_t bytes, size_t unit, bool doubling);
-
-// `storage`: standing_bytes. `buffer`: standing_size(most) bytes inside `arena`. ERR_NOMEM.
+// `storage`: standing_bytes. `buffer` inside `arena`: `most` bytes, rounded up to the last
+// message's. ERR_NOMEM.
 enum status standing_init(struct standing *s, void *storage, void *buffer, size_t most,
                           size_t unit, bool doubling, struct arena *arena, struct error *e);
 void standing_deinit(struct standing *s);
 
-// The message of standing_size(bytes); bytes > 0.
+// The smallest message that holds `bytes`; bytes > 0.
 zmq_msg_t *standing_message(struct standing *s, size_t bytes);
 
 #endif

@@ -332,8 +332,6 @@ struct stage_step *stage_done(struct stage *s, enum status *status, struct error
 
 void stage_release(struct stage *s) { s->released++; }
 
-int stage_in_flight(const struct stage *s) { return (int) (s->submitted - s->released); }
-
 bool stage_idle(struct stage *s) { return s->status != OK || s->done == s->submitted; }
 
 void stage_reset(struct stage *s)
