@@ -368,7 +368,7 @@ static enum status open_head(struct group *g, const struct step_limits *limits, 
 {
     const struct wire_assign *a = &g->assign;
     struct device_rates rates;
-    bool cpu = strcmp(g->options.backend->name, "cpu") == 0;
+    bool cpu = g->options.backend->kind == DEVICE_CPU;
     try(device_rates_named(&rates, cpu ? "cpu" : "rtx4090", e));
     struct head_options o = {.config = g->options.config,
                              .tokenizer = g->options.tokenizer,
