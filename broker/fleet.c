@@ -5,7 +5,7 @@
 
 enum { SLEPT_MS = 1000 }; // between two ticks: the process stood still
 
-static bool same_peer(const struct peer *a, const struct peer *b)
+bool fleet_same_peer(const struct peer *a, const struct peer *b)
 {
     return a->n == b->n && memcmp(a->bytes, b->bytes, a->n) == 0;
 }
@@ -13,7 +13,7 @@ static bool same_peer(const struct peer *a, const struct peer *b)
 static int find_index(const struct fleet *f, const struct peer *peer)
 {
     for (int i = 0; i < f->n_groups; i++) {
-        if (f->groups[i].used && same_peer(&f->groups[i].peer, peer)) return i;
+        if (f->groups[i].used && fleet_same_peer(&f->groups[i].peer, peer)) return i;
     }
     return -1;
 }
@@ -430,6 +430,12 @@ void fleet_tick(struct fleet *f, int64_t now_ms)
 }
 
 // --- what others see
+
+const char *fleet_state_name(enum group_state state)
+{
+    static const char *const names[] = {"idle", "loading", "ready", "linking", "linked"};
+    return names[state];
+}
 
 const struct group *fleet_find(const struct fleet *f, const struct peer *peer)
 {

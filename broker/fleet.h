@@ -30,6 +30,8 @@ struct peer {
     char key[CURVE_SIZE];
 };
 
+bool fleet_same_peer(const struct peer *a, const struct peer *b); // the connection
+
 enum group_state {
     GROUP_IDLE,     // no stage: a spare
     GROUP_LOADING,  // has been sent ASSIGN
@@ -37,6 +39,8 @@ enum group_state {
     GROUP_LINKING,  // has been sent LINK
     GROUP_LINKED,
 };
+
+const char *fleet_state_name(enum group_state state); // "idle", "loading", ...
 
 struct group {
     bool used;

@@ -20,15 +20,10 @@ void fleet_record_deinit(struct fleet_record *r)
 
 // --- what groups report
 
-static bool same_peer(const struct peer *a, const struct peer *b)
-{
-    return a->n == b->n && memcmp(a->bytes, b->bytes, a->n) == 0;
-}
-
 static struct fleet_report *report_of(struct fleet_record *r, const struct peer *peer)
 {
     for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
-        if (r->at[i].used && same_peer(&r->at[i].peer, peer)) return &r->at[i];
+        if (r->at[i].used && fleet_same_peer(&r->at[i].peer, peer)) return &r->at[i];
     }
     return NULL;
 }
@@ -216,11 +211,10 @@ static json_t *report_json(const char *name, const char *node, const struct peer
 static json_t *group_json(const struct fleet_record *r, const struct site *s,
                           const struct group *g, bool figures)
 {
-    static const char *const states[] = {"idle", "loading", "ready", "linking", "linked"};
-    const struct fleet_report *told = report_of((struct fleet_record *) r, &g->peer);
+    const struct fleet_report *told = fleet_record_of(r, &g->peer);
     const struct pipeline *p = fleet_pipeline(&s->fleet, g);
     json_t *j = report_json(g->name, g->node, &g->peer, told);
-    json_object_set_new(j, "state", json_string(states[g->state]));
+    json_object_set_new(j, "state", json_string(fleet_state_name(g->state)));
     json_object_set_new(j, "pipeline", p != NULL ? number(p->id) : json_null());
     json_object_set_new(j, "stage", g->stage >= 0 ? json_integer(g->stage) : json_null());
     json_object_set_new(j, "draining", json_boolean(g->draining));
@@ -244,7 +238,7 @@ static void add_candidates(const struct fleet_record *r, const struct site *s, j
     for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
         const struct candidate *c = &s->candidates[i];
         if (!c->used || s->now_ms - c->seen_ms > DEAD_AFTER_MS) continue;
-        const struct fleet_report *told = report_of((struct fleet_record *) r, &c->peer);
+        const struct fleet_report *told = fleet_record_of(r, &c->peer);
         json_t *j = report_json(c->name, "", &c->peer, told);
         json_object_set_new(j, "state", json_string("no plan"));
         json_array_append_new(groups, j);

@@ -121,6 +121,13 @@ bool jobs_serves(const struct jobs *j, uint64_t epoch);
 const char *jobs_promise(struct jobs *j, uint64_t epoch, uint64_t need_blocks, bool poison);
 void jobs_withdraw(struct jobs *j, uint64_t epoch, uint64_t need_blocks, bool poison);
 
+int jobs_n_active(const struct jobs *j);   // claimed, or at the head
+// Calls fn with tenant and blocks of each of them.
+void jobs_each_active(const struct jobs *j,
+                      void (*fn)(void *arg, const char *tenant, uint64_t need_blocks), void *arg);
+// Gives back whatever has not been sent to the head yet: the broker stops.
+void jobs_release(struct jobs *j);
+
 // --- for metrics
 
 // From admission to the result in Redis, of jobs that a head ended since this process began.
@@ -131,12 +138,5 @@ const struct histogram *jobs_done_times(const struct jobs *j);
 void jobs_each_credit(const struct jobs *j,
                       void (*fn)(void *arg, int model, uint64_t pipeline, uint64_t slots,
                                  uint64_t blocks), void *arg);
-
-int jobs_n_active(const struct jobs *j);   // claimed, or at the head
-// Calls fn with tenant and blocks of each of them.
-void jobs_each_active(const struct jobs *j,
-                      void (*fn)(void *arg, const char *tenant, uint64_t need_blocks), void *arg);
-// Gives back whatever has not been sent to the head yet: the broker stops.
-void jobs_release(struct jobs *j);
 
 #endif

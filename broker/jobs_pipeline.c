@@ -2,7 +2,6 @@
 #include "broker/attempts.h"
 
 #include <stdio.h>
-#include <string.h>
 
 static int find(const struct jobs *j, uint64_t epoch)
 {
@@ -24,8 +23,7 @@ struct account *jobs_headed_by(struct jobs *j, const struct peer *head)
 {
     for (int i = 0; i < j->n_accounts; i++) {
         struct account *a = &j->accounts[i];
-        bool same = a->head.n == head->n && memcmp(a->head.bytes, head->bytes, head->n) == 0;
-        if (a->epoch != 0 && same) return a;
+        if (a->epoch != 0 && fleet_same_peer(&a->head, head)) return a;
     }
     return NULL;
 }
@@ -135,8 +133,7 @@ void jobs_hello(struct jobs *j, uint64_t epoch, const struct peer *head, const s
 {
     struct account *account = jobs_account(j, epoch);
     if (account == NULL) return;
-    const struct peer *old = &account->head;
-    bool replaced = head->n != old->n || memcmp(head->bytes, old->bytes, head->n) != 0;
+    bool replaced = !fleet_same_peer(head, &account->head);
     account->head = *head;
     attempts_of(j, account, unsee);
     for (int i = 0; i < h->n_running; i++) take_over(j, account, &h->running[i]);

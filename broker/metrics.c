@@ -136,7 +136,6 @@ static void write_credit(const struct metrics *m, struct buffer *to)
 
 // --- groups
 
-// Calls fn for each group that has a place in a fleet, with what it told (NULL: nothing yet).
 struct walk {
     const struct metrics *metrics;
     struct buffer *to;
@@ -144,6 +143,7 @@ struct walk {
     int what;         // of those that the family's fn knows
 };
 
+// told: NULL if nothing was yet.
 typedef void walk_fn(const struct walk *w, const struct site *s, const struct group *g,
                      const struct fleet_report *told);
 
@@ -162,6 +162,7 @@ static bool is_first(const struct metrics *m, int model, int group)
     return true;
 }
 
+// Calls fn for each group that has a place in a fleet.
 static void walk_groups(const struct walk *w, walk_fn *fn)
 {
     const struct metrics *m = w->metrics;
@@ -178,7 +179,6 @@ static void walk_groups(const struct walk *w, walk_fn *fn)
 static void write_group(const struct walk *w, const struct site *s, const struct group *g,
                         const struct fleet_report *told)
 {
-    static const char *const states[] = {"idle", "loading", "ready", "linking", "linked"};
     char id[NUMBER_SIZE] = "", stage[NUMBER_SIZE] = "";
     const struct pipeline *p = fleet_pipeline(&s->fleet, g);
     (void) told;
@@ -186,7 +186,8 @@ static void write_group(const struct walk *w, const struct site *s, const struct
     if (g->stage >= 0) number((uint64_t) g->stage, stage);
     exposition_count(w->to, w->name,
                      LABELS({"group", g->name}, {"node", g->node}, {"model", s->model->name},
-                            {"pipeline", id}, {"stage", stage}, {"state", states[g->state]}), 1);
+                            {"pipeline", id}, {"stage", stage},
+                            {"state", fleet_state_name(g->state)}), 1);
 }
 
 enum { KV_USED, KV_RESERVED, KV_TOTAL, SEQUENCES, SLOTS };
@@ -206,14 +207,16 @@ static void write_pool(const struct walk *w, const struct site *s, const struct 
                      values[w->what]);
 }
 
+// rank: NULL for the host.
 static void write_ledger(const struct walk *w, const struct group *g, const char *rank,
                          const struct ledger *l)
 {
     for (int i = 0; i < LEDGER_LINES; i++) {
+        const char *kind = ledger_name((enum ledger_line) i);
         if (l->bytes[i] == 0) continue;
         exposition_count(w->to, w->name,
-                         LABELS({"group", g->name}, {"rank", rank},
-                                {"kind", ledger_name((enum ledger_line) i)}), l->bytes[i]);
+                         LABELS({"group", g->name}, {"kind", kind},
+                                {rank != NULL ? "rank" : NULL, rank}), l->bytes[i]);
     }
 }
 
@@ -232,14 +235,7 @@ static void write_host_memory(const struct walk *w, const struct site *s, const 
                               const struct fleet_report *told)
 {
     (void) s;
-    if (told == NULL) return;
-    const struct ledger *l = &told->figures.last.memory;
-    for (int i = 0; i < LEDGER_LINES; i++) {
-        if (l->bytes[i] == 0) continue;
-        exposition_count(w->to, w->name,
-                         LABELS({"group", g->name}, {"kind", ledger_name((enum ledger_line) i)}),
-                         l->bytes[i]);
-    }
+    if (told != NULL) write_ledger(w, g, NULL, &told->figures.last.memory);
 }
 
 static void write_device(const struct walk *w, const struct site *s, const struct group *g,

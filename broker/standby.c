@@ -1,6 +1,5 @@
 #include "broker/standby.h"
 
-#include <string.h>
 
 void standby_init(struct standby *s, void *socket, const struct allow *allow)
 {
@@ -16,8 +15,7 @@ void standby_follow(struct standby *s, uint64_t term) { s->peers.term = term; }
 static void remember(struct standby *s, const struct peer *from)
 {
     for (int i = 0; i < s->n_known; i++) {
-        const struct peer *p = &s->known[i];
-        if (p->n == from->n && memcmp(p->bytes, from->bytes, p->n) == 0) return;
+        if (fleet_same_peer(&s->known[i], from)) return;
     }
     if (s->n_known < FLEET_GROUPS_MAX) {
         s->known[s->n_known++] = *from;
