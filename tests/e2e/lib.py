@@ -167,6 +167,18 @@ def patiently(fn, seconds=60):
             select.select([], [], [], 0.05)
 
 
+def until(look, fits=bool, seconds=60):
+    """What look() gives, once it fits: for what no event tells of."""
+    end = time.monotonic() + seconds
+    while True:
+        got = look()
+        if fits(got):
+            return got
+        if time.monotonic() > end:
+            raise AssertionError("not within %d s; at last: %s" % (seconds, str(got)[:2000]))
+        select.select([], [], [], 0.05)
+
+
 def job(id, op, body, **fields):
     return msgpack.packb({"v": 1, "id": id, "op": op, "body": body, **fields}, use_bin_type=True)
 
