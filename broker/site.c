@@ -154,13 +154,12 @@ static bool holds_whole(const struct site *s)
 static void log_plan(const struct site *s)
 {
     const struct plan *p = &s->plan;
-    char layers[PP_MAX * 5 + 1] = "";
-    size_t n = 0;
+    char layers[PLAN_LAYERS_TEXT_MAX];
     uint64_t most = 0;
     for (int i = 0; i < p->pp; i++) {
-        n += (size_t) snprintf(layers + n, sizeof layers - n, i > 0 ? ",%d" : "%d", p->layers[i]);
         if (ledger_total(&p->stages[i]) > most) most = ledger_total(&p->stages[i]);
     }
+    plan_print_layers(p, layers, sizeof layers);
     log_line(LOG_INFO, "plan", log_str("model", s->model->name), log_str("layers", layers),
              log_int("tp", p->tp), log_str("precision", s->f32 ? "f32" : "bf16"),
              log_int("slots", p->slots), log_int("kv_blocks", p->kv_blocks),

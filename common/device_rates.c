@@ -22,19 +22,30 @@ static const struct device_rates PRESETS[] = {
 
 enum { N_PRESETS = sizeof PRESETS / sizeof *PRESETS };
 
-const struct device_rates *device_rates_preset(int i)
+const struct device_rates *device_rates_find(const char *name)
 {
-    return i >= 0 && i < N_PRESETS ? &PRESETS[i] : NULL;
+    for (int i = 0; i < N_PRESETS; i++) {
+        if (strcmp(PRESETS[i].name, name) == 0) return &PRESETS[i];
+    }
+    return NULL;
+}
+
+const struct device_rates *device_rates_of(enum device_kind kind)
+{
+    const struct device_rates *r = device_rates_find(kind == DEVICE_CUDA ? "rtx4090" : "cpu");
+    check(r != NULL, "a preset for each kind of device");
+    return r;
 }
 
 enum status device_rates_named(struct device_rates *r, const char *name, struct error *e)
 {
+    const struct device_rates *found = device_rates_find(name);
     char names[128] = "";
+    if (found != NULL) {
+        *r = *found;
+        return OK;
+    }
     for (int i = 0; i < N_PRESETS; i++) {
-        if (strcmp(PRESETS[i].name, name) == 0) {
-            *r = PRESETS[i];
-            return OK;
-        }
         size_t n = strlen(names);
         snprintf(names + n, sizeof names - n, "%s%s", i > 0 ? ", " : "", PRESETS[i].name);
     }

@@ -3,6 +3,7 @@
 #ifndef PENSTOCK_COMMON_DEVICE_RATES_H
 #define PENSTOCK_COMMON_DEVICE_RATES_H
 
+#include "common/device_sizes.h"
 #include "common/status.h"
 
 // Bytes, floating-point operations and seconds.
@@ -23,7 +24,10 @@ struct device_rates {
 // The preset of that name. ERR_INPUT bad_device lists the names there are.
 enum status device_rates_named(struct device_rates *r, const char *name, struct error *e);
 
-// The i-th preset, NULL behind the last.
-const struct device_rates *device_rates_preset(int i);
+// The same, NULL if there is none.
+const struct device_rates *device_rates_find(const char *name);
+
+// The preset for a device of which no more is known than its kind.
+const struct device_rates *device_rates_of(enum device_kind kind);
 
 #endif

@@ -368,7 +368,7 @@ enum status plan_make(struct plan *p, const struct plan_request *r, struct error
         blocks = cut(p, r, &cost);
         p->fits = blocks >= need_of(p, r);
     }
-    p->kv_blocks = p->fits ? (int) blocks : r->kv_blocks > 0 ? r->kv_blocks : p->max_blocks;
+    p->kv_blocks = (int) (p->fits ? blocks : need_of(p, r));
     // A sequence needs a block: further slots would never be taken.
     if (r->slots == 0 && p->slots > p->kv_blocks) set_slots(p, r, p->kv_blocks);
     set_ledgers(p, r, &cost);
@@ -403,6 +403,24 @@ struct ledger plan_rank_ledger(const struct plan *p, const struct plan_request *
     check(count_weights(&cost, r, &implied, NULL) == OK, "the plan was made from it");
     plan_cost_limits(&cost, &limits);
     return plan_cost_rank(&cost, &s, rank, p->kv_blocks);
+}
+
+// --- what others see
+
+int64_t plan_kv_room(const struct plan *p)
+{
+    int64_t least = p->kv_room[0];
+    for (int i = 1; i < p->pp; i++) least = p->kv_room[i] < least ? p->kv_room[i] : least;
+    return least;
+}
+
+void plan_print_layers(const struct plan *p, char *text, size_t n)
+{
+    size_t at = 0;
+    text[0] = '\0';
+    for (int i = 0; i < p->pp && at < n; i++) {
+        at += (size_t) snprintf(text + at, n - at, i > 0 ? ",%d" : "%d", p->layers[i]);
+    }
 }
 
 // --- the hash

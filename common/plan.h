@@ -14,7 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { PLAN_HASH_SIZE = 33 };
+enum { PLAN_HASH_SIZE = 33, PLAN_LAYERS_TEXT_MAX = PP_MAX * 5 };
 
 struct plan_cost;
 
@@ -73,6 +73,12 @@ bool plan_would_fit(const struct plan_request *r, struct plan_cost *cost);
 // The ledger of one rank of a stage of a plan made from this request: what it carves, line by line.
 struct ledger plan_rank_ledger(const struct plan *p, const struct plan_request *r, int stage,
                                int rank);
+
+// KV blocks that there is room for in every stage.
+int64_t plan_kv_room(const struct plan *p);
+
+// "17,15,15,14". PLAN_LAYERS_TEXT_MAX bytes are room for any plan.
+void plan_print_layers(const struct plan *p, char *text, size_t n);
 
 // XXH3-128, hex, of everything that stages must agree on: model manifest hash, layers, limits,
 // precision.

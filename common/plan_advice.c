@@ -7,22 +7,6 @@
 #include <stdio.h>
 #include <string.h>
 
-int64_t plan_kv_room(const struct plan *p)
-{
-    int64_t least = p->kv_room[0];
-    for (int i = 1; i < p->pp; i++) least = p->kv_room[i] < least ? p->kv_room[i] : least;
-    return least;
-}
-
-void plan_print_layers(const struct plan *p, char *text, size_t n)
-{
-    size_t at = 0;
-    text[0] = '\0';
-    for (int i = 0; i < p->pp && at < n; i++) {
-        at += (size_t) snprintf(text + at, n - at, i > 0 ? ",%d" : "%d", p->layers[i]);
-    }
-}
-
 __attribute__((format(printf, 2, 3))) static void say(struct advice *to, const char *format, ...)
 {
     if (to->n == ADVICE_MAX) return;
@@ -349,7 +333,7 @@ static void open_pin(const struct plan_request *r, const struct plan *p, const c
                      struct advice *to)
 {
     struct plan other;
-    char text[ADVICE_SIZE] = "", layers[PP_MAX * 5], others[PP_MAX * 5];
+    char text[ADVICE_SIZE] = "", layers[PLAN_LAYERS_TEXT_MAX], others[PLAN_LAYERS_TEXT_MAX];
     if (plan_make(&other, r, NULL) != OK) return;
     if (!other.fits) {
         say(to, "%s: without it, it would not fit", flag);

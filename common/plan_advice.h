@@ -25,10 +25,4 @@ void plan_remedies(const struct plan_request *r, const struct plan_machines *m, 
 // `p` is the plan of the request.
 void plan_pins(const struct plan_request *r, const struct plan *p, struct advice *to);
 
-// KV blocks that there is room for in every stage.
-int64_t plan_kv_room(const struct plan *p);
-
-// "17,15,15,14".
-void plan_print_layers(const struct plan *p, char *text, size_t n);
-
 #endif

@@ -16,17 +16,6 @@ int plan_machines_per_node(const struct plan_machines *m, int pp)
     return (pp + m->nodes - 1) / m->nodes;
 }
 
-static const struct device_rates *rates_of(enum device_kind device)
-{
-    const char *name = device == DEVICE_CUDA ? "rtx4090" : "cpu";
-    const struct device_rates *rates;
-    for (int i = 0; (rates = device_rates_preset(i)) != NULL; i++) {
-        if (strcmp(rates->name, name) == 0) break;
-    }
-    check(rates != NULL, "a preset for each kind of device");
-    return rates;
-}
-
 enum status plan_machines_cut(const struct plan_machines *m, struct plan_request *r,
                               struct error *e)
 {
@@ -54,7 +43,7 @@ enum status plan_machines_cut(const struct plan_machines *m, struct plan_request
     memset(r->rates, 0, sizeof r->rates);
     if (m->n_rates == 0 && !r->for_time) return OK;
     for (int i = 0; i < pp; i++) {
-        r->rates[i] = m->n_rates > 0 ? m->rates[i / per_node] : rates_of(r->device);
+        r->rates[i] = m->n_rates > 0 ? m->rates[i / per_node] : device_rates_of(r->device);
     }
     return OK;
 }

@@ -85,15 +85,6 @@ static enum status read_device(const struct asked *a, enum device_kind *kind, st
     return OK;
 }
 
-static const struct device_rates *preset(const char *name)
-{
-    const struct device_rates *rates;
-    for (int i = 0; (rates = device_rates_preset(i)) != NULL; i++) {
-        if (strcmp(rates->name, name) == 0) break;
-    }
-    return rates;
-}
-
 // One value for all nodes, or one for each.
 static enum status read_rates(const char *text, struct plan_machines *m, struct error *e)
 {
@@ -106,7 +97,7 @@ static enum status read_rates(const char *text, struct plan_machines *m, struct 
             snprintf(e->code, sizeof e->code, "bad_usage");
             return e->status;
         }
-        if (n < PP_MAX) m->rates[n] = preset(part);
+        if (n < PP_MAX) m->rates[n] = device_rates_find(part);
     }
     if (n > 1) try(check_values("--rates", n, m->nodes, e));
     for (int i = n; i < PP_MAX; i++) m->rates[i] = m->rates[0];

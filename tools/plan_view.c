@@ -141,7 +141,7 @@ static double slowest(const struct plan *p)
 static void print_totals(const struct plan_view *v)
 {
     const struct plan *p = v->plan;
-    char layers[PP_MAX * 5];
+    char layers[PLAN_LAYERS_TEXT_MAX];
     plan_print_layers(p, layers, sizeof layers);
     printf("\nlayers      %s\n", layers);
     printf("KV blocks   %d of %d tokens: %lld tokens", p->kv_blocks, KV_BLOCK_ROWS,
@@ -292,7 +292,7 @@ void plan_view_compare(const struct plan_view *v, const struct plan *other)
     const struct plan *plans[2] = {v->plan, other};
     printf("%5s", "");
     for (int k = 0; k < 2; k++) {
-        char layers[PP_MAX * 5];
+        char layers[PLAN_LAYERS_TEXT_MAX];
         plan_print_layers(plans[k], layers, sizeof layers);
         printf(" | %-34.34s", layers);
     }

@@ -367,9 +367,6 @@ static void on_assign(struct group *g, const struct wire_assign *a)
 static enum status open_head(struct group *g, const struct step_limits *limits, struct error *e)
 {
     const struct wire_assign *a = &g->assign;
-    struct device_rates rates;
-    bool cpu = g->options.backend->kind == DEVICE_CPU;
-    try(device_rates_named(&rates, cpu ? "cpu" : "rtx4090", e));
     struct head_options o = {.config = g->options.config,
                              .tokenizer = g->options.tokenizer,
                              .limits = *limits,
@@ -379,7 +376,7 @@ static enum status open_head(struct group *g, const struct step_limits *limits, 
                              .stages = a->n_stages,
                              .fill_ms = a->fill_ms,
                              .step_ms = a->step_ms,
-                             .rates = &rates,
+                             .rates = device_rates_of(g->options.backend->kind),
                              .tp = a->tp,
                              .f32 = g->shape.precision == PRECISION_F32,
                              .model_hash = g->options.model_hash,

@@ -107,6 +107,7 @@ struct small_case {
 
 static void draw_case(struct small_case *k, int number)
 {
+    static const char *const CARDS[] = {"rtx4090", "rtx4090-limit", "h100", "h100-limit", "cpu"};
     struct model_config *c = &k->config;
     *c = load("tiny-fp8");
     c->n_layers = (int) any(1, 9);
@@ -123,7 +124,7 @@ static void draw_case(struct small_case *k, int number)
     uint64_t base = any(4, 32) * MIB;
     for (int i = 0; i < pp; i++) {
         k->device_bytes[i] = number % 3 == 0 ? base : base + any(0, 8) * MIB;
-        k->rates[i] = device_rates_preset((int) any(0, 4));
+        k->rates[i] = device_rates_find(CARDS[any(0, 4)]);
     }
     struct cost_form form = {.tp = 2, .kv_ranks = 1};
     k->times = (struct plan_times){.rates = k->rates};
