@@ -5,8 +5,6 @@
 
 #include <stddef.h>
 
-void credit_reset(struct credit *c) { *c = (struct credit){0}; }
-
 void credit_grant(struct credit *c, uint64_t slots, uint64_t blocks)
 {
     if (slots > c->granted_slots) c->granted_slots = slots;

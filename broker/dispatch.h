@@ -29,14 +29,11 @@
 #include <stdint.h>
 
 // The credit of one pipeline and epoch: absolute and cumulative on both sides, so that lost,
-// repeated or reordered CREDIT messages heal.
+// repeated or reordered CREDIT messages heal. Begins as zeros.
 struct credit {
     uint64_t granted_slots, granted_blocks; // ever, by the head
     uint64_t taken_slots, taken_blocks;     // ever, by jobs chosen here
 };
-
-// A new epoch: nothing is granted yet.
-void credit_reset(struct credit *c);
 
 // The head's word. Lower figures than before are late and ignored.
 void credit_grant(struct credit *c, uint64_t slots, uint64_t blocks);

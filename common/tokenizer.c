@@ -43,9 +43,6 @@ enum status tokenizer_load(struct tokenizer **tokenizer, const char *path, struc
     enum status status = t != NULL ? tokenizer_parse(t, text, n, e)
                                    : error_set(e, ERR_NOMEM, "no_memory", "no memory");
     if (status == OK) {
-        XXH128_hash_t hash = XXH3_128bits(text, n);
-        snprintf(t->hash, sizeof t->hash, "%016llx%016llx", (unsigned long long) hash.high64,
-                 (unsigned long long) hash.low64);
         *tokenizer = t;
     } else {
         error_prefix(e, "%s", file);
@@ -226,18 +223,8 @@ const char *tokenizer_bytes(const struct tokenizer *t, int32_t id, size_t *n, bo
     return known ? t->vocab.bytes + t->vocab.tokens[id].at : NULL;
 }
 
-size_t tokenizer_longest(const struct tokenizer *t)
-{
-    return t->vocab.longest;
-}
-
 int32_t tokenizer_special(const struct tokenizer *t, const char *text, size_t n)
 {
     int32_t id = added_find(&t->added[ADDED_FIRST], text, n);
     return id >= 0 ? id : added_find(&t->added[ADDED_SECOND], text, n);
-}
-
-const char *tokenizer_hash(const struct tokenizer *t)
-{
-    return t->hash;
 }

@@ -49,13 +49,7 @@ int tokenizer_n_ids(const struct tokenizer *t);
 // *special: an added token that decoders may leave out.
 const char *tokenizer_bytes(const struct tokenizer *t, int32_t id, size_t *n, bool *special);
 
-// Most bytes a token has.
-size_t tokenizer_longest(const struct tokenizer *t);
-
 // The id of exactly this special string, -1 if there is none.
 int32_t tokenizer_special(const struct tokenizer *t, const char *text, size_t n);
-
-// XXH3-128 of the file, as 32 hex digits and a zero.
-const char *tokenizer_hash(const struct tokenizer *t);
 
 #endif

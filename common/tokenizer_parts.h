@@ -12,7 +12,6 @@
 enum { ADDED_FIRST, ADDED_SECOND, ADDED_SETS };
 
 struct tokenizer {
-    char hash[33];
     struct vocab vocab;
     struct added added[ADDED_SETS];
     struct splits splits;
