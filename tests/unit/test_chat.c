@@ -235,7 +235,7 @@ static void test_unknown_templates(void **state)
     static const struct {
         const char *config, *says;
     } cases[] = {
-        {NULL, "there is no /tmp"},
+        {NULL, "/tokenizer_config.json"},
         {"{}", "no chat_template that is a string"},
         {"{\"chat_template\": [{\"name\": \"default\"}]}", "no chat_template that is a string"},
         {"{\"chat_template\": \"{{ bos_token }}\", \"bos_token\": null}", "none that Penstock"},
