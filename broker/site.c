@@ -374,14 +374,22 @@ static void forget_plan(struct site *s)
     }
 }
 
+// What a head runs counts if it was said to this leader. HELLOs of before wait by the dozen where a
+// broker listened and could not lead yet: jobs of theirs have ended since, and another leader may
+// have their results.
 static void to_fleet(struct site *s, const struct peer *from, const struct wire_message *m)
 {
+    bool asked = fleet_find(&s->fleet, from) != NULL; // this connection, or it will be
     s->up_epoch = 0;
     peers_to_fleet(s->peers, &s->fleet, from, m, s->now_ms);
     const struct pipeline *p = headed_by(s, from);
     // What has come up just now by this HELLO asks for another one.
     if (p == NULL || p->epoch == s->up_epoch) return;
-    s->options->head_hello(s->options->arg, p->epoch, from, &m->hello);
+    if (m->term == s->peers->term) {
+        s->options->head_hello(s->options->arg, p->epoch, from, &m->hello);
+    } else if (!asked) {
+        ask_for_hello(s, from);
+    }
 }
 
 void site_hello(struct site *s, const struct peer *from, const struct wire_message *m,

@@ -214,13 +214,15 @@ static void follow(struct control *c, int link)
 static bool judge(struct control *c, int link, const struct wire_message *m)
 {
     struct control_link *l = &c->links[link];
+    bool newer = m->term > c->term, same = m->term == c->term;
     l->stands_by = m->command == WIRE_STANDBY;
     if (l->stands_by) {
-        if (m->term > c->term) c->term = m->term;
-        if (c->leader == link) c->leader = -1;
+        if (newer) c->term = m->term;
+        // Who led under a lower term leads no more: a report to it would be lost, and HELLO under
+        // the new term must not tell of less than what is reported after it.
+        if (newer || c->leader == link) c->leader = -1;
         return true;
     }
-    bool newer = m->term > c->term, same = m->term == c->term;
     if (!newer && !(same && (c->leader == link || c->leader < 0))) return false;
     c->term = m->term;
     // Any broker may complain: but for unknown_peer an ERROR makes nobody the leader.

@@ -113,6 +113,32 @@ static void a_head_that_grants_less_than_it_has_does_no_harm(void **state)
     expect_result("a", RESULT_OK, "", 4);
 }
 
+static void what_a_head_said_before_it_had_a_leader_is_asked_again(void **state)
+{
+    (void) state;
+    struct fake_group *g = start_world(two_slots);
+    push_job("a", 3, 4);
+    struct fake_job *job = wait_job(g, "a");
+    hold_credit(g);
+    program_kill(&w.broker);
+    test_redis_kill(&world_server);
+    start_broker(); // it listens, and cannot lead
+    int before = g->n_hellos;
+    until(g->n_hellos >= before + 5);
+    // It ends, and nothing of it is left, as where another broker led for a while and took its
+    // result. All these HELLOs say that it runs, the CREDIT behind them that its slot is free.
+    job->running = false;
+    g->granted_slots++;
+    g->granted_blocks += (uint64_t) job->n_blocks;
+    g->credit_ms = 0;
+    until(g->credit_ms != 0);
+    test_redis_restart(&world_server);
+    reconnect();
+    until(program_said(&w.broker, "event=adopted") != NULL);
+    assert_non_null(program_said(&w.broker, "event=adopted jobs=0"));
+    both_slots_are_used(g);
+}
+
 static void an_epoch_that_nobody_gave_is_none(void **state)
 {
     (void) state;
@@ -194,6 +220,7 @@ int main(int argc, char **argv)
         test(a_job_that_ends_while_it_is_adopted_gives_its_slot_back),
         test(what_an_adopted_head_runs_for_nobody_is_in_its_books),
         test(a_head_that_grants_less_than_it_has_does_no_harm),
+        test(what_a_head_said_before_it_had_a_leader_is_asked_again),
         test(an_epoch_that_nobody_gave_is_none),
         test(names_that_redis_refuses_end_no_lease),
         test(ready_jobs_without_a_record_are_dropped),

@@ -374,15 +374,22 @@ static void the_leader_changes(void **state)
     say_as(2, WIRE_STANDBY, 4, NULL);
     assert_int_equal(got_from(2), WIRE_STANDBY);
     assert_true(control.leader == 0 && control.term == 6 && control.links[2].stands_by);
-    // The leader started again, and stands by now.
-    say_as(0, WIRE_STANDBY, 7, NULL);
-    assert_int_equal(got_from(0), WIRE_STANDBY);
+    // One that has heard of a newer leadership: this one is over, though it says nothing itself.
+    say_as(2, WIRE_STANDBY, 7, NULL);
+    assert_int_equal(got_from(2), WIRE_STANDBY);
     assert_true(control.leader == -1 && control.term == 7);
+    say_as(0, WIRE_PING, 7, NULL);
+    assert_int_equal(got_from(0), WIRE_PING);
+    assert_int_equal(control.leader, 0);
+    // The leader started again, and stands by now.
+    say_as(0, WIRE_STANDBY, 8, NULL);
+    assert_int_equal(got_from(0), WIRE_STANDBY);
+    assert_true(control.leader == -1 && control.term == 8);
     // A complaint makes nobody the leader; a command does.
-    say_as(2, WIRE_ERROR, 7, "bad_frame");
+    say_as(2, WIRE_ERROR, 8, "bad_frame");
     assert_int_equal(got_from(2), WIRE_ERROR);
     assert_int_equal(control.leader, -1);
-    say_as(2, WIRE_PING, 7, NULL);
+    say_as(2, WIRE_PING, 8, NULL);
     assert_int_equal(got_from(2), WIRE_PING);
     assert_int_equal(control.leader, 2);
     close_several();
