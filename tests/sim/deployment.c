@@ -251,6 +251,7 @@ void deployment_play(const struct deployment *d, int batch, struct deployment_fi
                               .n_stages = d->nodes, .tp = d->gpus, .pipelines = 1, .slots = batch,
                               .kv_blocks = batch * blocks_of(d->context),
                               .max_context = d->context, .max_rows = WARM_ROWS,
+                              .device = DEVICE_CUDA,
                               .device_bytes = d->device_bytes * (uint64_t) (2 * d->kv_ranks),
                               .step_deadline_ms = 600000};
     memcpy(w.layers, p.layers, sizeof w.layers);

@@ -173,6 +173,7 @@ void play_seed(const struct model_config *c, uint64_t seed, bool trace, struct p
     struct world_options w;
     world_open(seed, trace, false, &devices);
     choose_world(c, &w);
+    w.device = seed % 2 == 0 ? DEVICE_CUDA : DEVICE_CPU; // paces that begin as either's
     choose_network();
     add_tenants();
     truth_begin(c, (int) sim_between(JOBS_LEAST, JOBS_MOST));

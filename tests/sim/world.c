@@ -15,7 +15,11 @@ enum { FIRST_PORT = 7301, AGAIN_LEAST_MS = 100, AGAIN_MOST_MS = 6000 };
 
 struct world world;
 
-static const struct backend device = {.name = "sim"};
+// Nothing of a backend but its kind is asked for: stages are simulated.
+static const struct backend backends[N_DEVICE_KINDS] = {
+    [DEVICE_CPU] = {.name = "sim", .kind = DEVICE_CPU},
+    [DEVICE_CUDA] = {.name = "sim", .kind = DEVICE_CUDA},
+};
 static char manifest[] = "00000000000000000000000000000001";
 
 // --- what the programs hold, as the linker hands their making over
@@ -152,7 +156,7 @@ static void run_group(void *arg)
                               .control = {.n_brokers = w->n_brokers},
                               .config = w->config,
                               .model_hash = manifest,
-                              .backend = &device,
+                              .backend = &backends[w->device],
                               .name = n->name,
                               .node = n->name,
                               .data = "tcp://127.0.0.1:*",

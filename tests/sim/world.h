@@ -21,6 +21,7 @@ struct world_options {
     int slots, kv_blocks, max_context, max_rows, chunk; // 0: chosen
     int urgent_percent;
     int64_t age_ms;
+    enum device_kind device; // whose rates the heads begin with
     uint64_t device_bytes;
     int64_t step_deadline_ms;
     bool fragile; // processes that end are started again after a while, not at once
