@@ -3,115 +3,36 @@
 // that leaves after an abort may free its own at once.
 #include "kernels/comm.h"
 
-#include "common/clock.h"
 #include "common/limits.h"
+#include "kernels/comm_hub.h"
 
-#include <errno.h>
-#include <linux/futex.h>
-#include <stdatomic.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
 
 enum {
     LINE_BYTES = 64,
-    SPINS = 100,            // a few microseconds, then a rank gives its core away
     SUM_ELEMENTS = 2048,    // of a slice at a time: stays in the first cache
     AREA_BYTES_MIN = 65536, // a broadcast of any size passes through the area in pieces
 };
 
-struct hub {
-    int tp, spins;
-    int64_t deadline_ms;
+struct shared {
+    struct hub *hub; // the last comm that leaves it frees all
+    int tp;
     size_t max_elements, max_gather, area_bytes;
     // all_reduce: parts (tp, max_elements) | sum (max_elements); else bytes, by rank.
     void *area;
     bool owned; // the area
-    _Atomic int n_comms;                       // not destroyed yet; the last one frees the hub
-    _Alignas(LINE_BYTES) _Atomic int ended;    // OK, or why all collectives end
-    _Alignas(LINE_BYTES) _Atomic uint32_t arrived; // ranks at the present meeting
-    _Alignas(LINE_BYTES) _Atomic uint32_t meeting; // counts meetings; the futex
-    _Atomic uint32_t sleepers;
 };
 
 struct local {
     struct comm comm;
-    struct hub *hub;
+    struct shared *shared;
 };
 
-static inline void pause_core(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
-static long futex(_Atomic uint32_t *word, int op, uint32_t value, const struct timespec *timeout)
-{
-    return syscall(SYS_futex, word, op | FUTEX_PRIVATE_FLAG, value, timeout, NULL, 0);
-}
-
-static void hub_release(struct hub *h)
-{
-    atomic_fetch_add(&h->meeting, 1);
-    if (atomic_load(&h->sleepers) > 0) futex(&h->meeting, FUTEX_WAKE, INT32_MAX, NULL);
-}
-
-static void hub_end(struct hub *h, enum status why)
-{
-    int open = OK;
-    if (atomic_compare_exchange_strong(&h->ended, &open, (int) why)) hub_release(h);
-}
-
-// Blocks until the meeting after `meeting` begins; at the deadline ends everything.
-static void hub_sleep(struct hub *h, uint32_t meeting)
-{
-    int64_t until = clock_ms() + h->deadline_ms;
-    atomic_fetch_add(&h->sleepers, 1);
-    while (atomic_load(&h->meeting) == meeting) {
-        struct timespec left, *timeout = NULL;
-        if (h->deadline_ms > 0) {
-            int64_t ms = until - clock_ms();
-            if (ms <= 0) {
-                hub_end(h, ERR_TIMEOUT);
-                break;
-            }
-            left = (struct timespec) {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000};
-            timeout = &left;
-        }
-        futex(&h->meeting, FUTEX_WAIT, meeting, timeout);
-    }
-    atomic_fetch_sub(&h->sleepers, 1);
-}
-
-// Waits until all ranks are here. What each wrote before, all see afterwards.
-static enum status hub_meet(struct hub *h)
-{
-    // In this order: an end that `ended` does not show yet changes `meeting` after it was read.
-    uint32_t meeting = atomic_load(&h->meeting);
-    int ended = atomic_load(&h->ended);
-    if (ended != OK) return (enum status) ended;
-    if (atomic_fetch_add(&h->arrived, 1) + 1 == (uint32_t) h->tp) {
-        atomic_store(&h->arrived, 0);
-        hub_release(h);
-    } else {
-        for (int i = 0; i < h->spins && atomic_load(&h->meeting) == meeting; i++) pause_core();
-        if (atomic_load(&h->meeting) == meeting) hub_sleep(h, meeting);
-    }
-    return (enum status) atomic_load(&h->ended);
-}
-
-static struct hub *hub_of(struct comm *c) { return ((struct local *) c)->hub; }
-
-static enum status open_status(struct hub *h) { return (enum status) atomic_load(&h->ended); }
+static struct shared *shared_of(struct comm *c) { return ((struct local *) c)->shared; }
 
 // sum[begin, end) = the parts' sum, rank by rank.
-static void sum_slice(const struct hub *h, size_t begin, size_t end)
+static void sum_slice(const struct shared *h, size_t begin, size_t end)
 {
     const float *parts = h->area;
     float *sum = (float *) h->area + h->max_elements * h->tp;
@@ -127,57 +48,67 @@ static void sum_slice(const struct hub *h, size_t begin, size_t end)
 
 static enum status local_all_reduce(struct comm *c, float *x, size_t n)
 {
-    struct hub *h = hub_of(c);
+    struct shared *h = shared_of(c);
     check(n <= h->max_elements, "%zu elements, made for %zu", n, h->max_elements);
-    try(open_status(h)); // after an end others may still read the area
+    try(hub_status(h->hub)); // after an end others may still read the area
     if (c->tp == 1) return OK;
     float *parts = h->area;
     memcpy(parts + h->max_elements * c->rank, x, n * sizeof *x);
-    try(hub_meet(h));
+    try(hub_meet(h->hub));
     size_t line = LINE_BYTES / sizeof *x;
     size_t slice = ((n + c->tp - 1) / c->tp + line - 1) / line * line;
     size_t begin = slice * c->rank, end = begin + slice < n ? begin + slice : n;
     if (begin < end) sum_slice(h, begin, end);
-    try(hub_meet(h));
+    try(hub_meet(h->hub));
     memcpy(x, parts + h->max_elements * h->tp, n * sizeof *x);
     return OK;
 }
 
 static enum status local_all_gather(struct comm *c, const void *in, void *out, size_t n)
 {
-    struct hub *h = hub_of(c);
+    struct shared *h = shared_of(c);
     check(n <= h->max_gather, "%zu bytes, made for %zu", n, h->max_gather);
-    try(open_status(h));
+    try(hub_status(h->hub));
     if (c->tp == 1) {
         memcpy(out, in, n);
         return OK;
     }
     memcpy((char *) h->area + n * c->rank, in, n);
-    try(hub_meet(h));
+    try(hub_meet(h->hub));
     memcpy(out, h->area, n * h->tp);
-    return hub_meet(h); // nobody writes the area before all have read it
+    return hub_meet(h->hub); // nobody writes the area before all have read it
 }
 
 static enum status local_broadcast(struct comm *c, void *data, size_t n, int root)
 {
-    struct hub *h = hub_of(c);
-    try(open_status(h));
+    struct shared *h = shared_of(c);
+    try(hub_status(h->hub));
     if (c->tp == 1) return OK;
     for (size_t at = 0; at < n; at += h->area_bytes) {
         size_t piece = n - at < h->area_bytes ? n - at : h->area_bytes;
         if (c->rank == root) memcpy(h->area, (char *) data + at, piece);
-        try(hub_meet(h));
+        try(hub_meet(h->hub));
         if (c->rank != root) memcpy((char *) data + at, h->area, piece);
-        try(hub_meet(h));
+        try(hub_meet(h->hub));
     }
     return OK;
 }
 
-static void local_abort(struct comm *c) { hub_end(hub_of(c), ERR_ABORTED); }
-
-static void hub_leave(struct hub *h)
+static enum status local_attach(struct comm *c, struct device *d, struct error *e)
 {
-    if (atomic_fetch_sub(&h->n_comms, 1) > 1) return;
+    (void) c;
+    (void) d;
+    (void) e;
+    return OK;
+}
+
+static void local_detach(struct comm *c) { (void) c; }
+
+static void local_abort(struct comm *c) { hub_end(shared_of(c)->hub, ERR_ABORTED); }
+
+static void leave(struct shared *h)
+{
+    if (!hub_leave(h->hub)) return;
     if (h->owned) free(h->area);
     free(h);
 }
@@ -185,13 +116,16 @@ static void hub_leave(struct hub *h)
 static void local_destroy(struct comm **c)
 {
     if (*c == NULL) return;
-    hub_leave(hub_of(*c));
+    leave(shared_of(*c));
     free((struct local *) *c);
     *c = NULL;
 }
 
 static const struct comm_ops local_ops = {
     .name = "local",
+    .recordable = true, // devices of the host run steps at once, and one rank does nothing
+    .attach = local_attach,
+    .detach = local_detach,
     .all_reduce = local_all_reduce,
     .all_gather = local_all_gather,
     .broadcast = local_broadcast,
@@ -215,20 +149,20 @@ size_t comm_local_bytes(int tp, size_t max_elements, size_t max_gather)
     return (most + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES;
 }
 
-static struct hub *hub_create(int tp, size_t max_elements, size_t max_gather, int64_t deadline_ms,
-                              void *area)
+static struct shared *shared_create(int tp, size_t max_elements, size_t max_gather,
+                                    int64_t deadline_ms, void *area)
 {
-    struct hub *h = aligned_alloc(LINE_BYTES, sizeof *h);
+    struct shared *h = malloc(sizeof *h);
     if (h == NULL) return NULL;
-    *h = (struct hub) {.tp = tp, .n_comms = tp, .deadline_ms = deadline_ms};
-    h->max_gather = max_gather;
+    *h = (struct shared) {.hub = hub_create(tp, deadline_ms), .tp = tp, .max_gather = max_gather};
     h->max_elements = part_elements(max_elements);
-    h->spins = sysconf(_SC_NPROCESSORS_ONLN) < tp ? 0 : SPINS;
-    if (tp == 1) return h;
+    if (tp == 1 && h->hub != NULL) return h;
     h->area_bytes = comm_local_bytes(tp, max_elements, max_gather);
     h->owned = area == NULL;
     h->area = h->owned ? aligned_alloc(LINE_BYTES, h->area_bytes) : area;
-    if (h->area == NULL) {
+    if (h->hub == NULL || h->area == NULL) {
+        if (h->owned) free(h->area);
+        while (h->hub != NULL && !hub_leave(h->hub)) continue;
         free(h);
         return NULL;
     }
@@ -240,17 +174,16 @@ enum status comm_local_create(struct comm **comms, int tp, size_t max_elements, 
                               int64_t deadline_ms, void *area, struct error *e)
 {
     check(tp >= 1 && tp <= TP_MAX, "tp %d", tp);
-    struct hub *h = hub_create(tp, max_elements, max_gather, deadline_ms, area);
+    struct shared *h = shared_create(tp, max_elements, max_gather, deadline_ms, area);
     if (h == NULL) goto no_memory;
     for (int rank = 0; rank < tp; rank++) {
         struct local *l = malloc(sizeof *l);
         if (l == NULL) {
-            atomic_fetch_sub(&h->n_comms, tp - rank - 1); // the failed one still holds the hub
-            hub_leave(h);
+            for (int left = rank; left < tp; left++) leave(h);
             for (int made = 0; made < rank; made++) local_destroy(&comms[made]);
             goto no_memory;
         }
-        *l = (struct local) {.comm = {&local_ops, rank, tp}, .hub = h};
+        *l = (struct local) {.comm = {&local_ops, rank, tp}, .shared = h};
         comms[rank] = &l->comm;
     }
     return OK;

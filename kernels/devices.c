@@ -8,24 +8,31 @@
 static enum status bad(const char *text, struct error *e)
 {
     return error_set(e, ERR_INPUT, "bad_usage",
-                     "devices are cpu:N or cuda:N with N from 1 to %d, not \"%s\"", TP_MAX, text);
+                     "devices are cpu:N, cuda:N or cuda:N/M with N and M from 1 to %d, not \"%s\"",
+                     TP_MAX, text);
+}
+
+// A number from 1 to TP_MAX; NULL if there is none, else what comes after it.
+static const char *parse_number(const char *text, int *n)
+{
+    char *end;
+    if (*text < '0' || *text > '9') return NULL;
+    long value = strtol(text, &end, 10);
+    *n = (int) value;
+    return value >= 1 && value <= TP_MAX ? end : NULL;
 }
 
 enum status devices_parse(const char *text, struct devices *d, struct error *e)
 {
-    size_t n_kind = strcspn(text, ":");
+    size_t n_kind = strcspn(text, ":/");
     bool cpu = n_kind == 3 && memcmp(text, "cpu", 3) == 0;
     bool cuda = n_kind == 4 && memcmp(text, "cuda", 4) == 0;
     if (!cpu && !cuda) return bad(text, e);
-    long n = 1;
-    if (text[n_kind] == ':') {
-        const char *digits = text + n_kind + 1;
-        char *end;
-        if (*digits < '0' || *digits > '9') return bad(text, e);
-        n = strtol(digits, &end, 10);
-        if (*end != 0 || n < 1 || n > TP_MAX) return bad(text, e);
-    }
-    *d = (struct devices){cpu ? backend_cpu() : backend_cuda(), (int) n};
+    const char *at = text + n_kind;
+    *d = (struct devices){.backend = cpu ? backend_cpu() : backend_cuda(), .n = 1};
+    if (*at == ':') at = parse_number(at + 1, &d->n);
+    if (at != NULL && *at == '/' && cuda) at = parse_number(at + 1, &d->n_gpus);
+    if (at == NULL || *at != 0) return bad(text, e);
     if (d->backend != NULL) return OK;
     return error_set(e, ERR_UNSUPPORTED, "no_cuda",
                      "%s: this program was built without CUDA; build it where nvcc is, or take cpu",
@@ -34,5 +41,8 @@ enum status devices_parse(const char *text, struct devices *d, struct error *e)
 
 enum status devices_memory(const struct devices *d, uint64_t *bytes, struct error *e)
 {
-    return d->backend->memory(d->n, bytes, e);
+    bool shared = d->n_gpus > 0 && d->n_gpus < d->n;
+    try(d->backend->memory(shared ? d->n_gpus : d->n, bytes, e));
+    if (shared) *bytes /= (uint64_t) ((d->n + d->n_gpus - 1) / d->n_gpus);
+    return OK;
 }

@@ -7,12 +7,14 @@
 
 struct devices {
     const struct backend *backend;
-    int n; // ranks, one a device
+    int n;      // ranks
+    int n_gpus; // that they share; 0: one each
 };
 
 // "cpu" or "cuda" is one rank; "cpu:N" N ranks on this node's CPUs, "cuda:N" a rank on each of the
-// first N GPUs that the driver shows (CUDA_VISIBLE_DEVICES chooses). Nothing is opened. ERR_INPUT
-// bad_usage; ERR_UNSUPPORTED no_cuda in a program that was built without.
+// first N GPUs that the driver shows (CUDA_VISIBLE_DEVICES chooses), "cuda:N/M" N ranks on the
+// first M GPUs, in turn: for tests, and for trying a partition on fewer GPUs. Nothing is opened.
+// ERR_INPUT bad_usage; ERR_UNSUPPORTED no_cuda in a program that was built without.
 enum status devices_parse(const char *text, struct devices *d, struct error *e);
 
 // Bytes that each of them may take unless told: of CPUs a share of what is available, of GPUs what

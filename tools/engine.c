@@ -31,6 +31,7 @@ enum {
 
 struct group_thread {
     struct engine *engine;
+    int index;
     pthread_t thread;
     bool started;
     char name[GROUP_NAME_MAX];
@@ -178,6 +179,8 @@ static void *group_main(void *arg)
                               .node = "local",
                               .data = t->data,
                               .tp = g->options.tp,
+                              .gpu = g->options.n_gpus > 0 ? t->index * g->options.tp : 0,
+                              .n_gpus = g->options.n_gpus,
                               .n_threads = g->options.n_threads,
                               .precision = g->options.precision,
                               .memory_bytes = g->options.memory_bytes,
@@ -195,6 +198,7 @@ static enum status start_groups(struct engine *g, struct error *e)
         struct group_thread *t = &g->groups[i];
         t->engine = g;
         t->stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+        t->index = i;
         snprintf(t->name, sizeof t->name, "group-%d", i);
         snprintf(t->data, sizeof t->data, "inproc://links");
         int failed = t->stop_fd < 0 || pthread_create(&t->thread, NULL, group_main, t) != 0;

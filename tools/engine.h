@@ -22,6 +22,7 @@ struct engine_options {
     int tp, pp;
     int layers[PP_MAX];        // of each stage; layers[0] == 0: chosen by the plan
     const struct backend *backend;
+    int n_gpus;                // that all ranks of all stages share; 0: a stage's have one each
     enum precision precision;
     int n_threads;             // of each rank; 0: chosen
     int slots;                 // sequences at once

@@ -31,10 +31,11 @@ enum status engine_flags_apply(const struct engine_flags *f, struct engine_optio
     try(devices_parse(f->device, &devices, e));
     if (strchr(f->device, ':') != NULL) {
         return error_set(e, ERR_INPUT, "bad_usage",
-                         "--device wants cpu or cuda, not \"%s\"; --tp says how many ranks",
+                         "--device wants cpu, cuda or cuda/M, not \"%s\"; --tp says how many ranks",
                          f->device);
     }
     o->backend = devices.backend;
+    o->n_gpus = devices.n_gpus;
     return precision_parse(f->precision, o->backend, &o->precision, e);
 }
 

@@ -26,8 +26,8 @@ struct engine_flags {
      .help = "Stages (default 1).", .least = 1, .most = PP_MAX},                                   \
     {.name = "layers", .kind = OPTION_STRING, .value = &(f).layers, .argument = "a,b,..",          \
      .help = "Layers of each stage, instead of --pp."},                                            \
-    {.name = "device", .kind = OPTION_STRING, .value = &(f).device, .argument = "cpu|cuda",        \
-     .help = "Where it runs (default cpu); on GPUs a stage has one rank."},                        \
+    {.name = "device", .kind = OPTION_STRING, .value = &(f).device, .argument = "cpu|cuda[/M]",    \
+     .help = "Where it runs (default cpu); cuda/M: all ranks in turn on the first M GPUs."},       \
     {.name = "precision", .kind = OPTION_STRING, .value = &(f).precision,                          \
      .argument = "auto|f32|bf16", .help = "f32 is exact; auto: bf16 where it is fast."},       \
     {.name = "chunk", .kind = OPTION_STRING, .value = &(f).chunk, .argument = "N",                 \

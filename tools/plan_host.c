@@ -37,7 +37,9 @@ struct plan_host plan_host_of(const struct plan *p, const struct plan_request *r
                                  .vocab_size = r->config->vocab_size,
                                  .score = r->score};
     enum precision precision = r->f32 ? PRECISION_F32 : PRECISION_BF16;
+    struct backend kind = {.kind = r->device}; // a plan needs no more of it
     struct stage_options s = {.config = r->config,
+                              .backend = &kind,
                               .first = p->first[stage],
                               .last = p->first[stage] + p->layers[stage],
                               .head = stage == 0,

@@ -66,8 +66,9 @@ static void carve_buffers(struct forward *f, const struct rank_shape *shape, str
 }
 
 void forward_layout(struct forward *f, const struct weights *weights, const struct backend *backend,
-                    struct device *device, struct comm *comm, enum precision precision,
-                    const struct step_limits *limits, struct carve *carve, struct carve *host)
+                    struct device *device, struct comm *comm, struct comm *host_comm,
+                    enum precision precision, const struct step_limits *limits,
+                    struct carve *carve, struct carve *host)
 {
     const struct model_config *m = weights->config;
     *f = (struct forward){.config = m,
@@ -89,7 +90,7 @@ void forward_layout(struct forward *f, const struct weights *weights, const stru
     carve_buffers(f, &shape, carve, host, &memory);
     if (memory == NULL) return;
     struct sampler_shape sampler = rank_sampler_shape(&shape);
-    f->sampler = sampler_init(memory, &sampler, backend, device, comm);
+    f->sampler = sampler_init(memory, &sampler, backend, device, host_comm);
 }
 
 // --- layers

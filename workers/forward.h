@@ -16,7 +16,7 @@ struct forward {
     const struct weights *weights;
     const struct backend *backend;
     struct device *device;
-    struct comm *comm;
+    struct comm *comm; // of activations
     struct step_limits limits;
     enum precision precision;
     struct attention_shape attention;
@@ -48,10 +48,11 @@ struct forward {
 
 // Lays the buffers out in `carve`, and what the host reads in `host` (common/rank_layout.h); called
 // twice like weights_layout. All but pointers is set by the first call. The scratch is given and
-// the sampler made by the real pass.
+// the sampler made by the real pass. `comm` takes the device's memory, `host_comm` the host's.
 void forward_layout(struct forward *f, const struct weights *weights, const struct backend *backend,
-                    struct device *device, struct comm *comm, enum precision precision,
-                    const struct step_limits *limits, struct carve *carve, struct carve *host);
+                    struct device *device, struct comm *comm, struct comm *host_comm,
+                    enum precision precision, const struct step_limits *limits,
+                    struct carve *carve, struct carve *host);
 
 // Runs one expanded step. `in`: (n_rows, hidden) in wire form, unused on the head. `out`: (n_rows,
 // hidden) in wire form, written if this is not the tail and `out` is not NULL (rank 0 only needs

@@ -26,6 +26,7 @@ struct group_options {
     const char *name, *node;
     const char *data; // where stage links bind: "tcp://IP:*", "tcp://IP:PORT" or "inproc://NAME"
     int tp;                // ranks
+    int gpu, n_gpus;       // where they are, as a stage has it
     int n_threads;         // of each rank's device; 0: chosen
     enum precision precision;
     uint64_t memory_bytes; // of each rank's device

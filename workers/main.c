@@ -48,8 +48,9 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
          .help = "The broker's endpoint; with standbys, that of each, in any order."},
         {.name = "model", .kind = OPTION_STRING, .value = &s->model, .argument = "DIR",
          .help = "Checkpoint directory as published on the hub."},
-        {.name = "devices", .kind = OPTION_STRING, .value = &s->devices, .argument = "cpu:N|cuda:N",
-         .help = "The group's devices: N ranks on this node's CPUs, or on its first N GPUs."},
+        {.name = "devices", .kind = OPTION_STRING, .value = &s->devices,
+         .argument = "cpu:N|cuda:N[/M]",
+         .help = "N ranks on this node's CPUs, or on its first N (or M, in turn) GPUs."},
         {.name = "threads", .kind = OPTION_INT, .value = &s->threads, .argument = "N",
          .help = "Threads of each CPU rank; 0: the cores shared out.", .least = 0,
          .most = DEVICE_THREADS_MAX},
@@ -176,6 +177,7 @@ static enum status fill(struct group_options *o, struct settings *s, struct brok
     try(devices_parse(s->devices, &devices, e));
     o->backend = devices.backend;
     o->tp = devices.n;
+    o->n_gpus = devices.n_gpus;
     try(precision_parse(s->precision, o->backend, &o->precision, e));
     if (s->data_port > 0) snprintf(data, n_data, "tcp://%s:%d", s->bind, (int) s->data_port);
     else snprintf(data, n_data, "tcp://%s:*", s->bind);
@@ -265,7 +267,7 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     signal(SIGTERM, on_signal);
     signal(SIGINT, on_signal);
-    struct devices devices = {o.backend, o.tp};
+    struct devices devices = {o.backend, o.tp, o.n_gpus};
     if (o.memory_bytes == 0) status = devices_memory(&devices, &o.memory_bytes, &e);
     if (status == OK) status = read_keys(&s, &pair, &brokers, &o, &e);
     if (status == OK) status = run(&o, s.model, s.manifest, &e);

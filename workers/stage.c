@@ -33,7 +33,8 @@ struct stage {
     int fd;
     struct rank *ranks;  // (tp)
     int n_started;
-    struct comm *comms[TP_MAX];
+    struct comm *comms[TP_MAX];      // of activations, which lie in the ranks' devices
+    struct comm *host_comms[TP_MAX]; // of what the sampler has in host memory; often the same
     struct stage_step *steps; // (n_steps)
     struct load *load;        // until READY
     _Atomic uint64_t loaded;  // bytes that ranks are done with, all ranks together
@@ -66,6 +67,16 @@ static void notify(struct stage *s)
 
 // --- the rank's thread
 
+static int gpu_of(const struct stage_options *o, int rank)
+{
+    return o->n_gpus > 0 ? (o->gpu + rank) % o->n_gpus : o->gpu + rank;
+}
+
+static bool host_reads(const struct stage_options *o)
+{
+    return device_sizes(o->backend->kind)->host_reads;
+}
+
 static struct placement place_of(const struct stage_options *o, int rank)
 {
     return (struct placement){o->first, o->last, o->head, o->tail, rank, o->tp};
@@ -78,7 +89,7 @@ static enum status layout_rank(struct rank *r, struct carve *carve, struct carve
     try(weights_layout(&r->weights, o->config, &place, o->checkpoint, o->backend, carve,
                        &r->error));
     forward_layout(&r->forward, &r->weights, o->backend, r->device, r->stage->comms[r->index],
-                   o->precision, &o->limits, carve, host);
+                   r->stage->host_comms[r->index], o->precision, &o->limits, carve, host);
     r->ledger = carve->ledger;
     return OK;
 }
@@ -138,9 +149,9 @@ static enum status load_rank(struct rank *r)
     struct device_options device = {.precision = o->precision,
                                     .n_threads = o->n_threads,
                                     .memory_bytes = o->memory_bytes,
-                                    .index = r->index};
+                                    .index = gpu_of(o, r->index)};
     try(o->backend->open(&r->device, &device, &r->error));
-    bool apart = o->backend->host_memory != NULL;
+    bool apart = !host_reads(o);
     struct carve carve = {0}, beside = {0}, *host = apart ? &beside : &carve;
     try(layout_rank(r, &carve, host));
     void *base;
@@ -150,10 +161,19 @@ static enum status load_rank(struct rank *r)
         try(o->backend->host_memory(r->device, beside.used, &base, &r->error));
         beside = (struct carve){.base = base, .size = beside.used};
     }
+    struct comm *comm = s->comms[r->index];
+    try(comm->ops->attach(comm, r->device, &r->error));
     try(layout_rank(r, &carve, host));
     r->host_ledger = beside.ledger;
     r->host_ledger.bytes[LEDGER_STAGING] += device_sizes(o->backend->kind)->pinned;
     return pack_rank(r);
+}
+
+// Ends all collectives. Any thread.
+static void abort_comms(struct stage *s)
+{
+    s->comms[0]->ops->abort(s->comms[0]);
+    s->host_comms[0]->ops->abort(s->host_comms[0]);
 }
 
 // Waits for step number `next` (counted from 0). False when the stage ends.
@@ -235,13 +255,15 @@ static void *rank_main(void *arg)
         struct stage_step *step = &s->steps[next % (uint64_t) s->options.n_steps];
         int64_t begun_ns = clock_ns();
         status = run_step(r, step);
-        if (status != OK) s->comms[0]->ops->abort(s->comms[0]);
+        if (status != OK) abort_comms(s);
         finish_step(r, &step->step, (uint64_t) (clock_ns() - begun_ns) / 1000, status);
     }
     seal_set(false);
     forward_deinit(&r->forward);
     weights_deinit(&r->weights);
-    if (r->device != NULL) s->options.backend->close(&r->device);
+    if (r->device == NULL) return NULL;
+    s->comms[r->index]->ops->detach(s->comms[r->index]);
+    s->options.backend->close(&r->device);
     return NULL;
 }
 
@@ -284,7 +306,7 @@ uint64_t stage_staging_bytes(const struct stage_options *o)
            (uint64_t) o->tp * carve_aligned(pack_scratch_bytes(o->config));
 }
 
-// What a collective holds at most; rank 0 has the largest slice of the vocabulary.
+// What a collective in host memory holds at most; rank 0 has the largest slice of the vocabulary.
 static void comm_sizes(const struct stage_options *o, size_t *elements, size_t *gather)
 {
     struct rank_shape first = {.config = o->config,
@@ -293,7 +315,7 @@ static void comm_sizes(const struct stage_options *o, size_t *elements, size_t *
                                .max_blocks = o->limits.max_blocks,
                                .max_out = o->limits.max_out};
     struct sampler_shape widest = rank_sampler_shape(&first);
-    *elements = (size_t) o->limits.max_rows * (size_t) o->config->hidden_size;
+    *elements = host_reads(o) ? (size_t) o->limits.max_rows * (size_t) o->config->hidden_size : 0;
     *gather = sampler_gather_max(&widest);
 }
 
@@ -304,17 +326,36 @@ uint64_t stage_comm_bytes(const struct stage_options *o)
     return comm_local_bytes(o->tp, elements, gather);
 }
 
+// With one rank no collective touches what it is given, so that one kind does.
+static enum status create_comms(struct stage *s, struct error *e)
+{
+    const struct stage_options *o = &s->options;
+    size_t elements, gather;
+    comm_sizes(o, &elements, &gather);
+    try(comm_local_create(s->host_comms, o->tp, elements, gather, o->collective_deadline_ms,
+                          o->comm, e));
+    if (host_reads(o) || o->tp == 1) {
+        memcpy(s->comms, s->host_comms, sizeof s->comms);
+        return OK;
+    }
+    struct comm_cuda_options options = {.tp = o->tp, .deadline_ms = o->collective_deadline_ms};
+    return comm_cuda_create(s->comms, &options, e);
+}
+
+static void destroy_comms(struct stage *s)
+{
+    for (int i = 0; i < s->options.tp; i++) {
+        if (s->comms[i] != NULL && s->comms[i] != s->host_comms[i]) {
+            s->comms[i]->ops->destroy(&s->comms[i]);
+        }
+        if (s->host_comms[i] != NULL) s->host_comms[i]->ops->destroy(&s->host_comms[i]);
+    }
+}
+
 static enum status start_ranks(struct stage *s, struct error *e)
 {
     const struct stage_options *o = &s->options;
-    if (o->tp > 1 && o->backend->host_memory != NULL) {
-        return error_set(e, ERR_UNSUPPORTED, "bad_tp",
-                         "tp %d: on the %s backend a group has one rank", o->tp, o->backend->name);
-    }
-    size_t elements, gather;
-    comm_sizes(o, &elements, &gather);
-    try(comm_local_create(s->comms, o->tp, elements, gather, o->collective_deadline_ms, o->comm,
-                          e));
+    try(create_comms(s, e));
     struct load_options load = {.config = o->config,
                                 .checkpoint = o->checkpoint,
                                 .place = place_of(o, 0),
@@ -485,13 +526,11 @@ void stage_destroy(struct stage **stage)
     atomic_store(&s->stop, true);
     pthread_cond_broadcast(&s->work);
     pthread_mutex_unlock(&s->mutex);
-    if (s->comms[0] != NULL) s->comms[0]->ops->abort(s->comms[0]);
+    if (s->comms[0] != NULL) abort_comms(s);
     if (s->load != NULL) load_abort(s->load);
     for (int i = 0; i < s->n_started; i++) pthread_join(s->ranks[i].thread, NULL);
     load_destroy(&s->load);
-    for (int i = 0; i < s->options.tp; i++) {
-        if (s->comms[i] != NULL) s->comms[i]->ops->destroy(&s->comms[i]);
-    }
+    destroy_comms(s);
     if (s->fd >= 0) close(s->fd);
     pthread_cond_destroy(&s->work);
     pthread_mutex_destroy(&s->mutex);

@@ -18,10 +18,11 @@
 struct stage_options {
     const struct model_config *config;     // borrowed
     const struct checkpoint *checkpoint;   // borrowed until loading has ended
-    const struct backend *backend;
+    const struct backend *backend;         // for sizes alone, with nothing but its kind
     int first, last;                       // layers
     bool head, tail;
     int tp;                                // ranks
+    int gpu, n_gpus;                       // rank i is on GPU gpu + i, modulo n_gpus unless 0
     int n_threads;                         // of each rank's device; 0: chosen
     enum precision precision;
     uint64_t memory_bytes;                 // a rank's device; 0: what it has

@@ -40,7 +40,7 @@ void cuda_download(struct device *d, void *to, const void *from, size_t n)
         char *staged = staging_take(d, piece);
         device_note(d, cudaMemcpyAsync(staged, (const char *) from + done, piece,
                                        cudaMemcpyDeviceToHost, d->stream), "download");
-        device_note(d, cudaStreamSynchronize(d->stream), "download");
+        device_note(d, device_wait(d), "download");
         d->filled = 0;
         memcpy((char *) to + done, staged, piece);
         done += piece;

@@ -1,15 +1,41 @@
 // A device's life, its memory and its recorded steps.
 #include "kernels/cuda/device.cuh"
 
+extern "C" {
+#include "common/clock.h"
+}
+
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+
+static const int64_t BUSY_NS = 100000; // most waits are over by then
 
 void device_note(struct device *d, cudaError_t error, const char *op)
 {
     if (error == cudaSuccess || d->fault != cudaSuccess) return;
     d->fault = error;
     d->fault_op = op;
+}
+
+// A watched wait asks the stream again and again; after a while it lets other threads run between.
+cudaError_t device_wait(struct device *d)
+{
+    if (d->watch == NULL) return cudaStreamSynchronize(d->stream);
+    int64_t begun_ns = clock_ns();
+    for (;;) {
+        cudaError_t error = cudaStreamQuery(d->stream);
+        if (error != cudaErrorNotReady) return error;
+        int64_t waited_ns = clock_ns() - begun_ns;
+        if (waited_ns < BUSY_NS) continue;
+        enum status status = d->watch(d->watch_arg, waited_ns / 1000000);
+        if (status != OK) {
+            if (d->ended == OK) d->ended = status;
+            return cudaSuccess;
+        }
+        sched_yield();
+    }
 }
 
 static enum status no_device(struct error *e, cudaError_t error, int wanted, int count)
@@ -192,9 +218,16 @@ void cuda_set_scratch(struct device *d, const struct scratch_shape *s, void *scr
 
 enum status cuda_sync(struct device *d, struct error *e)
 {
-    cudaError_t error = cudaStreamSynchronize(d->stream);
+    cudaError_t error = device_wait(d);
     device_note(d, error, "the stream");
     d->filled = 0;
+    if (d->ended != OK) {
+        enum status ended = d->ended;
+        d->ended = OK;
+        return error_set(e, ended, NULL, ended == ERR_TIMEOUT
+                         ? "GPU %d waited too long for the other ranks"
+                         : "GPU %d waited for other ranks, which have ended", d->ordinal);
+    }
     if (d->fault == cudaSuccess) return OK;
     error = d->fault;
     d->fault = cudaSuccess;

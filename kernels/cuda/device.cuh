@@ -33,6 +33,11 @@ struct device {
     cudaEvent_t copied[2]; // the half's last copy has ended
     cudaError_t fault;     // the first since the last sync
     const char *fault_op;
+    // Looked at while the host waits for the stream: other ranks can keep it from ending. What is
+    // not OK ends the wait, and sync tells it. NULL: none.
+    enum status (*watch)(void *arg, int64_t waited_ms);
+    void *watch_arg;
+    enum status ended; // what it said
     struct scratch_shape shape;
     struct cuda_scratch scratch;
     struct graph graphs[GRAPHS_MAX];
@@ -41,6 +46,9 @@ struct device {
 
 // Keeps the first fault; `op` is a literal.
 void device_note(struct device *d, cudaError_t error, const char *op);
+
+// Until all that is on the stream is done, or the watch ends the wait.
+cudaError_t device_wait(struct device *d);
 
 // After each launch: a configuration that the device refused.
 static inline void device_launched(struct device *d, const char *op)

@@ -43,7 +43,14 @@ static void gpus_where_the_program_knows_them(void **state)
     assert_int_equal(status, OK);
     assert_ptr_equal(d.backend, backend_cuda());
     assert_int_equal(d.n, 2);
-    d.n = 10000;
+    assert_int_equal(d.n_gpus, 0);
+    assert_int_equal(devices_parse("cuda:4/2", &d, &e), OK);
+    assert_int_equal(d.n, 4);
+    assert_int_equal(d.n_gpus, 2);
+    assert_int_equal(devices_parse("cuda/1", &d, &e), OK);
+    assert_int_equal(d.n, 1);
+    assert_int_equal(d.n_gpus, 1);
+    d = (struct devices){backend_cuda(), 10000, 0};
     assert_int_equal(devices_memory(&d, &bytes, &e), ERR_UNAVAILABLE);
     assert_string_equal(e.code, "no_device");
 }
@@ -53,7 +60,8 @@ static void other_words_are_refused(void **state)
     (void) state;
     static const char *const texts[] = {"", "cpu:", "cpu:0", "cpu:-1", "cpu:+1", "cpu: 1", "cpu:1x",
                                         "cpu:1000", "CPU:1", "cpu1", "cp", "cpus:1", "gpu:1",
-                                        "cuda:", "cuda:0", "cuda:0,1", "cpu:99999999999999999999"};
+                                        "cuda:", "cuda:0", "cuda:0,1", "cpu:99999999999999999999",
+                                        "cuda:2/", "cuda:2/0", "cuda:2/1x", "cpu:2/1", "cuda/"};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         struct devices d;
         struct error e = {0};

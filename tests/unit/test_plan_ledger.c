@@ -120,7 +120,7 @@ static struct ledger carve_rank(const struct plan_request *r, const struct check
     if (weights_layout(&weights, r->config, &place, checkpoint, backend_cpu(), &carve, &e) != OK) {
         fail_msg("%s", e.text);
     }
-    forward_layout(&forward, &weights, backend_cpu(), device, NULL,
+    forward_layout(&forward, &weights, backend_cpu(), device, NULL, NULL,
                    r->f32 ? PRECISION_F32 : PRECISION_BF16, &limits, &carve, &carve);
     weights_deinit(&weights);
     assert_int_equal(ledger_total(&carve.ledger), carve.used);
@@ -457,6 +457,25 @@ static void test_host_memory_of_ranks(void **state)
     }
 }
 
+// Ranks on GPUs bring activations together in their devices: the host has room for the sampler's
+// lists alone.
+static void test_host_memory_of_collectives(void **state)
+{
+    (void) state;
+    struct model_config c = load("deepseek-v3");
+    struct backend cpu = {.kind = DEVICE_CPU}, cuda = {.kind = DEVICE_CUDA};
+    struct stage_options o = {.config = &c, .backend = &cpu, .tp = 8,
+                              .limits = {.max_rows = 2048, .slots = 48, .max_blocks = 64,
+                                         .max_out = 48}};
+    uint64_t on_cpus = stage_comm_bytes(&o);
+    assert_true(on_cpus >= 9ull * 2048 * 7168 * sizeof(float));
+    o.backend = &cuda;
+    uint64_t on_gpus = stage_comm_bytes(&o);
+    assert_true(on_gpus > 0 && on_gpus < on_cpus / 16);
+    o.tp = 1;
+    assert_int_equal(stage_comm_bytes(&o), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -472,6 +491,7 @@ int main(void)
         cmocka_unit_test(test_scales_that_are_held_twice),
         cmocka_unit_test(test_slots_of_a_gpu),
         cmocka_unit_test(test_host_memory_of_ranks),
+        cmocka_unit_test(test_host_memory_of_collectives),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
