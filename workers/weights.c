@@ -113,15 +113,19 @@ static void place_part(void *arg, const struct slice *s, int i, const struct mat
 static enum status lay_slice(const struct slice *s, void *arg)
 {
     struct layouter *l = arg;
-    const struct tensor *t = find(l->checkpoint, s, l->e);
-    if (t == NULL) return ERR_INPUT;
-    if (t->dtype == DTYPE_OTHER || (t->dtype == DTYPE_F8_E4M3 && !s->quantized)) {
+    enum dtype type = layout_implied_type(l->w->config, s);
+    if (l->checkpoint != NULL) {
+        const struct tensor *t = find(l->checkpoint, s, l->e);
+        if (t == NULL) return ERR_INPUT;
+        type = t->dtype;
+    }
+    if (type == DTYPE_OTHER || (type == DTYPE_F8_E4M3 && !s->quantized)) {
         return error_set(l->e, ERR_UNSUPPORTED, "bad_checkpoint",
                          "tensor %s has a type that isn't supported here (%s)", s->name,
-                         dtype_name(t->dtype));
+                         dtype_name(type));
     }
-    if (s->role == ROLE_EMBED) l->w->embed_dtype = packed_type(t->dtype);
-    packed_carve(l->backend->kind, l->w->config, s, t->dtype, l->carve, place_part, l);
+    if (s->role == ROLE_EMBED) l->w->embed_dtype = packed_type(type);
+    packed_carve(l->backend->kind, l->w->config, s, type, l->carve, place_part, l);
     return OK;
 }
 

@@ -45,7 +45,8 @@ struct weights {
 
 // Lays the weights out: fills every shape and, where `carve` has memory, every pointer. Called
 // twice (counting, then real); both passes carve the same bytes. The first call allocates the
-// tables. Errors: ERR_INPUT bad_checkpoint where a tensor is missing or has an unsupported type.
+// tables. `checkpoint` NULL: types are those that the config implies. Errors: ERR_INPUT
+// bad_checkpoint where a tensor is missing or has an unsupported type.
 enum status weights_layout(struct weights *w, const struct model_config *config,
                            const struct placement *place, const struct checkpoint *checkpoint,
                            const struct backend *backend, struct carve *carve, struct error *e);
