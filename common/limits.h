@@ -47,6 +47,7 @@
 #define KV_BLOCK_ROWS 64 // rows (tokens) of one KV block
 #define SLOTS_MAX 4096  // sequences in a pipeline at once
 #define STEP_ROWS_MAX 8192 // token budget of one step
+#define ROW_BUCKETS_MAX 23 // for which steps are recorded (row_buckets.h)
 #define STEPS_IN_FLIGHT_MAX 16
 #define WAIT_FILL_MS 5ll       // a step may wait so long for more rows
 #define WAIT_FILL_MS_MAX 60000ll

@@ -75,7 +75,7 @@ static void count_step(const struct rank_shape *s, uint64_t bytes[N_RANK_BUFFERS
     uint64_t ffn = (uint64_t) rank_ffn_width(m, &s->place);
     struct scratch_shape scratch = rank_scratch_shape(s);
     bytes[RANK_KV] = rank_kv_layer_bytes(s) * (uint64_t) (s->place.last - s->place.first);
-    bytes[RANK_IDS] = bytes[RANK_POS] = bytes[RANK_SLOT] = bytes[RANK_OUT_ROWS] = rows * 4;
+    bytes[RANK_ROWS] = bytes[RANK_HOST_ROWS] = RANK_ROW_ARRAYS * rows * 4;
     bytes[RANK_BLOCKS] = (uint64_t) s->slots * (uint64_t) s->max_blocks * 4;
     bytes[RANK_X] = bytes[RANK_H] = rows * hidden * 4;
     bytes[RANK_Q_A] = bytes[RANK_Q_A_NORMED] = rows * q_lora * 4;
@@ -108,7 +108,8 @@ static enum ledger_line line_of(enum rank_buffer b)
 
 static bool of_host(enum rank_buffer b)
 {
-    return b == RANK_OUT_SLOT || b == RANK_OUT_POS || b == RANK_SAMPLED || b == RANK_HOST_LOGITS;
+    return b == RANK_HOST_ROWS || b == RANK_OUT_SLOT || b == RANK_OUT_POS || b == RANK_SAMPLED ||
+           b == RANK_HOST_LOGITS;
 }
 
 void rank_carve(const struct rank_shape *s, struct carve *c, struct carve *host,

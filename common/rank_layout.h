@@ -23,7 +23,7 @@ struct rank_shape {
 // Shapes: workers/forward.h. Those from RANK_OUT_X on are the last stage's.
 enum rank_buffer {
     RANK_KV,
-    RANK_IDS, RANK_POS, RANK_SLOT, RANK_OUT_ROWS, RANK_BLOCKS,
+    RANK_ROWS, RANK_HOST_ROWS, RANK_BLOCKS, // a step's rows, and where the host puts them together
     RANK_X, RANK_H, RANK_Q_A, RANK_Q_A_NORMED, RANK_Q, RANK_C, RANK_COS_SIN, RANK_Q_ABS, RANK_O_LAT,
     RANK_O_V, RANK_Y, RANK_Y_SHARED, RANK_GATE, RANK_UP, RANK_ACT, RANK_CHOSEN, RANK_EXPERT_WEIGHT,
     RANK_SCRATCH,
@@ -31,6 +31,8 @@ enum rank_buffer {
     RANK_LOGITS, RANK_HOST_LOGITS, // the latter where the host does not read the former
     N_RANK_BUFFERS,
 };
+
+enum { RANK_ROW_ARRAYS = 4 }; // of i32 in RANK_ROWS: ids, positions, slots, rows with logits
 
 enum { RANK_SAMPLED_BYTES = 12 + 8 * LOGPROBS_MAX }; // a chosen token with its alternatives
 

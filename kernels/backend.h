@@ -1,8 +1,8 @@
 // The device seam: a const table of model-level operations over device buffers and paged KV. One
 // `struct device` is one rank's device and stream; all its calls come from that rank's thread. Ops
 // are asynchronous on the stream, may report nothing, and take no step-varying value but the row
-// bucket: ids, positions and tables lie in fixed device buffers. Errors surface at `sync`. Knows
-// nothing of sequences, sockets or files.
+// bucket: ids, positions and tables lie in device buffers whose places it fixes. Errors surface at
+// `sync`. Knows nothing of sequences, sockets or files.
 //
 // Shapes are written (rows, columns), row-major. "act" is the device's activation type: f32 on the
 // CPU backend in both precisions (bf16 precision rounds where a GEMM reads); `hidden` etc. are the
@@ -39,12 +39,13 @@ static inline struct matrix_shape matrix_shape(const struct matrix *m)
     return (struct matrix_shape){m->dtype, m->n, m->k, m->row_phase, m->col_phase};
 }
 
-// What a step varies, in device memory at fixed addresses (filled by one upload).
+// What a step varies, in device memory. The first four lie one behind the other, so that one upload
+// fills them; their addresses depend on the row bucket alone.
 struct step_inputs {
-    int32_t *ids;      // (max_rows)
-    int32_t *pos;      // (max_rows) position in its sequence; -1: padding
-    int32_t *slot;     // (max_rows)
-    int32_t *out_rows; // (max_rows) which rows' hidden states become logits
+    int32_t *ids;      // (bucket)
+    int32_t *pos;      // (bucket) position in its sequence; -1: padding
+    int32_t *slot;     // (bucket)
+    int32_t *out_rows; // (bucket) which rows' hidden states become logits
     int32_t *blocks;   // (slots, max_blocks) KV block ids of each slot
     int max_blocks;
 };
@@ -86,6 +87,7 @@ struct device_options {
 struct backend {
     const char *name;
     enum device_kind kind; // device_sizes(kind): bytes of packed weights and of scratch
+    bool records; // steps are padded to a row bucket, recorded once and replayed
 
     // --- life. ERR_UNAVAILABLE no_device where there is none.
     // Bytes that each of the first n devices may take unless told: of CPUs a share of what
@@ -113,7 +115,8 @@ struct backend {
     enum status (*sync)(struct device *d, struct error *e);
 
     // --- recorded steps: begin..end records the ops between them once per row bucket, launch runs
-    // them. On the CPU begin says "run now", end and launch do nothing.
+    // them; `begin` is false for a bucket that was recorded. Recording takes memory of the device:
+    // it is done while loading. On the CPU begin says "run now", end and launch do nothing.
     bool (*graph_begin)(struct device *d, int bucket);
     void (*graph_end)(struct device *d, int bucket);
     void (*graph_launch)(struct device *d, int bucket);

@@ -1,12 +1,15 @@
 #include "workers/forward.h"
 
 #include "common/rank_layout.h"
+#include "common/row_buckets.h"
 
 #include <string.h>
 
 // The norms of the latents, q_a and kv_a, keep the default of the reference implementations,
 // whatever rms_norm_eps is.
 static const float LATENT_NORM_EPS = 1e-6f;
+
+enum { SMALL_ROWS = 64 }; // of a step of any kind: its weights are what takes time
 
 _Static_assert(sizeof(struct sampled) == RANK_SAMPLED_BYTES, "the plan counts them");
 
@@ -30,12 +33,10 @@ static void carve_buffers(struct forward *f, const struct rank_shape *shape, str
     rank_carve(shape, c, host, at, sampler);
     f->kv_layer_bytes = rank_kv_layer_bytes(shape);
     f->kv = at[RANK_KV];
-    f->inputs = (struct step_inputs){.ids = at[RANK_IDS],
-                                     .pos = at[RANK_POS],
-                                     .slot = at[RANK_SLOT],
-                                     .out_rows = at[RANK_OUT_ROWS],
-                                     .blocks = at[RANK_BLOCKS],
-                                     .max_blocks = f->limits.max_blocks};
+    f->rows = at[RANK_ROWS];
+    f->host_rows = at[RANK_HOST_ROWS];
+    f->inputs.blocks = at[RANK_BLOCKS];
+    f->inputs.max_blocks = f->limits.max_blocks;
     f->x = at[RANK_X];
     f->h = at[RANK_H];
     f->q_a = at[RANK_Q_A];
@@ -65,6 +66,14 @@ static void carve_buffers(struct forward *f, const struct rank_shape *shape, str
     f->backend->set_scratch(f->device, &scratch, at[RANK_SCRATCH]);
 }
 
+// A decode step has at most a row of each slot.
+static int most_recorded(const struct backend *backend, const struct comm *comm,
+                         const struct step_limits *limits)
+{
+    if (!backend->records || comm == NULL || (comm->tp > 1 && !comm->ops->recordable)) return 0;
+    return limits->slots < limits->max_rows ? limits->slots : limits->max_rows;
+}
+
 void forward_layout(struct forward *f, const struct weights *weights, const struct backend *backend,
                     struct device *device, struct comm *comm, struct comm *host_comm,
                     enum precision precision, const struct step_limits *limits,
@@ -78,6 +87,7 @@ void forward_layout(struct forward *f, const struct weights *weights, const stru
                           .comm = comm,
                           .limits = *limits,
                           .precision = precision,
+                          .most_recorded = most_recorded(backend, comm, limits),
                           .attention = {.n_heads = weights->n_heads,
                                         .nope = m->qk_nope_head_dim,
                                         .rope = m->qk_rope_head_dim,
@@ -173,17 +183,65 @@ static enum status layers(struct forward *f, int n, struct error *e)
     return OK;
 }
 
+// What a recorded step replays: on the head from ids, else from activations.
+static enum status body(struct forward *f, int n, struct error *e)
+{
+    const struct weights *w = f->weights;
+    if (w->place.head) {
+        f->backend->embed(f->device, w->embed, w->embed_dtype, (int) w->vocab.begin,
+                          (int) w->vocab.n, f->config->hidden_size, f->inputs.ids, f->x, n);
+        size_t values = (size_t) n * (size_t) f->config->hidden_size;
+        enum status status = f->comm->ops->all_reduce(f->comm, f->x, values);
+        if (status != OK) return error_set(e, status, NULL, "all-reduce of the embedding ended");
+    }
+    return layers(f, n, e);
+}
+
+// Steps with several rows of a sequence are recorded only while they are small: the kernels of
+// larger ones take longer than it takes to put them on the stream, and padding would cost.
+static bool is_recorded(const struct forward *f, const struct step *s)
+{
+    return s->n_rows <= f->most_recorded && (s->n_rows == s->n_runs || s->n_rows <= SMALL_ROWS);
+}
+
+static enum status replay(struct forward *f, int bucket, struct error *e)
+{
+    enum status status = OK;
+    if (f->backend->graph_begin(f->device, bucket)) {
+        status = body(f, bucket, e);
+        f->backend->graph_end(f->device, bucket);
+    }
+    if (status == OK) f->backend->graph_launch(f->device, bucket);
+    return status;
+}
+
 // --- the step's ends
 
-// Brings the step's rows and its new block tables to the device.
-static void upload_inputs(struct forward *f, const struct step *s)
+// Puts `n` values at array `i` of the rows, with `padding` behind them.
+static int32_t *put_rows(struct forward *f, int bucket, int i, const int32_t *values, int n,
+                         int32_t padding)
+{
+    int32_t *to = f->host_rows + (size_t) i * (size_t) bucket;
+    if (n > 0) memcpy(to, values, (size_t) n * sizeof *to);
+    for (int row = n; row < bucket; row++) to[row] = padding;
+    return f->rows + (size_t) i * (size_t) bucket;
+}
+
+// Brings the step's rows, padded to the bucket, to the device.
+static void upload_rows(struct forward *f, const struct step *s, int bucket)
+{
+    f->inputs.ids = put_rows(f, bucket, 0, s->ids, s->n_rows, -1);
+    f->inputs.pos = put_rows(f, bucket, 1, s->pos, s->n_rows, -1);
+    f->inputs.slot = put_rows(f, bucket, 2, s->slot, s->n_rows, 0);
+    f->inputs.out_rows = put_rows(f, bucket, 3, s->out_rows, s->n_out, 0);
+    f->backend->upload(f->device, f->rows, f->host_rows,
+                       RANK_ROW_ARRAYS * (size_t) bucket * sizeof *f->rows);
+}
+
+// Brings the block tables of sequences that begin with the step.
+static void upload_tables(struct forward *f, const struct step *s)
 {
     const struct backend *b = f->backend;
-    size_t rows = (size_t) s->n_rows;
-    b->upload(f->device, f->inputs.ids, s->ids, rows * 4);
-    b->upload(f->device, f->inputs.pos, s->pos, rows * 4);
-    b->upload(f->device, f->inputs.slot, s->slot, rows * 4);
-    b->upload(f->device, f->inputs.out_rows, s->out_rows, (size_t) s->n_out * 4);
     for (int i = 0; i < s->n_opens; i++) {
         const struct step_open *o = &s->opens[i];
         b->upload(f->device, f->inputs.blocks + (size_t) o->slot * (size_t) f->limits.max_blocks,
@@ -207,17 +265,23 @@ static void feed_sampler(struct forward *f, const struct step *s)
     }
 }
 
-static enum status tail(struct forward *f, const struct step *s, struct error *e)
+static void logits(struct forward *f, int n_out)
 {
     const struct model_config *m = f->config;
     const struct backend *b = f->backend;
+    b->gather(f->device, f->x, f->inputs.out_rows, m->hidden_size, f->out_x, n_out);
+    b->rmsnorm(f->device, f->out_x, m->hidden_size, f->weights->final_norm,
+               (float) m->rms_norm_eps, f->out_h, m->hidden_size, n_out);
+    b->gemm(f->device, &f->weights->lm_head, f->out_h, m->hidden_size, f->logits,
+            (int) f->weights->vocab.n, n_out);
+}
+
+static enum status tail(struct forward *f, const struct step *s, struct error *e)
+{
+    const struct backend *b = f->backend;
     feed_sampler(f, s);
     if (s->n_out > 0) {
-        b->gather(f->device, f->x, f->inputs.out_rows, m->hidden_size, f->out_x, s->n_out);
-        b->rmsnorm(f->device, f->out_x, m->hidden_size, f->weights->final_norm,
-                   (float) m->rms_norm_eps, f->out_h, m->hidden_size, s->n_out);
-        b->gemm(f->device, &f->weights->lm_head, f->out_h, m->hidden_size, f->logits,
-                (int) f->weights->vocab.n, s->n_out);
+        logits(f, s->n_out);
         if (f->host_logits != f->logits) {
             b->download(f->device, f->host_logits, f->logits,
                         (size_t) s->n_out * (size_t) f->weights->vocab.n * sizeof(float));
@@ -232,24 +296,38 @@ static enum status tail(struct forward *f, const struct step *s, struct error *e
     return OK;
 }
 
+enum status forward_prepare(struct forward *f, struct error *e)
+{
+    struct step padding = {0};
+    int buckets[ROW_BUCKETS_MAX], n;
+    if (!f->backend->records) return OK;
+    n = row_buckets(f->limits.max_rows, buckets);
+    for (int i = 0; i < n; i++) {
+        upload_rows(f, &padding, buckets[i]);
+        try(body(f, buckets[i], e));
+        if (f->weights->place.tail && buckets[i] <= f->limits.max_out) logits(f, buckets[i]);
+    }
+    n = row_buckets(f->most_recorded, buckets);
+    for (int i = 0; i < n; i++) {
+        upload_rows(f, &padding, buckets[i]);
+        try(replay(f, buckets[i], e));
+    }
+    return f->backend->sync(f->device, e);
+}
+
 enum status forward_run(struct forward *f, const struct step *s, const void *in, void *out,
                         struct error *e)
 {
     const struct weights *w = f->weights;
     int n = s->n_rows;
     size_t values = (size_t) n * (size_t) f->config->hidden_size;
-    upload_inputs(f, s);
+    upload_tables(f, s);
     if (n > 0) {
-        if (w->place.head) {
-            f->backend->embed(f->device, w->embed, w->embed_dtype, (int) w->vocab.begin,
-                              (int) w->vocab.n, f->config->hidden_size, f->inputs.ids, f->x, n);
-            enum status status = f->comm->ops->all_reduce(f->comm, f->x, values);
-            if (status != OK)
-                return error_set(e, status, NULL, "all-reduce of the embedding ended");
-        } else {
-            f->backend->import_act(f->device, f->x, in, values);
-        }
-        try(layers(f, n, e));
+        bool recorded = is_recorded(f, s);
+        int bucket = recorded ? row_bucket(n, f->most_recorded) : n;
+        upload_rows(f, s, bucket);
+        if (!w->place.head) f->backend->import_act(f->device, f->x, in, values);
+        try(recorded ? replay(f, bucket, e) : body(f, n, e));
     }
     if (w->place.tail) {
         try(tail(f, s, e));

@@ -20,7 +20,9 @@ struct forward {
     struct step_limits limits;
     enum precision precision;
     struct attention_shape attention;
-    struct step_inputs inputs;
+    struct step_inputs inputs; // of the bucket of the step at hand
+    int32_t *rows, *host_rows; // (RANK_ROW_ARRAYS, rows) the inputs; where they are put together
+    int most_recorded;         // rows of the largest recorded step; 0: none is recorded
     char *kv;             // (layers) of kv_layer_bytes
     uint64_t kv_layer_bytes;
     float *x;             // (rows, hidden) the residual stream
@@ -53,6 +55,11 @@ void forward_layout(struct forward *f, const struct weights *weights, const stru
                     struct device *device, struct comm *comm, struct comm *host_comm,
                     enum precision precision, const struct step_limits *limits,
                     struct carve *carve, struct carve *host);
+
+// Once, after the weights: runs a step of padding for each row bucket, as ops may take memory of
+// the device where they run first, and records the buckets of decode steps. All ranks together;
+// nothing where the device records no steps. Errors: as of forward_run.
+enum status forward_prepare(struct forward *f, struct error *e);
 
 // Runs one expanded step. `in`: (n_rows, hidden) in wire form, unused on the head. `out`: (n_rows,
 // hidden) in wire form, written if this is not the tail and `out` is not NULL (rank 0 only needs

@@ -245,6 +245,8 @@ static void *rank_main(void *arg)
     struct rank *r = arg;
     struct stage *s = r->stage;
     enum status status = load_rank(r);
+    if (status == OK) status = forward_prepare(&r->forward, &r->error);
+    if (status != OK) abort_comms(s); // nobody waits for this rank
     pthread_mutex_lock(&s->mutex);
     r->status = status;
     *(status == OK ? &s->n_loaded : &s->n_failed) += 1;
@@ -398,17 +400,25 @@ enum status stage_create(struct stage **stage, const struct stage_options *optio
     return status;
 }
 
+// Of the ranks that failed: not of one that only waited for another.
+static const struct error *first_error(const struct stage *s)
+{
+    const struct error *first = NULL;
+    for (int i = 0; i < s->options.tp; i++) {
+        const struct rank *r = &s->ranks[i];
+        if (r->status == OK || (first != NULL && r->status == ERR_ABORTED)) continue;
+        if (first == NULL || first->status == ERR_ABORTED) first = &r->error;
+    }
+    return first;
+}
+
 enum stage_state stage_state(struct stage *s, struct error *e)
 {
     pthread_mutex_lock(&s->mutex);
     enum stage_state state = s->n_failed > 0                   ? STAGE_FAILED
                              : s->n_loaded == s->options.tp ? STAGE_READY
                                                                : STAGE_LOADING;
-    for (int i = 0; state == STAGE_FAILED && i < s->options.tp; i++) {
-        if (s->ranks[i].status == OK) continue;
-        if (e != NULL) *e = s->ranks[i].error;
-        break;
-    }
+    if (state == STAGE_FAILED && e != NULL) *e = *first_error(s);
     pthread_mutex_unlock(&s->mutex);
     if (state == STAGE_READY && s->load != NULL) {
         s->load_ns = load_ns(s->load);

@@ -6,6 +6,7 @@
 static const struct backend cuda = {
     .name = "cuda",
     .kind = DEVICE_CUDA,
+    .records = true,
     .memory = cuda_memory,
     .open = cuda_open,
     .close = cuda_close,

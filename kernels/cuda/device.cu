@@ -258,6 +258,7 @@ void cuda_graph_end(struct device *d, int bucket)
     cudaGraphExec_t exec = NULL;
     cudaError_t error = cudaStreamEndCapture(d->stream, &graph);
     if (error == cudaSuccess) error = cudaGraphInstantiate(&exec, graph, 0);
+    if (error == cudaSuccess) error = cudaGraphUpload(exec, d->stream); // its memory is taken now
     if (graph != NULL) cudaGraphDestroy(graph);
     device_note(d, error, "graph_end");
     if (error == cudaSuccess) d->graphs[d->n_graphs++] = (struct graph) {bucket, exec};

@@ -11,7 +11,7 @@
 
 enum {
     WARP = 32,
-    GRAPHS_MAX = 64, // recorded buckets
+    GRAPHS_MAX = 256, // recorded buckets
 };
 
 struct graph {

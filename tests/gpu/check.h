@@ -15,19 +15,16 @@ void result_error(struct result *r, const char *name, double off, double bar);
 // A figure that must be at least `bar` (0: none).
 void result_figure(struct result *r, const char *name, double figure, const char *unit, double bar);
 
-// A figure that may be at most `bar` (0: none).
-void result_most(struct result *r, const char *name, double figure, const char *unit, double bar);
-
 void check_ops(struct result *r, enum precision p);
 
 // Golden files of the checkpoints in `fixtures` and the shipped model: prompts through one stage.
 // `brief`: few prompts of the smallest, for tools under which all is slow.
 void check_golden(struct result *r, const char *fixtures, const char *model, bool brief);
 
+// Whole steps: recorded ones against steps as they come, memory after READY, times.
+void check_steps(struct result *r, const char *fixtures);
+
 // Times of the kernels beside limits probed in the same run.
 void check_speed(struct result *r);
-
-// One rank of a deployment on 32 GPUs, and five layers, at full size with random weights.
-void check_rehearse(struct result *r, const char *fixtures);
 
 #endif
