@@ -28,6 +28,7 @@ static const struct {
     {"top", cmd_top, "live: queue, pipelines, KV blocks, each rank's memory"},
     {"fleet", cmd_fleet, "which broker leads, which group has which stage"},
     {"plan", cmd_plan, "whether a model fits on given devices, byte by byte"},
+    {"rehearse", cmd_rehearse, "one rank of a bigger deployment, on the device at hand"},
     {"generate", cmd_generate, "continues one prompt, in this process"},
     {"score", cmd_score, "logits of every position of one sequence"},
     {"up", cmd_up, "runs Redis, broker and groups on this machine"},

@@ -15,6 +15,9 @@ void result_error(struct result *r, const char *name, double off, double bar);
 // A figure that must be at least `bar` (0: none).
 void result_figure(struct result *r, const char *name, double figure, const char *unit, double bar);
 
+// A figure that may be at most `bar` (0: none).
+void result_most(struct result *r, const char *name, double figure, const char *unit, double bar);
+
 void check_ops(struct result *r, enum precision p);
 
 // Golden files of the checkpoints in `fixtures` and the shipped model: prompts through one stage.
@@ -26,5 +29,8 @@ void check_steps(struct result *r, const char *fixtures);
 
 // Times of the kernels beside limits probed in the same run.
 void check_speed(struct result *r);
+
+// One rank of a deployment on 32 GPUs, and five layers, at full size with random weights.
+void check_rehearse(struct result *r, const char *fixtures);
 
 #endif

@@ -1,0 +1,64 @@
+// One rank of a bigger deployment, alone on the device at hand: laid out by the plan, at its true
+// size, with random weights, peers that bring nothing and links that are local buffers. What it
+// holds is compared with the plan, and its steps are timed. One thread calls everything; it becomes
+// the rank's.
+#ifndef PENSTOCK_WORKERS_REHEARSE_H
+#define PENSTOCK_WORKERS_REHEARSE_H
+
+#include "common/plan.h"
+#include "workers/rehearse_times.h"
+
+struct rehearse_options {
+    const struct plan_request *request; // borrowed, with its config
+    const struct plan *plan;            // made from it, and fits; borrowed
+    int stage, rank;
+    const struct backend *backend;
+    int n_threads;                      // of a CPU device; 0: chosen
+    int context;                        // tokens that a sequence has when it decodes
+};
+
+struct rehearsal;
+
+// Bytes of the device, all at READY but `free_now`; where the driver shows none, zeros.
+struct rehearse_memory {
+    struct ledger planned, carved; // of the rank; `carved` has what was measured or taken instead
+                                   // in the lines that a process does not carve
+    struct ledger host_planned, host_carved;
+    uint64_t arena_bytes;
+    uint64_t total, free_opened, free_ready, free_now; // opened: after the device was, before arena
+    bool heap_watched;
+    uint64_t heap_calls;           // of this thread in the steps since READY
+    double fill_s;                 // of weights and KV
+};
+
+// A step, or those of a prompt, at their median over `repeats`.
+struct rehearse_time {
+    int rows;
+    double seconds;           // as a rank takes, from inputs to outputs, by the host's clock
+    double ops[REHEARSE_OPS]; // the device's, op by op, each given by the host
+    int repeats;
+    int experts;              // distinct ones in the last layer; 0: it has none
+    bool shared_kv;           // sequences share blocks: the pool does not hold so many
+};
+
+// Seconds without the stand-in of the collectives.
+double rehearse_time_own(const struct rehearse_time *t);
+
+// The device is opened and capped at the request's device_bytes, and filled. ERR_NOMEM
+// does_not_fit; ERR_UNAVAILABLE no_device; ERR_STATE bad_ledger if what is carved is not what was
+// planned.
+enum status rehearse_open(struct rehearsal **r, const struct rehearse_options *o, struct error *e);
+void rehearse_close(struct rehearsal **r);
+
+enum status rehearse_memory(struct rehearsal *r, struct rehearse_memory *m, struct error *e);
+
+// A step in which `rows` sequences, at most the plan's slots, decode a token at the end of their
+// context.
+enum status rehearse_decode(struct rehearsal *r, int rows, struct rehearse_time *t,
+                            struct error *e);
+
+// A prompt of `rows` tokens, at most the plan's context, in as many steps as the plan cuts it.
+enum status rehearse_prefill(struct rehearsal *r, int rows, struct rehearse_time *t,
+                             struct error *e);
+
+#endif

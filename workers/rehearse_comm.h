@@ -1,0 +1,22 @@
+// The collectives of a rank that has no peers: it declares tp ranks, and each collective costs a
+// pass over memory of the size that the true one has, in which the peers bring nothing. Results are
+// of no use but to go on with. The rank's thread calls it.
+#ifndef PENSTOCK_WORKERS_REHEARSE_COMM_H
+#define PENSTOCK_WORKERS_REHEARSE_COMM_H
+
+#include "kernels/comm.h"
+#include "workers/rehearse_times.h"
+
+struct rehearse_comm {
+    struct comm comm; // for forward
+    struct rehearse_times *times;
+    struct device *device;
+    float *peers;     // (n_peers) zeros of the device: what the others' sums would be
+    size_t n_peers;
+};
+
+// `peers` is the caller's, and device memory.
+void rehearse_comm_init(struct rehearse_comm *c, int rank, int tp, struct rehearse_times *times,
+                        struct device *device, float *peers, size_t n_peers);
+
+#endif
