@@ -61,6 +61,8 @@ static void print_times(const struct rehearse_time *t, int n, const char *what)
     for (int k = 0; k < n; k++) printf(" %9d%s", t[k].rows, t[k].shared_kv ? "*" : " ");
     printf("\n%-14s", "ms, measured");
     for (int k = 0; k < n; k++) printf(" %9.3f ", 1e3 * t[k].seconds);
+    printf("\n%-14s", "  layers");
+    for (int k = 0; k < n; k++) printf(" %9.3f ", 1e3 * t[k].layers);
     printf("\n%-14s", "  ops, marked");
     for (int k = 0; k < n; k++) printf(" %9.3f ", 1e3 * sum(&t[k]));
     puts("");
@@ -127,8 +129,8 @@ void rehearse_view_table(const struct rehearse_view *v)
 
 static void csv_row(FILE *out, const char *kind, const struct rehearse_time *t)
 {
-    fprintf(out, "%s,%d,%.9f,%.9f,%d,%d", kind, t->rows, t->seconds, sum(t), t->experts,
-            t->shared_kv);
+    fprintf(out, "%s,%d,%.9f,%.9f,%.9f,%d,%d", kind, t->rows, t->seconds, t->layers, sum(t),
+            t->experts, t->shared_kv);
     for (int op = 0; op < REHEARSE_OPS; op++) fprintf(out, ",%.9f", t->ops[op]);
     fprintf(out, "\n");
 }
@@ -136,7 +138,7 @@ static void csv_row(FILE *out, const char *kind, const struct rehearse_time *t)
 void rehearse_view_csv(const struct rehearse_view *v, FILE *out)
 {
     if (out == NULL) return;
-    fprintf(out, "step,rows,seconds,ops_seconds,experts,shared_kv");
+    fprintf(out, "step,rows,seconds,layers_seconds,ops_seconds,experts,shared_kv");
     for (int op = 0; op < REHEARSE_OPS; op++) {
         fprintf(out, ",%s", rehearse_op_name((enum rehearse_op) op));
     }
@@ -185,10 +187,11 @@ static json_t *times_json(const struct rehearse_time *t, int n)
             json_object_set_new(ops, rehearse_op_name((enum rehearse_op) op),
                                 json_real(t[k].ops[op]));
         }
-        json_array_append_new(list, json_pack("{s:i, s:f, s:i, s:i, s:b, s:o}", "rows", t[k].rows,
-                                              "seconds", t[k].seconds, "repeats", t[k].repeats,
-                                              "experts", t[k].experts, "shared_kv",
-                                              (int) t[k].shared_kv, "ops", ops));
+        json_array_append_new(list, json_pack("{s:i, s:f, s:f, s:i, s:i, s:b, s:o}", "rows",
+                                              t[k].rows, "seconds", t[k].seconds, "layers_seconds",
+                                              t[k].layers, "repeats", t[k].repeats, "experts",
+                                              t[k].experts, "shared_kv", (int) t[k].shared_kv,
+                                              "ops", ops));
     }
     return list;
 }

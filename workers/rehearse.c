@@ -225,27 +225,33 @@ struct work {
     int rows;
 };
 
-static enum status run_marked(struct rehearsal *r, double *ops, struct error *e)
+// Adds the seconds of each op to `ops`, or those of the layers to `layers`, where `ops` is NULL.
+static enum status run_marked(struct rehearsal *r, double *ops, double *layers, struct error *e)
 {
-    if (ops == NULL) return run(r, e);
-    rehearse_times_begin(&r->times);
+    if (ops != NULL) {
+        rehearse_times_begin(&r->times);
+        enum status status = run(r, e);
+        rehearse_times_end(&r->times, ops);
+        return status;
+    }
+    rehearse_times_layers_begin(&r->times);
     enum status status = run(r, e);
-    rehearse_times_end(&r->times, ops);
+    *layers += rehearse_times_layers(&r->times);
     return status;
 }
 
-static enum status run_work(struct rehearsal *r, const struct work *w, double *ops,
+static enum status run_work(struct rehearsal *r, const struct work *w, double *ops, double *layers,
                             struct error *e)
 {
     int chunk = r->options.plan->chunk;
     if (!w->prefill) {
         put_decode(r, w->rows);
-        return run_marked(r, ops, e);
+        return run_marked(r, ops, layers, e);
     }
     for (int pos = 0; pos < w->rows; pos += chunk) {
         int n = w->rows - pos < chunk ? w->rows - pos : chunk;
         put_prefill(r, pos, n, pos + n == w->rows);
-        try(run_marked(r, ops, e));
+        try(run_marked(r, ops, layers, e));
     }
     return OK;
 }
@@ -281,7 +287,7 @@ static enum status time_ops(struct rehearsal *r, const struct work *w, struct re
                             struct error *e)
 {
     double all[MARKED][REHEARSE_OPS] = {{0}}, of_op[MARKED];
-    for (int i = 0; i < MARKED; i++) try(run_work(r, w, all[i], e));
+    for (int i = 0; i < MARKED; i++) try(run_work(r, w, all[i], NULL, e));
     for (int op = 0; op < REHEARSE_OPS; op++) {
         for (int i = 0; i < MARKED; i++) of_op[i] = all[i][op];
         t->ops[op] = median(of_op, MARKED);
@@ -292,19 +298,21 @@ static enum status time_ops(struct rehearsal *r, const struct work *w, struct re
 static enum status time_steps(struct rehearsal *r, const struct work *w, struct rehearse_time *t,
                               struct error *e)
 {
-    double seconds[REPEATS_MAX];
-    int64_t begun_ns = clock_ns(), before_ns = begun_ns;
-    for (int i = 0; i < WARM; i++) try(run_work(r, w, NULL, e));
+    double seconds[REPEATS_MAX], layers[REPEATS_MAX] = {0};
+    int64_t begun_ns, before_ns;
+    for (int i = 0; i < WARM; i++) try(run_work(r, w, NULL, layers, e));
     begun_ns = before_ns = clock_ns();
     while (t->repeats < REPEATS_MAX) {
         double all = (double) (before_ns - begun_ns) * 1e-9;
         if (t->repeats >= REPEATS_LEAST && all > REPEAT_S) break;
-        try(run_work(r, w, NULL, e));
+        layers[t->repeats] = 0;
+        try(run_work(r, w, NULL, &layers[t->repeats], e));
         int64_t now_ns = clock_ns();
         seconds[t->repeats++] = (double) (now_ns - before_ns) * 1e-9;
         before_ns = now_ns;
     }
     t->seconds = median(seconds, t->repeats);
+    t->layers = median(layers, t->repeats);
     return OK;
 }
 

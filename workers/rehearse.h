@@ -35,6 +35,7 @@ struct rehearse_memory {
 struct rehearse_time {
     int rows;
     double seconds;           // as a rank takes, from inputs to outputs, by the host's clock
+    double layers;            // of it by the device's clock, between import and export
     double ops[REHEARSE_OPS]; // the device's, op by op, each given by the host
     int repeats;
     int experts;              // distinct ones in the last layer; 0: it has none

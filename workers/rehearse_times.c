@@ -15,8 +15,19 @@ static const char *const names[REHEARSE_OPS] = {
 
 const char *rehearse_op_name(enum rehearse_op op) { return names[op]; }
 
+enum { LAYERS_BEGIN, LAYERS_END }; // marks where ops have none
+
+// The first op of the layers, and the first behind them.
+static void mark_layers(struct rehearse_times *t, enum rehearse_op op)
+{
+    bool before = op == REHEARSE_INPUTS || op == REHEARSE_IMPORT, behind = op == REHEARSE_OUTPUTS;
+    if (t->n == LAYERS_BEGIN && !before && !behind) t->measures->mark(t->marks, t->n++);
+    else if (t->n == LAYERS_END && behind) t->measures->mark(t->marks, t->n++);
+}
+
 void rehearse_times_mark(struct rehearse_times *t, enum rehearse_op op)
 {
+    if (!t->on) mark_layers(t, op);
     if (!t->on || t->n == t->max) return;
     t->ops[t->n] = (uint8_t) op;
     t->measures->mark(t->marks, t->n++);
@@ -150,20 +161,26 @@ static void gather(struct device *d, const float *x, const int32_t *out_rows, in
     at(REHEARSE_HEAD)->gather(d, x, out_rows, dim, out, n_out);
 }
 
-// A step whose ops are marked is not recorded.
+// A step whose ops are marked is not recorded. What is recorded has no marks.
 static bool graph_begin(struct device *d, int bucket)
 {
-    return own->on || own->real->graph_begin(d, bucket);
+    bool begun = own->on || own->real->graph_begin(d, bucket);
+    if (begun && !own->on) own->n = LAYERS_END + 1;
+    return begun;
 }
 
 static void graph_end(struct device *d, int bucket)
 {
-    if (!own->on) own->real->graph_end(d, bucket);
+    if (own->on) return;
+    own->real->graph_end(d, bucket);
+    own->n = LAYERS_BEGIN;
 }
 
 static void graph_launch(struct device *d, int bucket)
 {
-    if (!own->on) own->real->graph_launch(d, bucket);
+    if (own->on) return;
+    mark_layers(own, REHEARSE_NORM);
+    own->real->graph_launch(d, bucket);
 }
 
 static void set_table(struct rehearse_times *t)
@@ -199,7 +216,8 @@ enum status rehearse_times_create(struct rehearse_times *t, const struct backend
                                   const struct weights *weights, int n_layers, struct error *e)
 {
     *t = (struct rehearse_times){.real = real, .measures = measures, .weights = weights,
-                                 .device = device, .max = n_layers * MARKS_LAYER + MARKS_STEP};
+                                 .device = device, .n = LAYERS_END + 1,
+                                 .max = n_layers * MARKS_LAYER + MARKS_STEP};
     set_table(t);
     own = t;
     t->ops = malloc((size_t) t->max);
@@ -228,6 +246,20 @@ void rehearse_times_end(struct rehearse_times *t, double to[REHEARSE_OPS])
     struct error e = {0};
     t->on = false;
     t->measures->mark(t->marks, t->n);
+    int n = t->n;
+    t->n = LAYERS_END + 1;
     if (t->real->sync(t->device, &e) != OK) return; // the next step tells
-    for (int i = 0; i < t->n; i++) to[t->ops[i]] += t->measures->between(t->marks, i, i + 1);
+    for (int i = 0; i < n; i++) to[t->ops[i]] += t->measures->between(t->marks, i, i + 1);
+}
+
+void rehearse_times_layers_begin(struct rehearse_times *t) { t->n = LAYERS_BEGIN; }
+
+double rehearse_times_layers(struct rehearse_times *t)
+{
+    struct error e = {0};
+    int n = t->n;
+    if (n == LAYERS_END) t->measures->mark(t->marks, LAYERS_END);
+    t->n = LAYERS_END + 1;
+    if (n == LAYERS_BEGIN || t->real->sync(t->device, &e) != OK) return 0;
+    return t->measures->between(t->marks, LAYERS_BEGIN, LAYERS_END);
 }

@@ -1,6 +1,6 @@
-// Times of a rank's step by op: a backend that passes every op on to another and puts marks between
-// them. A time is the device's, from the op's begin to the next one's. Switched off it only passes
-// on. One rank's thread at a time.
+// Times of a rank's step on its device: a backend that passes every op on to another and puts marks
+// between them, either around all layers together or, op by op, from an op's begin to the next
+// one's. One rank's thread at a time.
 #ifndef PENSTOCK_WORKERS_REHEARSE_TIMES_H
 #define PENSTOCK_WORKERS_REHEARSE_TIMES_H
 
@@ -38,7 +38,7 @@ struct rehearse_times {
     struct marks *marks;
     uint8_t *ops;         // (max) of each mark
     int n, max;
-    bool on;
+    bool on;              // op by op; else only the layers have marks
 };
 
 // `weights` are laid out later. After it this thread's calls of t->table's ops belong to `t`.
@@ -52,6 +52,11 @@ void rehearse_times_begin(struct rehearse_times *t);
 
 // After the step's sync: adds the seconds of each op to `to`.
 void rehearse_times_end(struct rehearse_times *t, double to[REHEARSE_OPS]);
+
+// A step whose ops are not marked begins; after its sync, seconds of what lies between the import
+// of its rows and the export.
+void rehearse_times_layers_begin(struct rehearse_times *t);
+double rehearse_times_layers(struct rehearse_times *t);
 
 // Marks the begin of an op that is not the backend's.
 void rehearse_times_mark(struct rehearse_times *t, enum rehearse_op op);

@@ -35,8 +35,8 @@ static void tell_time(struct result *r, const struct rehearsal_case *c, const ch
                       const struct rehearse_time *t, double most_ms)
 {
     char line[160];
-    snprintf(line, sizeof line, "%s: %s of %d", c->name, what, t->rows);
-    result_most(r, line, 1e3 * t->seconds, "ms", most_ms);
+    snprintf(line, sizeof line, "%s: layers, %s of %d", c->name, what, t->rows);
+    result_most(r, line, 1e3 * t->layers, "ms", most_ms);
 }
 
 static void tell_memory(struct result *r, const struct rehearsal_case *c,
