@@ -379,6 +379,7 @@ static enum status fill(struct rehearsal *r, struct error *e)
     const struct rehearse_options *o = &r->options;
     int64_t begun_ns = clock_ns();
     try(rehearse_fill_weights(&r->weights, o->backend, r->measures, r->device, &r->noise, e));
+    try(forward_prepare(&r->forward, e));
     try(open_slots(r, e));
     try(rehearse_fill_kv(&r->forward, o->plan->slots, o->context, &r->noise, e));
     r->memory.fill_s = (double) (clock_ns() - begun_ns) * 1e-9;

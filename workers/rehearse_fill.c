@@ -294,15 +294,18 @@ static enum status write_rows(struct forward *f, struct kv_rows *rows, struct er
 {
     const struct backend *b = f->backend;
     size_t bytes = (size_t) rows->n * sizeof *rows->pos;
+    struct step_inputs in = f->inputs;
     if (rows->n == 0) return OK;
-    b->upload(f->device, f->inputs.pos, rows->pos, bytes);
-    b->upload(f->device, f->inputs.slot, rows->slot, bytes);
+    in.pos = f->rows;
+    in.slot = f->rows + rows->n;
+    b->upload(f->device, in.pos, rows->pos, bytes);
+    b->upload(f->device, in.slot, rows->slot, bytes);
     b->rope_angles(f->device, f->weights->inv_freq, f->weights->rope_multiplier,
-                   f->config->qk_rope_head_dim, f->inputs.pos, f->cos_sin, rows->n);
+                   f->config->qk_rope_head_dim, in.pos, f->cos_sin, rows->n);
     for (int i = 0; i < f->weights->place.last - f->weights->place.first; i++) {
         struct kv_layer kv = {f->kv + (uint64_t) i * f->kv_layer_bytes, f->limits.n_blocks};
         b->kv_write(f->device, &f->attention, f->c, f->weights->layers[i].kv_a_norm, f->cos_sin,
-                    &f->inputs, &kv, rows->n);
+                    &in, &kv, rows->n);
     }
     rows->n = 0;
     return b->sync(f->device, e);
