@@ -49,7 +49,7 @@ static void sum_slice(const struct shared *h, size_t begin, size_t end)
 static enum status local_all_reduce(struct comm *c, float *x, size_t n)
 {
     struct shared *h = shared_of(c);
-    check(n <= h->max_elements, "%zu elements, made for %zu", n, h->max_elements);
+    check(c->tp == 1 || n <= h->max_elements, "%zu elements, made for %zu", n, h->max_elements);
     try(hub_status(h->hub)); // after an end others may still read the area
     if (c->tp == 1) return OK;
     float *parts = h->area;
