@@ -219,6 +219,21 @@ enum status checkpoint_read_file(const struct checkpoint *c, const struct tensor
     return status;
 }
 
+enum status checkpoint_read_direct(const struct checkpoint *c, const struct tensor *t, int direct,
+                                   uint64_t offset, void *to, size_t n, struct error *e)
+{
+    enum status status =
+        safetensors_read_direct(&c->files[t->file], direct, offset, to, n, e);
+    if (status != OK) error_prefix(e, "tensor %s", t->name);
+    return status;
+}
+
+int checkpoint_open_direct(const struct checkpoint *c, int file)
+{
+    check(file >= 0 && file < c->n_files, "file %d of %d", file, c->n_files);
+    return safetensors_open_direct(&c->files[file]);
+}
+
 void checkpoint_will_read(const struct checkpoint *c, const struct tensor *t, uint64_t offset,
                           size_t n)
 {

@@ -49,6 +49,15 @@ uint64_t checkpoint_bytes(const struct checkpoint *c);             // of all ten
 enum status checkpoint_read_file(const struct checkpoint *c, const struct tensor *t,
                                  uint64_t offset, void *to, size_t n, struct error *e);
 
+// The same past the page cache. `direct` is checkpoint_open_direct of the file; `to` lies as
+// direct_read (direct.h) says.
+enum status checkpoint_read_direct(const struct checkpoint *c, const struct tensor *t, int direct,
+                                   uint64_t offset, void *to, size_t n, struct error *e);
+
+// A descriptor for that, the caller's to close; -1: the file can't be read so, or its bytes are in
+// the page cache anyway.
+int checkpoint_open_direct(const struct checkpoint *c, int file);
+
 // Has the disk begin with such bytes, which are read soon.
 void checkpoint_will_read(const struct checkpoint *c, const struct tensor *t, uint64_t offset,
                           size_t n);

@@ -1,5 +1,7 @@
 #include "common/safetensors.h"
 
+#include "common/direct.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
@@ -302,6 +304,15 @@ enum status safetensors_read(const struct safetensors *s, uint64_t offset, void 
     enum status status = read_bytes(s->fd, offset, to, n, e);
     if (status != OK) error_prefix(e, "%s", s->path);
     return status;
+}
+
+int safetensors_open_direct(const struct safetensors *s) { return direct_open(s->path, s->fd); }
+
+enum status safetensors_read_direct(const struct safetensors *s, int direct, uint64_t offset,
+                                    void *to, size_t n, struct error *e)
+{
+    size_t done = direct_read(direct, offset, to, n);
+    return done == n ? OK : safetensors_read(s, offset + done, (char *) to + done, n - done, e);
 }
 
 void safetensors_will_read(const struct safetensors *s, uint64_t offset, size_t n)

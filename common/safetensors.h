@@ -31,6 +31,13 @@ const struct tensor *safetensors_find(const struct safetensors *s, const char *n
 enum status safetensors_read(const struct safetensors *s, uint64_t offset, void *to, size_t n,
                              struct error *e);
 
+// direct_open of the file (direct.h).
+int safetensors_open_direct(const struct safetensors *s);
+
+// As safetensors_read, past the page cache by that descriptor; `to` lies as direct_read says.
+enum status safetensors_read_direct(const struct safetensors *s, int direct, uint64_t offset,
+                                    void *to, size_t n, struct error *e);
+
 // Has the disk begin with n bytes at `offset`, which are read soon: a hint.
 void safetensors_will_read(const struct safetensors *s, uint64_t offset, size_t n);
 
