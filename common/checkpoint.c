@@ -222,8 +222,7 @@ enum status checkpoint_read_file(const struct checkpoint *c, const struct tensor
 enum status checkpoint_read_direct(const struct checkpoint *c, const struct tensor *t, int direct,
                                    uint64_t offset, void *to, size_t n, struct error *e)
 {
-    enum status status =
-        safetensors_read_direct(&c->files[t->file], direct, offset, to, n, e);
+    enum status status = safetensors_read_direct(&c->files[t->file], direct, offset, to, n, e);
     if (status != OK) error_prefix(e, "tensor %s", t->name);
     return status;
 }

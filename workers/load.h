@@ -1,7 +1,8 @@
-// The loader: the bytes of a stage's tensors, each read once and in the order of the files, by a
-// thread of its own into a ring of fixed staging buffers, from which every rank of the group takes
-// its slices (pack.h). Reading the next buffers goes on while the ranks pack. It hashes what it
-// reads and compares with the manifest, if there is one. Knows no devices.
+// The loader: the bytes of a stage's tensors, each read once and in the order of the files, into a
+// ring of fixed staging buffers, from which every rank of the group takes its slices (pack.h).
+// Threads of its own fill several buffers at a time; one more hashes them in their order and
+// compares with the manifest, if there is one, before a rank gets them. So the disk, the hash and
+// the ranks work at once. Knows no devices.
 #ifndef PENSTOCK_WORKERS_LOAD_H
 #define PENSTOCK_WORKERS_LOAD_H
 
@@ -13,8 +14,9 @@
 #include <stdint.h>
 
 enum {
-    LOAD_BUFFERS = 4,
-    LOAD_BUFFER_BYTES = 8 * 1024 * 1024, // of each, or what the largest piece takes
+    LOAD_BUFFERS = 16,
+    LOAD_BUFFER_BYTES = 2 * 1024 * 1024, // of each, or what the largest piece takes
+    LOAD_READERS = 2,                    // threads that fill buffers, each with one read at a time
     LOAD_PANEL_ROWS = 16,                // pieces begin at multiples of so many rows of a slice
 };
 
@@ -54,7 +56,7 @@ uint64_t load_memory_bytes(const struct load_options *o);
 // Of all tensors of the stage; after load_create.
 uint64_t load_bytes(const struct load *l);
 
-// Starts the reader, which waits until all ranks have called load_join. ERR_INPUT bad_checkpoint
+// Starts its threads, which wait until all ranks have called load_join. ERR_INPUT bad_checkpoint
 // names a tensor that is missing or has another shape; ERR_NOMEM.
 enum status load_create(struct load **load, const struct load_options *o, struct error *e);
 
@@ -74,7 +76,7 @@ void load_abort(struct load *l);
 // Nanoseconds from when all ranks had joined until the last had taken its last batch; 0 until then.
 int64_t load_ns(struct load *l);
 
-// Ends the reader and waits for it; the ranks have ended or got an error.
+// Ends its threads and waits for them; the ranks have ended or got an error.
 void load_destroy(struct load **load);
 
 #endif

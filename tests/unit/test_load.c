@@ -12,6 +12,7 @@
 #include <cmocka.h>
 #include <fcntl.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -24,6 +25,10 @@ static const struct made_shape LARGE = {.layers = 2, .hidden = 136, .heads = 4, 
 static const struct made_shape SMALL = {.layers = 3, .hidden = 144, .heads = 4, .experts = 4,
                                         .nope = 40, .v = 24, .kv_lora = 136,
                                         .dtype = DTYPE_F8_E4M3};
+
+// An embedding larger than all staging buffers.
+static const struct made_shape BEYOND = {.layers = 2, .hidden = 136, .heads = 4, .experts = 2,
+                                         .q_lora = 24, .vocab = 133333, .dtype = DTYPE_BF16};
 
 struct model {
     struct model_dir dir;
@@ -255,6 +260,140 @@ static void large_tensors_come_whole(void **state)
     model_close(&m);
 }
 
+// --- the loader alone
+
+// So that its bytes come from the disk.
+static void forget(const struct model *m)
+{
+    for (int i = 0; i < checkpoint_n_files(m->checkpoint); i++) {
+        int fd = open(checkpoint_file(m->checkpoint, i), O_RDONLY | O_CLOEXEC);
+        assert_int_equal(fsync(fd), 0);
+        assert_int_equal(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+        close(fd);
+    }
+}
+
+// A rank's thread.
+struct taker {
+    const struct model *m;
+    struct load *load;
+    int rank;
+    pthread_t thread;
+    uint64_t bytes;
+    int64_t *next;     // (n_tensors) the row at which each goes on
+    const char *wrong; // the tensor that has other bytes or rows than in the file; NULL: none
+};
+
+static void take_piece(struct taker *t, const struct load_piece *p)
+{
+    const struct tensor *tensor = p->part->tensor;
+    size_t row = (size_t) (tensor->n_dims > 1 ? tensor->shape[1] : 1) * dtype_size(tensor->dtype);
+    size_t n = (size_t) p->n_rows * row;
+    char *bytes = malloc(n);
+    uint64_t offset = tensor->offset + (uint64_t) p->row0 * row;
+    enum status status = checkpoint_read_file(t->m->checkpoint, tensor, offset, bytes, n, NULL);
+    if (status != OK || p->row0 != t->next[tensor->index] || memcmp(bytes, p->bytes, n) != 0) {
+        t->wrong = tensor->name;
+    }
+    t->next[tensor->index] += p->n_rows;
+    free(bytes);
+}
+
+static void *take_all(void *arg)
+{
+    struct taker *t = arg;
+    const struct checkpoint *c = t->m->checkpoint;
+    struct load_batch batch = {.n = 1};
+    struct error e = {0};
+    t->next = calloc((size_t) checkpoint_n_tensors(c), sizeof *t->next);
+    load_join(t->load);
+    while (batch.n > 0) {
+        if (load_next(t->load, t->rank, &batch, &e) != OK) t->wrong = "no batch";
+        for (int i = 0; i < batch.n; i++) take_piece(t, &batch.pieces[i]);
+        t->bytes += batch.bytes;
+        if (batch.n > 0) load_done(t->load, t->rank);
+    }
+    for (int i = 0; i < checkpoint_n_tensors(c); i++) {
+        const struct tensor *tensor = checkpoint_tensor(c, i);
+        int64_t rows = tensor->n_dims > 0 ? tensor->shape[0] : 1;
+        if (t->next[i] != 0 && t->next[i] != rows) t->wrong = tensor->name;
+    }
+    free(t->next);
+    return NULL;
+}
+
+// From the disk and from the page cache. The embedding and the last layer have a gap between them
+// in the file.
+static void ranks_see_the_files_bytes(void **state)
+{
+    (void) state;
+    enum { TP = 2 };
+    static const struct {
+        const struct made_shape *shape;
+        int first;
+        bool head;
+    } cases[] = {{&SMALL, 0, true}, {&SMALL, 2, true}, {&SMALL, 1, false}, {&LARGE, 1, true},
+                 {&BEYOND, 1, true}};
+    for (int i = 0; i < 2 * (int) (sizeof cases / sizeof *cases); i++) {
+        struct model m;
+        struct error e = {0};
+        model_open(&m, cases[i / 2].shape);
+        struct load_options o = {.config = &m.config,
+                                 .checkpoint = m.checkpoint,
+                                 .place = {cases[i / 2].first, m.config.n_layers,
+                                           cases[i / 2].head, true, 0, TP}};
+        char *memory = malloc(load_memory_bytes(&o) + 16);
+        o.memory = memory + 16; // where a block of the disk does not begin
+        struct load *l;
+        if (i % 2 == 0) forget(&m);
+        if (load_create(&l, &o, &e) != OK) fail_msg("%s", e.text);
+        struct taker takers[TP];
+        for (int r = 0; r < TP; r++) {
+            takers[r] = (struct taker){.m = &m, .load = l, .rank = r};
+            assert_int_equal(pthread_create(&takers[r].thread, NULL, take_all, &takers[r]), 0);
+        }
+        for (int r = 0; r < TP; r++) {
+            pthread_join(takers[r].thread, NULL);
+            if (takers[r].wrong != NULL) fail_msg("case %d, rank %d: %s", i, r, takers[r].wrong);
+            assert_int_equal(takers[r].bytes, load_bytes(l));
+        }
+        if (cases[i / 2].shape == &BEYOND) assert_true(load_bytes(l) > load_memory_bytes(&o));
+        assert_true(load_ns(l) > 0);
+        load_destroy(&l);
+        free(memory);
+        model_close(&m);
+    }
+}
+
+// Whether its threads wait for ranks, for room, or read.
+static void it_ends_at_any_time(void **state)
+{
+    (void) state;
+    struct model m;
+    struct error e = {0};
+    model_open(&m, &BEYOND);
+    struct load_options o = {.config = &m.config,
+                             .checkpoint = m.checkpoint,
+                             .place = {0, m.config.n_layers, true, true, 0, 1}};
+    o.memory = malloc(load_memory_bytes(&o));
+    for (int taken = -1; taken < 4; taken++) {
+        struct load *l;
+        struct load_batch batch;
+        assert_int_equal(load_create(&l, &o, &e), OK);
+        if (taken >= 0) load_join(l);
+        for (int i = 0; i < taken; i++) {
+            assert_int_equal(load_next(l, 0, &batch, &e), OK);
+            assert_true(batch.n > 0);
+            if (i % 2 == 0) load_done(l, 0);
+        }
+        load_abort(l);
+        if (taken >= 0) assert_int_equal(load_next(l, 0, &batch, &e), ERR_ABORTED);
+        load_destroy(&l);
+    }
+    free(o.memory);
+    model_close(&m);
+}
+
 int main(void)
 {
     log_init("test", LOG_WARN, false);
@@ -264,6 +403,8 @@ int main(void)
         cmocka_unit_test(values_that_cannot_be_are_named),
         cmocka_unit_test(a_file_that_ends_early_is_named),
         cmocka_unit_test(large_tensors_come_whole),
+        cmocka_unit_test(ranks_see_the_files_bytes),
+        cmocka_unit_test(it_ends_at_any_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
