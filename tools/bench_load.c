@@ -1,9 +1,10 @@
 // penstock bench load: how fast a checkpoint gets into the ranks' arenas, beside what bounds it:
-// reading its files from the disk, and a copy in memory with the same check (the manifest's hash),
-// all probed in the same run.
+// reading its files from the disk as the loader does, and a copy in memory with the same check (the
+// manifest's hash), all probed in the same run.
 #include "common/arena.h"
 #include "common/carve.h"
 #include "common/clock.h"
+#include "common/direct.h"
 #include "common/layout.h"
 #include "common/log.h"
 #include "common/options.h"
@@ -20,6 +21,8 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -105,25 +108,71 @@ static void forget(const struct bench *b)
 
 // --- probes, in bytes a nanosecond
 
+// What the probe's threads share: the files, read as the loader reads them and thrown away.
+struct probe {
+    const struct bench *bench;
+    char *memory;         // LOAD_BUFFER_BYTES for each thread, on pages like the loader's
+    _Atomic int n_threads;
+    _Atomic int64_t next; // the window of LOAD_BUFFER_BYTES that is read next, over all files
+    _Atomic int64_t bytes;
+    _Atomic bool failed;
+};
+
+// Reads every window of file `file` that is this thread's; *at counts them over all files.
+static bool probe_file(struct probe *p, int file, char *buffer, int64_t *at, int64_t *mine)
+{
+    const char *path = checkpoint_file(p->bench->checkpoint, file);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int direct = p->bench->warm || fd < 0 ? -1 : direct_open(path, fd);
+    off_t size = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
+    bool good = size >= 0;
+    for (off_t offset = 0; good && offset < size; offset += LOAD_BUFFER_BYTES, ++*at) {
+        if (*at < *mine) continue;
+        size_t n = (size_t) (size - offset);
+        if (n > LOAD_BUFFER_BYTES) n = LOAD_BUFFER_BYTES;
+        size_t done = direct < 0 ? 0 : direct_read(direct, (uint64_t) offset, buffer, n);
+        while (done < n) {
+            ssize_t got = pread(fd, buffer + done, n - done, offset + (off_t) done);
+            if (got <= 0) break;
+            done += (size_t) got;
+        }
+        good = done == n;
+        atomic_fetch_add(&p->bytes, (int64_t) done);
+        *mine = atomic_fetch_add(&p->next, 1);
+    }
+    if (direct >= 0) close(direct);
+    if (fd >= 0) close(fd);
+    return good;
+}
+
+static void *probe_main(void *arg)
+{
+    struct probe *p = arg;
+    char *buffer = p->memory + (size_t) atomic_fetch_add(&p->n_threads, 1) * LOAD_BUFFER_BYTES;
+    int64_t at = 0, mine = atomic_fetch_add(&p->next, 1);
+    bool good = true;
+    for (int i = 0; good && i < checkpoint_n_files(p->bench->checkpoint); i++) {
+        good = probe_file(p, i, buffer, &at, &mine);
+    }
+    if (!good) atomic_store(&p->failed, true);
+    return NULL;
+}
+
 static enum status probe_disk(const struct bench *b, double *rate, struct error *e)
 {
-    char *buffer = aligned_alloc(4096, LOAD_BUFFER_BYTES);
-    if (buffer == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for a buffer");
-    memset(buffer, 0, LOAD_BUFFER_BYTES);
+    struct arena *memory;
+    pthread_t threads[LOAD_READERS];
+    int n = 0;
+    try(arena_create(&memory, LOAD_READERS * LOAD_BUFFER_BYTES, "a probe", e));
+    struct probe p = {.bench = b, .memory = memory->base};
     forget(b);
-    int64_t begin = clock_ns(), bytes = 0;
-    enum status status = OK;
-    for (int i = 0; status == OK && i < checkpoint_n_files(b->checkpoint); i++) {
-        const char *path = checkpoint_file(b->checkpoint, i);
-        int fd = open(path, O_RDONLY | O_CLOEXEC);
-        ssize_t n = -1;
-        while (fd >= 0 && (n = read(fd, buffer, LOAD_BUFFER_BYTES)) > 0) bytes += n;
-        if (n < 0) status = error_set(e, ERR_IO, NULL, "%s: %s", path, strerror(errno));
-        if (fd >= 0) close(fd);
-    }
-    *rate = (double) bytes / (double) (clock_ns() - begin);
-    free(buffer);
-    return status;
+    int64_t begin = clock_ns();
+    while (n < LOAD_READERS && pthread_create(&threads[n], NULL, probe_main, &p) == 0) n++;
+    for (int i = 0; i < n; i++) pthread_join(threads[i], NULL);
+    *rate = (double) p.bytes / (double) (clock_ns() - begin);
+    arena_release(memory);
+    if (n == LOAD_READERS && !p.failed) return OK;
+    return error_set(e, ERR_IO, NULL, "cannot read the files of %s", b->model);
 }
 
 static enum status probe_copy(double *rate, struct error *e)
