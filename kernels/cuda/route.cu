@@ -1,20 +1,22 @@
 // The router (noaux_tc): sigmoid scores of all experts, then the choice, row by row. All f32.
 #include "kernels/cuda/device.cuh"
 
-#include "kernels/cuda/exact.cuh"
 #include "kernels/cuda/reduce.cuh"
-
-#include <float.h>
 
 enum {
     SCORE_THREADS = 256,
-    SCORE_ROWS = 4,  // of one block, which reads an expert's weights once for all of them
-    TILE_ROWS = 1024, // from so many rows on a tiled product is faster
+    SCORE_ROWS = 4,      // of one block, which reads an expert's weights once for all of them
+    MMA_WARPS = 8,       // of a block: each takes a part of k
+    MMA_EXPERTS = 32,    // of a block: two tiles of 16
+    MMA_K = 16,          // values of k that a warp takes at a time: four a thread, for two products
+    MMA_ROWS_MAX = 64,   // of a block
+    SPLIT_K = 512,       // at least, of k in a block
+    SPLIT_BLOCKS = 132,  // blocks beyond which k is not split over blocks
 };
 
 // A block takes one expert and SCORE_ROWS rows. A row's sum has one order whatever its place.
 static __global__ void __launch_bounds__(SCORE_THREADS)
-score(const float *x, const float *weight, int n_experts, int hidden, float *scores, int n_rows)
+score(const float *x, const float *weight, int n_experts, int hidden, float *sums_out, int n_rows)
 {
     int expert = blockIdx.x, row0 = blockIdx.y * SCORE_ROWS;
     const float *w = weight + (size_t) expert * hidden;
@@ -31,126 +33,284 @@ score(const float *x, const float *weight, int n_experts, int hidden, float *sco
     }
     for (int r = 0; r < SCORE_ROWS && row0 + r < n_rows; r++) {
         float sum = block_sum<SCORE_THREADS>(sums[r]);
-        if (threadIdx.x == 0) {
-            scores[(size_t) (row0 + r) * n_experts + expert] = 1.0f / (1.0f + expf(-sum));
-        }
+        if (threadIdx.x == 0) sums_out[(size_t) (row0 + r) * n_experts + expert] = sum;
     }
 }
 
-// The same for many rows. Grid: tiles of experts, tiles of rows.
-static __global__ void __launch_bounds__(EXACT_THREADS)
-score_tiles(const float *x, struct mat weight, float *scores, int n_rows)
+// --- on tensor cores. An f32 is the sum of two tf32 to 2^-22 of it; of their four products the
+// three largest are added, the small ones first.
+
+struct halves {
+    uint32_t high[4], low[4];
+};
+
+static __device__ __forceinline__ uint32_t to_tf32(float value)
 {
-    __shared__ int32_t rows[EXACT_ROWS];
-    int row0 = blockIdx.y * EXACT_ROWS, n0 = blockIdx.x * EXACT_N;
-    if (threadIdx.x < EXACT_ROWS) {
-        int row = row0 + threadIdx.x;
-        rows[threadIdx.x] = row < n_rows ? row : n_rows - 1;
-    }
-    __syncthreads();
-    float out[4];
-    exact_tile(weight, DTYPE_F32, sizeof(float), n0, x, weight.k, rows, false, out);
-    int row = row0 + threadIdx.x / 16;
-    for (int i = 0; i < 4; i++) {
-        int expert = n0 + threadIdx.x % 16 * 4 + i;
-        if (row < n_rows && expert < weight.n) {
-            scores[(size_t) row * weight.n + expert] = 1.0f / (1.0f + expf(-out[i]));
-        }
-    }
+    uint32_t bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+    return bits;
 }
 
-// The index of the first of the largest values among those that are open, over the warp; -1 if
-// none is.
-static __device__ int first_largest(const float *values, const uint8_t *open, int n)
+static __device__ __forceinline__ struct halves halves_of(const float *from)
 {
-    float best = 0;
-    int at = -1;
-    for (int i = threadIdx.x; i < n; i += WARP) {
-        if (open[i] && (at < 0 || values[i] > best)) {
-            best = values[i];
-            at = i;
-        }
-    }
+    float4 v = *(const float4 *) from;
+    float values[4] = {v.x, v.y, v.z, v.w};
+    struct halves h;
 #pragma unroll
-    for (int lane = WARP / 2; lane > 0; lane /= 2) {
-        float other = __shfl_xor_sync(~0u, best, lane);
-        int other_at = __shfl_xor_sync(~0u, at, lane);
-        bool take = other_at >= 0 &&
-                    (at < 0 || other > best || (other == best && other_at < at));
-        if (take) {
-            best = other;
-            at = other_at;
-        }
+    for (int i = 0; i < 4; i++) {
+        h.high[i] = to_tf32(values[i]);
+        h.low[i] = to_tf32(values[i] - __uint_as_float(h.high[i]));
     }
-    return at;
+    return h;
 }
 
-static __device__ float group_score(const float *biased, int size)
+// c (16, 8) += a (16, 8) b (8, 8)
+static __device__ __forceinline__ void mma_tf32(float *c, uint32_t a0, uint32_t a1, uint32_t a2,
+                                                uint32_t a3, uint32_t b0, uint32_t b1)
 {
-    float first = biased[0], second = -INFINITY;
-    for (int i = 1; i < size; i++) {
-        if (biased[i] > first) {
-            second = first;
-            first = biased[i];
-        } else if (biased[i] > second) {
-            second = biased[i];
-        }
-    }
-    return size > 1 ? first + second : first;
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// One warp a row. Shared: biased (n_experts), groups (n_groups), then open, taken (n_experts) and
-// left (n_groups) bytes.
-static __global__ void choose(struct router r, const float *all_scores, int32_t *all_chosen,
-                              float *all_weights)
+// `low`: which of the two operands gives its low half: 1 the weights, 2 the rows, 0 none.
+template <int low>
+static __device__ __forceinline__ void add_product(float *c, const struct halves *a,
+                                                   const struct halves *b)
 {
-    extern __shared__ float biased[];
-    float *groups = biased + r.n_experts;
-    uint8_t *open = (uint8_t *) (groups + r.n_groups);
-    uint8_t *taken = open + r.n_experts, *left = taken + r.n_experts;
-    const float *scores = all_scores + (size_t) blockIdx.x * r.n_experts;
-    int32_t *chosen = all_chosen + (size_t) blockIdx.x * r.n_chosen;
-    float *weights = all_weights + (size_t) blockIdx.x * r.n_chosen;
-    int size = r.n_experts / r.n_groups;
-    for (int i = threadIdx.x; i < r.n_experts; i += WARP) {
-        float c = scores[i] + r.bias[i];
-        biased[i] = isnan(c) ? -INFINITY : c; // broken input still gets distinct experts
-        open[i] = taken[i] = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        const uint32_t *top = low == 1 ? a[0].low : a[0].high;
+        const uint32_t *bottom = low == 1 ? a[1].low : a[1].high;
+        const uint32_t *rows = low == 2 ? b->low : b->high;
+        mma_tf32(c, top[i], bottom[i], top[i + 1], bottom[i + 1], rows[i], rows[i + 1]);
+    }
+}
+
+// Sums of MMA_EXPERTS experts and 8 * TILES rows over a part of k, in the order of k inside a warp,
+// then by a tree over the warps. Grid: experts, rows, parts of k. sums (parts, n_rows, n_experts).
+// A thread reads four consecutive values of a row, which the products take as columns t and t + 4
+// of k: the order of k inside a product is free as long as both operands have the same.
+template <int TILES> static __global__ void __launch_bounds__(MMA_WARPS * WARP)
+score_mma(const float *x, const float *weight, int n_experts, int hidden, float *sums, int n_rows)
+{
+    __shared__ float others[MMA_WARPS / 2][2 * TILES * 4][WARP];
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    int expert0 = blockIdx.x * MMA_EXPERTS, row0 = blockIdx.y * 8 * TILES;
+    int pieces = hidden / MMA_K, parts = gridDim.z * MMA_WARPS, part = blockIdx.z * MMA_WARPS + warp;
+    int begin = (int) ((int64_t) pieces * part / parts) * MMA_K;
+    int end = (int) ((int64_t) pieces * (part + 1) / parts) * MMA_K;
+    const float *w[4], *rows[TILES];
+    for (int i = 0; i < 4; i++) {
+        int expert = min(expert0 + g + 8 * i, n_experts - 1);
+        w[i] = weight + (size_t) expert * hidden + 4 * t;
+    }
+    for (int i = 0; i < TILES; i++) {
+        rows[i] = x + (size_t) min(row0 + 8 * i + g, n_rows - 1) * hidden + 4 * t;
+    }
+    float c[2][TILES][4] = {};
+#pragma unroll 2
+    for (int k = begin; k < end; k += MMA_K) {
+        struct halves a[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) a[i] = halves_of(w[i] + k);
+#pragma unroll
+        for (int i = 0; i < TILES; i++) {
+            struct halves b = halves_of(rows[i] + k);
+#pragma unroll
+            for (int m = 0; m < 2; m++) {
+                add_product<1>(c[m][i], a + 2 * m, &b);
+                add_product<2>(c[m][i], a + 2 * m, &b);
+                add_product<0>(c[m][i], a + 2 * m, &b);
+            }
+        }
+    }
+    float *mine = &c[0][0][0];
+    for (int half = MMA_WARPS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (warp >= half && warp < 2 * half) {
+#pragma unroll
+            for (int i = 0; i < 2 * TILES * 4; i++) others[warp - half][i][lane] = mine[i];
+        }
+        __syncthreads();
+        if (warp < half) {
+#pragma unroll
+            for (int i = 0; i < 2 * TILES * 4; i++) mine[i] += others[warp][i][lane];
+        }
+    }
+    if (warp > 0) return;
+    sums += (size_t) blockIdx.z * n_rows * n_experts;
+#pragma unroll
+    for (int i = 0; i < 2 * TILES * 4; i++) {
+        int m = i / (TILES * 4), tile = i / 4 % TILES, j = i % 4;
+        int expert = expert0 + 16 * m + g + j / 2 * 8, row = row0 + 8 * tile + 2 * t + j % 2;
+        if (expert < n_experts && row < n_rows) sums[(size_t) row * n_experts + expert] = mine[i];
+    }
+}
+
+// --- the choice. A key orders as its float does; 0 is below all of them: closed.
+
+static __device__ __forceinline__ uint32_t key_of(float value)
+{
+    uint32_t bits = __float_as_uint(value + 0.0f); // one zero
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+static __device__ __forceinline__ float value_of(uint32_t key)
+{
+    return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+// The largest key of a lane's share, and the first place that has it.
+struct best {
+    uint32_t key;
+    int at;
+};
+
+static __device__ struct best best_of_lane(const uint32_t *keys, int n)
+{
+    struct best b = {};
+    for (int i = threadIdx.x; i < n; i += WARP) {
+        uint32_t key = keys[i];
+        if (key > b.key) {
+            b.key = key;
+            b.at = i;
+        }
+    }
+    return b;
+}
+
+// The first place of the largest key over the warp; -1 if all are closed.
+static __device__ __forceinline__ int first_largest(struct best b)
+{
+    uint32_t key = __reduce_max_sync(~0u, b.key);
+    uint32_t at = __reduce_min_sync(~0u, b.key == key ? (uint32_t) b.at : UINT32_MAX);
+    return key == 0 ? -1 : (int) at;
+}
+
+// The two largest of a group, added; over the warp.
+static __device__ float group_score(const uint32_t *keys, int size)
+{
+    uint32_t first = 0, second = 0;
+    for (int i = threadIdx.x; i < size; i += WARP) {
+        uint32_t key = keys[i];
+        second = max(second, min(first, key));
+        first = max(first, key);
+    }
+    uint32_t largest = __reduce_max_sync(~0u, first);
+    if (size == 1) return value_of(largest);
+    unsigned owners = __ballot_sync(~0u, first == largest);
+    if (threadIdx.x == __ffs(owners) - 1) first = second;
+    return value_of(largest) + value_of(__reduce_max_sync(~0u, first));
+}
+
+// Closes the experts of all but the best groups.
+static __device__ void keep_groups(const struct router *r, uint32_t *keys, uint32_t *groups)
+{
+    int size = r->n_experts / r->n_groups;
+#pragma unroll 4
+    for (int g = 0; g < r->n_groups; g++) {
+        float score = group_score(keys + (size_t) g * size, size);
+        if (threadIdx.x == 0) groups[g] = key_of(score);
     }
     __syncwarp();
-    for (int g = threadIdx.x; g < r.n_groups; g += WARP) {
-        groups[g] = group_score(biased + (size_t) g * size, size);
-        left[g] = 1;
-    }
-    __syncwarp();
-    for (int kept = 0; kept < r.n_groups_kept; kept++) {
-        int g = first_largest(groups, left, r.n_groups);
-        if (g < 0) break;
-        if (threadIdx.x == 0) left[g] = 0;
-        for (int i = threadIdx.x; i < size; i += WARP) open[g * size + i] = 1;
+    for (int kept = 0; kept < r->n_groups_kept; kept++) {
+        int g = first_largest(best_of_lane(groups, r->n_groups));
+        __syncwarp();
+        if (threadIdx.x == 0) groups[g] = 0;
         __syncwarp();
     }
+    for (int i = threadIdx.x; i < r->n_experts; i += WARP) {
+        if (groups[i / size] != 0) keys[i] = 0;
+    }
+    __syncwarp();
+}
+
+// One warp a row. sums (parts, rows, n_experts): parts of a score's sum, added in order. Shared:
+// scores, keys (n_experts), groups (n_groups), then taken (n_experts) bytes.
+static __global__ void choose(struct router r, const float *sums, int parts, int32_t *all_chosen,
+                              float *all_weights)
+{
+    extern __shared__ float scores[];
+    uint32_t *keys = (uint32_t *) (scores + r.n_experts), *groups = keys + r.n_experts;
+    uint8_t *taken = (uint8_t *) (groups + r.n_groups);
+    size_t part = (size_t) gridDim.x * r.n_experts;
+    sums += (size_t) blockIdx.x * r.n_experts;
+    int32_t *chosen = all_chosen + (size_t) blockIdx.x * r.n_chosen;
+    float *weights = all_weights + (size_t) blockIdx.x * r.n_chosen;
+    for (int i = threadIdx.x; i < r.n_experts; i += WARP) {
+        float sum = 0;
+#pragma unroll 8
+        for (int p = 0; p < parts; p++) sum += sums[p * part + i];
+        scores[i] = 1.0f / (1.0f + expf(-sum));
+        float c = scores[i] + r.bias[i];
+        keys[i] = key_of(isnan(c) ? -INFINITY : c); // broken input still gets distinct experts
+        taken[i] = 0;
+    }
+    __syncwarp();
+    if (r.n_groups_kept < r.n_groups) keep_groups(&r, keys, groups);
+    struct best mine = best_of_lane(keys, r.n_experts);
     float sum = 0;
     for (int k = 0; k < r.n_chosen; k++) {
-        int best = first_largest(biased, open, r.n_experts);
+        int best = first_largest(mine);
         for (int i = 0; best < 0; i++) { // the kept groups are used up: all others tie
             if (!taken[i]) best = i;
         }
         sum += scores[best];
         __syncwarp();
-        if (threadIdx.x == 0) {
-            open[best] = 0;
+        if (threadIdx.x == best % WARP) {
+            keys[best] = 0;
             taken[best] = 1;
             chosen[k] = best;
-            weights[k] = scores[best];
+            mine = best_of_lane(keys, r.n_experts);
         }
         __syncwarp();
     }
     for (int k = threadIdx.x; k < r.n_chosen; k += WARP) {
-        float weight = weights[k];
+        float weight = scores[chosen[k]];
         if (r.normalize) weight /= sum + 1e-20f;
         weights[k] = weight * r.scaling;
     }
+}
+
+static int n_parts(const struct router *r, int blocks)
+{
+    int parts = SPLIT_BLOCKS / blocks, most = r->hidden / SPLIT_K;
+    if (parts > most) parts = most;
+    return parts < 1 ? 1 : parts;
+}
+
+// Puts the sums on the stream; returns how many parts they are in and where.
+static int put_scores(struct device *d, const struct router *r, const float *x, float **sums,
+                      int n_rows)
+{
+    *sums = d->scratch.scores;
+    // In exact mode a row's sum may not depend on how many there are.
+    if (d->precision == PRECISION_F32 || r->hidden % MMA_K != 0) {
+        dim3 grid((unsigned) r->n_experts, (unsigned) ceil_div(n_rows, SCORE_ROWS));
+        score<<<grid, SCORE_THREADS, 0, d->stream>>>(x, r->weight, r->n_experts, r->hidden, *sums,
+                                                     n_rows);
+        return 1;
+    }
+    int width = n_rows <= 8 ? 8 : n_rows <= 32 ? 32 : MMA_ROWS_MAX;
+    dim3 grid((unsigned) ceil_div(r->n_experts, MMA_EXPERTS), (unsigned) ceil_div(n_rows, width));
+    int parts = n_parts(r, (int) (grid.x * grid.y));
+    uint64_t room = (uint64_t) CUDA_SPLIT_BLOCKS * CUDA_TILE_FLOATS;
+    if ((uint64_t) parts * n_rows * r->n_experts > room) parts = 1;
+    if (parts > 1) *sums = d->scratch.partial;
+    grid.z = (unsigned) parts;
+    if (width == 8) {
+        score_mma<1><<<grid, MMA_WARPS * WARP, 0, d->stream>>>(x, r->weight, r->n_experts,
+                                                               r->hidden, *sums, n_rows);
+    } else if (width == 32) {
+        score_mma<4><<<grid, MMA_WARPS * WARP, 0, d->stream>>>(x, r->weight, r->n_experts,
+                                                               r->hidden, *sums, n_rows);
+    } else {
+        score_mma<8><<<grid, MMA_WARPS * WARP, 0, d->stream>>>(x, r->weight, r->n_experts,
+                                                               r->hidden, *sums, n_rows);
+    }
+    return parts;
 }
 
 void cuda_route(struct device *d, const struct router *r, const void *x, int32_t *chosen,
@@ -159,26 +319,10 @@ void cuda_route(struct device *d, const struct router *r, const void *x, int32_t
     check(r->n_experts <= MODEL_EXPERTS_MAX && r->n_chosen <= r->n_experts);
     check(n_rows <= d->shape.max_rows && r->n_experts <= d->shape.n_experts);
     if (n_rows == 0) return;
-    const float *from = (const float *) x;
-    // In exact mode a row's sum may not depend on how many there are.
-    bool tiled = n_rows >= TILE_ROWS && d->precision != PRECISION_F32 &&
-                 r->hidden % SCALE_BLOCK == 0;
-    if (tiled) {
-        struct mat weight = {};
-        weight.rows = (const uint8_t *) r->weight;
-        weight.n = r->n_experts;
-        weight.k = r->hidden;
-        dim3 grid((unsigned) ceil_div(r->n_experts, EXACT_N),
-                  (unsigned) ceil_div(n_rows, EXACT_ROWS));
-        score_tiles<<<grid, EXACT_THREADS, 0, d->stream>>>(from, weight, d->scratch.scores,
-                                                           n_rows);
-    } else {
-        dim3 grid((unsigned) r->n_experts, (unsigned) ceil_div(n_rows, SCORE_ROWS));
-        score<<<grid, SCORE_THREADS, 0, d->stream>>>(from, r->weight, r->n_experts, r->hidden,
-                                                     d->scratch.scores, n_rows);
-    }
+    float *sums;
+    int parts = put_scores(d, r, (const float *) x, &sums, n_rows);
     device_launched(d, "route");
-    size_t shared = (size_t) r->n_experts * 6 + (size_t) r->n_groups * 5;
-    choose<<<n_rows, WARP, shared, d->stream>>>(*r, d->scratch.scores, chosen, weights);
+    size_t shared = (size_t) r->n_experts * 9 + (size_t) r->n_groups * 4;
+    choose<<<n_rows, WARP, shared, d->stream>>>(*r, sums, parts, chosen, weights);
     device_launched(d, "route");
 }

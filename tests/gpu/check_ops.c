@@ -467,7 +467,9 @@ void check_ops(struct result *r, enum precision p)
     check_mla(3, 100, 6, 5, 130);
     check_route(256, 8, 4, 8, 7168, 1);
     check_route(256, 8, 4, 8, 512, 77);
+    check_route(256, 8, 4, 8, 7168, 600);
     check_route(384, 1, 1, 8, 300, 9);
+    check_route(384, 1, 1, 8, 320, 70);
     check_route(16, 8, 2, 6, 64, 3);
     static const struct moe_case moes[] = {
         {DTYPE_F8_E4M3, 16, 4, 256, 128, 0, 1, 0},

@@ -241,6 +241,7 @@ void check_speed(struct result *r)
     speed_mla(128, 2048, 2048, 1);
     speed_route(1);
     speed_route(128);
+    speed_route(512);
     speed_route(2048);
     side_close(&gpu);
 }
