@@ -98,7 +98,8 @@ score_mma(const float *x, const float *weight, int n_experts, int hidden, float 
     __shared__ float others[MMA_WARPS / 2][2 * TILES * 4][WARP];
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     int expert0 = blockIdx.x * MMA_EXPERTS, row0 = blockIdx.y * 8 * TILES;
-    int pieces = hidden / MMA_K, parts = gridDim.z * MMA_WARPS, part = blockIdx.z * MMA_WARPS + warp;
+    int pieces = hidden / MMA_K;
+    int parts = gridDim.z * MMA_WARPS, part = blockIdx.z * MMA_WARPS + warp;
     int begin = (int) ((int64_t) pieces * part / parts) * MMA_K;
     int end = (int) ((int64_t) pieces * (part + 1) / parts) * MMA_K;
     const float *w[4], *rows[TILES];
