@@ -27,6 +27,8 @@ enum {
     LOGITS_BYTES_MAX = WIRE_BODY_MAX / 2,
 };
 
+#define NS_A_S 1000000000ll
+
 #define BROKER_ENDPOINT "inproc://broker"
 
 struct group_thread {
@@ -62,6 +64,9 @@ struct engine {
     const struct engine_events *events;
     struct wire_job *jobs;
     int n_jobs, n_sent, n_ended;
+    // Of engine_count:
+    struct engine_counts *counts;
+    int n_counted;
 };
 
 const struct plan *engine_plan(const struct engine *g) { return &g->plan; }
@@ -256,6 +261,17 @@ static void commit(struct engine *g, const struct peer *to, const struct job_key
     peers_send(&g->peers, to, &m);
 }
 
+static void count(struct engine *g, const struct peer *from, const struct wire_pong *pong)
+{
+    const struct group *group = fleet_find(&g->fleet, from);
+    if (g->counts == NULL || group == NULL || group->stage < 0 || !pong->counted) return;
+    if (group->stage == 0) {
+        g->counts->steps = pong->steps;
+        g->counts->rows = pong->figures.rows;
+    }
+    g->n_counted++;
+}
+
 static void on_message(void *arg, const struct peer *from, const struct wire_message *m)
 {
     struct engine *g = arg;
@@ -287,7 +303,8 @@ static void on_message(void *arg, const struct peer *from, const struct wire_mes
         if (g->failure.status != OK) break;
         error_set(&g->failure, ERR_INPUT, m->reject.code, "%s", m->reject.message);
         break;
-    default: break; // ACCEPT, CREDIT, PONG: nothing hangs on them here
+    case WIRE_PONG: count(g, from, &m->pong); break;
+    default: break; // ACCEPT, CREDIT: nothing hangs on them here
     }
 }
 
@@ -323,6 +340,40 @@ enum status engine_run(struct engine *g, struct wire_job *jobs, int n_jobs,
     }
     g->events = NULL;
     g->n_jobs = 0;
+    return status;
+}
+
+// Groups take the stages in the order in which they came.
+static int stage_of(const struct engine *g, const char *name)
+{
+    for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
+        const struct group *group = &g->fleet.groups[i];
+        if (group->used && strcmp(group->name, name) == 0) return group->stage;
+    }
+    return -1;
+}
+
+static int64_t clock_of(clockid_t clock)
+{
+    struct timespec t;
+    return clock_gettime(clock, &t) == 0 ? t.tv_sec * NS_A_S + t.tv_nsec : 0;
+}
+
+enum status engine_count(struct engine *g, struct engine_counts *to, struct error *e)
+{
+    enum status status = OK;
+    *to = (struct engine_counts){.caller_ns = clock_of(CLOCK_THREAD_CPUTIME_ID)};
+    for (int i = 0; i < g->options.pp; i++) {
+        clockid_t clock;
+        int stage = stage_of(g, g->groups[i].name);
+        if (stage < 0 || pthread_getcpuclockid(g->groups[i].thread, &clock) != 0) continue;
+        to->leader_ns[stage] = clock_of(clock);
+    }
+    g->counts = to;
+    g->n_counted = 0;
+    ping_groups(g);
+    while (status == OK && g->n_counted < g->options.pp) status = turn(g, e);
+    g->counts = NULL;
     return status;
 }
 

@@ -55,4 +55,14 @@ struct engine_events {
 enum status engine_run(struct engine *g, struct wire_job *jobs, int n_jobs,
                        const struct engine_events *events, struct error *e);
 
+// What has been done since engine_open.
+struct engine_counts {
+    uint64_t steps, rows;      // of the pipeline
+    int64_t leader_ns[PP_MAX]; // the processor's time of each stage's leader
+    int64_t caller_ns;         // and of this thread
+};
+
+// Asks the groups, between two calls of engine_run.
+enum status engine_count(struct engine *g, struct engine_counts *to, struct error *e);
+
 #endif

@@ -270,6 +270,33 @@ static void test_bf16(void **state)
     }
 }
 
+// Jobs one after the other: a step for each prompt and each token that is decoded.
+static void test_what_is_counted(void **state)
+{
+    struct golden g;
+    struct engine_counts before, after;
+    struct error e = {0};
+    (void) state;
+    golden_load(&g, MODELS[0].golden);
+    struct engine *engine = open_engine(MODELS[0].model, 1, 3, 0, 1, PRECISION_F32, false);
+    struct outputs out = {.golden = &g};
+    uint64_t steps = 0, rows = 0;
+    assert_int_equal(engine_count(engine, &before, &e), OK);
+    assert_int_equal(before.steps, 0);
+    run(engine, &g, false, &out);
+    assert_int_equal(engine_count(engine, &after, &e), OK);
+    for (int i = 0; i < g.n_prompts; i++) {
+        steps += (uint64_t) out.n_tokens[i];
+        rows += (uint64_t) (g.prompts[i].n_ids + out.n_tokens[i] - 1);
+    }
+    assert_int_equal(after.steps, steps);
+    assert_int_equal(after.rows, rows);
+    for (int i = 0; i < 3; i++) assert_true(after.leader_ns[i] > before.leader_ns[i]);
+    assert_true(after.caller_ns > before.caller_ns);
+    engine_close(&engine);
+    golden_free(&g);
+}
+
 int main(void)
 {
     log_init("test", LOG_WARN, false);
@@ -278,6 +305,7 @@ int main(void)
         cmocka_unit_test(test_same_bits_at_every_chunk),
         cmocka_unit_test(test_greedy),
         cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_what_is_counted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
