@@ -1,6 +1,8 @@
 // penstock bench pipeline: what a pipeline of this machine decodes in a second at several batches,
-// and what single steps take in each of its stages, all of them busy at once. The CSV is what the
-// simulator predicts the first from the second by (sim --calibrated).
+// and what that is made of: the processor's time of leaders and of the one that sends the jobs, and
+// single steps of each stage, all of them busy at once. The CSV is what the simulator predicts the
+// first from the rest by (sim --calibrated). Machines are faster at one time than at another, so
+// pipeline and single steps are timed in turn, and medians count.
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/options.h"
@@ -8,95 +10,117 @@
 #include "tools/csv.h"
 #include "tools/engine.h"
 #include "tools/engine_options.h"
-#include "workers/stage.h"
+#include "tools/stage_times.h"
 
-#include <errno.h>
-#include <inttypes.h>
-#include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 enum {
     SLOTS = 32,       // the largest batch
-    STEP_TIMES = 60,  // of each number of rows
-    WARM_STEPS = 10,  // before these
     REPEATS_MOST = 20,
-    PAGE = 4096,
     FIRST_ID = 5,     // of the prompts: plain tokens in every model
+    N_IDS = 97,
 };
 
 static const int BATCHES[] = {1, 2, 4, 8, 16, 32};
-static const int ROWS[] = {1, 2, 3, 4, 5, 6, 8, 11, 16, 22, 32};
+static const int DECODES[] = {1, 2, 3, 4, 5, 6, 8, 11, 16, 22, 32}; // rows of a step
+static const int PROMPTS[] = {1, 2, 4, 8};                           // prompts of a step
 
-enum { N_BATCHES = sizeof BATCHES / sizeof *BATCHES, N_ROWS = sizeof ROWS / sizeof *ROWS };
+enum {
+    N_BATCHES = sizeof BATCHES / sizeof *BATCHES,
+    N_DECODES = sizeof DECODES / sizeof *DECODES,
+    N_PROMPTS = sizeof PROMPTS / sizeof *PROMPTS,
+};
+
+// A batch, run by run, and of all its runs together what was done.
+struct batch {
+    double tokens_s[REPEATS_MOST];
+    double steps, rows;
+    double leader_us[PP_MAX]; // processor's time
+    double caller_us;         // of the thread that sends jobs and hears of each token
+};
 
 struct bench {
     struct engine_options options;
     int n_prompt, n_tokens, repeats;
-    struct plan plan;    // of the engine
-    const char *path;    // of the CSV; NULL: none
-    FILE *csv;
-    // While stages are timed:
-    int n_stages;
-    struct stage *stages[PP_MAX];
-    void *memory[PP_MAX], *staging[PP_MAX], *input[PP_MAX];
-    int64_t from_ns[PP_MAX], times[PP_MAX][STEP_TIMES];
-    int n_steps[PP_MAX];
-    uint64_t number[PP_MAX];
-    double step_us[PP_MAX][N_ROWS];
+    struct plan plan; // of the engine
+    struct batch batches[N_BATCHES];
+    struct stage_times times[REPEATS_MOST];
+    const char *path; // of the CSV; NULL: none
 };
 
-static int by_time(const void *a, const void *b)
+// --- the whole pipeline
+
+static int by_size(const void *a, const void *b)
 {
-    int64_t x = *(const int64_t *) a, y = *(const int64_t *) b;
+    double x = *(const double *) a, y = *(const double *) b;
     return x < y ? -1 : x > y;
 }
 
-// --- the whole pipeline
+static double median(const double *of, int n)
+{
+    double sorted[REPEATS_MOST];
+    memcpy(sorted, of, (size_t) n * sizeof *of);
+    qsort(sorted, (size_t) n, sizeof *sorted, by_size);
+    return sorted[n / 2];
+}
 
 static void on_result(void *arg, const struct job_key *key, struct wire_bytes result)
 {
     (void) arg, (void) key, (void) result;
 }
 
-static enum status run_batch(struct bench *b, struct engine *g, int batch, double *tokens_s,
-                             struct error *e)
+// Jobs whose prompts differ, as their rows would use other experts of a model that has them.
+static enum status run_jobs(const struct bench *b, struct engine *g, int batch, int repeat,
+                            struct error *e)
 {
-    static int32_t prompt[CONTEXT_MAX / 1024];
+    static int32_t prompts[SLOTS][CONTEXT_MAX / 1024];
     static struct wire_job jobs[SLOTS];
-    int64_t times[REPEATS_MOST];
     struct engine_events events = {.result = on_result};
-    for (int i = 0; i < b->n_prompt; i++) prompt[i] = FIRST_ID + i % 100;
-    for (int r = 0; r < b->repeats; r++) {
-        memset(jobs, 0, sizeof jobs);
-        for (int i = 0; i < batch; i++) {
-            jobs[i] = (struct wire_job){.max_tokens = b->n_tokens, .sampling = sampling_default(),
-                                        .ignore_eos = true, .attempts = 1,
-                                        .ids = {prompt, (size_t) b->n_prompt * sizeof *prompt}};
-            jobs[i].key.attempt = (uint64_t) (r * SLOTS + i + 1);
-            jobs[i].sampling.temperature = 0;
-            snprintf(jobs[i].key.tenant, sizeof jobs[i].key.tenant, "bench");
-            snprintf(jobs[i].key.id, sizeof jobs[i].key.id, "job-%d", i);
+    memset(jobs, 0, sizeof jobs);
+    for (int i = 0; i < batch; i++) {
+        for (int k = 0; k < b->n_prompt; k++) {
+            prompts[i][k] = FIRST_ID + (repeat * 31 + i * 7 + k * 3) % N_IDS;
         }
-        int64_t from = clock_ns();
-        try(engine_run(g, jobs, batch, &events, e));
-        times[r] = clock_ns() - from;
+        jobs[i] = (struct wire_job){.max_tokens = b->n_tokens, .sampling = sampling_default(),
+                                    .ignore_eos = true, .attempts = 1,
+                                    .ids = {prompts[i], (size_t) b->n_prompt * sizeof **prompts}};
+        jobs[i].key.attempt = (uint64_t) (repeat * SLOTS + i + 1);
+        jobs[i].sampling.temperature = 0;
+        snprintf(jobs[i].key.tenant, sizeof jobs[i].key.tenant, "bench");
+        snprintf(jobs[i].key.id, sizeof jobs[i].key.id, "job-%d", i);
     }
-    qsort(times, (size_t) b->repeats, sizeof *times, by_time);
-    *tokens_s = (double) batch * b->n_tokens / ((double) times[b->repeats / 2] / 1e9);
+    return engine_run(g, jobs, batch, &events, e);
+}
+
+static enum status run_batch(const struct bench *b, struct engine *g, int n, int repeat,
+                             struct batch *to, struct error *e)
+{
+    struct engine_counts before, after;
+    try(engine_count(g, &before, e));
+    int64_t from = clock_ns();
+    try(run_jobs(b, g, n, repeat, e));
+    to->tokens_s[repeat] = (double) n * b->n_tokens / ((double) (clock_ns() - from) / 1e9);
+    try(engine_count(g, &after, e));
+    to->steps += (double) (after.steps - before.steps);
+    to->rows += (double) (after.rows - before.rows);
+    to->caller_us += (double) (after.caller_ns - before.caller_ns) / 1e3;
+    for (int i = 0; i < b->plan.pp; i++) {
+        to->leader_us[i] += (double) (after.leader_ns[i] - before.leader_ns[i]) / 1e3;
+    }
     return OK;
 }
 
-static enum status run_batches(struct bench *b, double tokens_s[N_BATCHES], struct error *e)
+static enum status run_batches(struct bench *b, int repeat, struct error *e)
 {
     struct engine *g;
     try(engine_open(&g, &b->options, e));
     b->plan = *engine_plan(g);
     enum status status = OK;
     for (int i = 0; i < N_BATCHES && status == OK; i++) {
-        status = run_batch(b, g, BATCHES[i], &tokens_s[i], e);
+        status = run_batch(b, g, BATCHES[i], repeat, &b->batches[i], e);
     }
     engine_close(&g);
     return status;
@@ -104,183 +128,114 @@ static enum status run_batches(struct bench *b, double tokens_s[N_BATCHES], stru
 
 // --- single steps
 
-static enum status open_stage(struct bench *b, int i, const struct model_config *config,
-                              const struct checkpoint *checkpoint, struct error *e)
+static void add_kind(const struct bench *b, struct stage_times *t, struct stage_time kind)
 {
-    const struct plan *p = &b->plan;
-    struct stage_options o = {.config = config,
-                              .checkpoint = checkpoint,
-                              .backend = b->options.backend,
-                              .first = p->first[i],
-                              .last = p->first[i] + p->layers[i],
-                              .head = i == 0,
-                              .tail = i + 1 == p->pp,
-                              .tp = p->tp,
-                              .n_threads = b->options.n_threads,
-                              .precision = b->options.precision,
-                              .n_steps = 1,
-                              .limits = {.max_rows = p->max_rows, .slots = p->slots,
-                                         .max_blocks = p->max_blocks, .n_blocks = p->kv_blocks,
-                                         .max_out = p->max_out,
-                                         .vocab_size = config->vocab_size}};
-    size_t staging = (size_t) (stage_staging_bytes(&o) + PAGE - 1) / PAGE * PAGE;
-    b->memory[i] = calloc(1, stage_memory_bytes(&o));
-    b->staging[i] = aligned_alloc(PAGE, staging);
-    b->input[i] = calloc((size_t) p->max_rows, stage_row_bytes(config, o.precision));
-    if (b->memory[i] == NULL || b->staging[i] == NULL || b->input[i] == NULL) {
-        return error_set(e, ERR_NOMEM, NULL, "no memory for a stage's steps");
-    }
-    memset(b->staging[i], 0, staging);
-    o.memory = b->memory[i];
-    o.staging = b->staging[i];
-    return stage_create(&b->stages[i], &o, e);
+    if (kind.seqs * kind.rows <= b->plan.max_rows) t->at[t->n++] = kind;
 }
 
-// A row of each of n sequences, at the middle of what a run of this benchmark generates.
-static void submit(struct bench *b, int i, int n)
+// Decoding in the middle of what a run generates, and prompts.
+static enum status time_steps(struct bench *b, struct stage_times *t, struct error *e)
 {
-    struct stage_step *place = stage_next(b->stages[i]);
-    struct step *s = &place->step;
-    bool first = b->number[i] == 0;
-    step_reset(s, ++b->number[i]);
-    for (int k = 0; first && k < b->plan.slots; k++) {
-        struct step_open *o = &s->opens[s->n_opens++];
-        *o = (struct step_open){.slot = k, .n_blocks = b->plan.max_blocks,
-                                .first_block = s->n_blocks, .n_prompt = b->n_prompt,
-                                .sampling = sampling_default()};
-        o->sampling.temperature = 0;
-        for (int j = 0; j < b->plan.max_blocks; j++, s->n_blocks++) {
-            s->blocks[s->n_blocks] = (int32_t) s->n_blocks;
-        }
+    for (int i = 0; i < N_DECODES; i++) {
+        add_kind(b, t, (struct stage_time){DECODES[i], 1, b->n_prompt + b->n_tokens / 2, {0}});
     }
-    for (int k = 0; k < n; k++) {
-        s->runs[s->n_runs++] =
-            (struct step_run){k, b->n_prompt + b->n_tokens / 2, 1, RUN_LAST_ROW};
-        s->ids[s->n_rows++] = FIRST_ID + k;
+    for (int i = 0; i < N_PROMPTS; i++) {
+        add_kind(b, t, (struct stage_time){PROMPTS[i], b->n_prompt, 0, {0}});
     }
-    step_expand(s);
-    place->in = b->input[i];
-    b->from_ns[i] = clock_ns();
-    stage_submit(b->stages[i]);
+    return stage_times_take(t, &b->options, &b->plan, e);
 }
 
-// Until every stage has its times; those that have go on, so that the others are not alone.
-static enum status time_rows(struct bench *b, int n_rows, struct error *e)
+static double step_us(const struct bench *b, int kind, int stage)
 {
-    struct pollfd fds[PP_MAX];
-    int n_done = 0;
-    memset(b->n_steps, 0, sizeof b->n_steps);
-    for (int i = 0; i < b->n_stages; i++) {
-        fds[i] = (struct pollfd){.fd = stage_fd(b->stages[i]), .events = POLLIN};
-        submit(b, i, n_rows);
-    }
-    while (n_done < b->n_stages) {
-        poll(fds, (nfds_t) b->n_stages, -1);
-        for (int i = 0; i < b->n_stages; i++) {
-            enum status status;
-            uint64_t times;
-            ssize_t n = read(fds[i].fd, &times, sizeof times);
-            if (stage_done(b->stages[i], &status, e) == NULL) {
-                if (status != OK) return status;
-                check(n > 0 || errno == EAGAIN, "eventfd: %s", strerror(errno));
-                continue;
-            }
-            int k = b->n_steps[i]++ - WARM_STEPS;
-            if (k >= 0 && k < STEP_TIMES) b->times[i][k] = clock_ns() - b->from_ns[i];
-            n_done += k + 1 == STEP_TIMES;
-            stage_release(b->stages[i]);
-            if (n_done < b->n_stages) submit(b, i, n_rows);
-        }
-    }
-    for (int i = 0; i < b->n_stages; i++) stage_reset(b->stages[i]);
-    memset(b->number, 0, sizeof b->number);
-    return OK;
-}
-
-static enum status time_stages(struct bench *b, struct error *e)
-{
-    for (int i = 0; i < b->n_stages; i++) {
-        enum stage_state state;
-        while ((state = stage_state(b->stages[i], e)) == STAGE_LOADING) {
-            struct pollfd fd = {.fd = stage_fd(b->stages[i]), .events = POLLIN};
-            uint64_t times;
-            poll(&fd, 1, -1);
-            ssize_t ignored = read(fd.fd, &times, sizeof times);
-            (void) ignored;
-        }
-        if (state == STAGE_FAILED) return e->status;
-    }
-    for (int r = 0; r < N_ROWS; r++) {
-        try(time_rows(b, ROWS[r], e));
-        for (int i = 0; i < b->n_stages; i++) {
-            qsort(b->times[i], STEP_TIMES, sizeof **b->times, by_time);
-            b->step_us[i][r] = (double) b->times[i][STEP_TIMES / 2] / 1e3;
-        }
-    }
-    return OK;
-}
-
-static enum status run_stages(struct bench *b, struct error *e)
-{
-    static struct model_config config;
-    struct checkpoint *checkpoint;
-    try(model_config_load(&config, b->options.model, e));
-    try(checkpoint_open(&checkpoint, b->options.model, e));
-    enum status status = OK;
-    b->n_stages = b->plan.pp;
-    for (int i = 0; i < b->n_stages && status == OK; i++) {
-        status = open_stage(b, i, &config, checkpoint, e);
-    }
-    if (status == OK) status = time_stages(b, e);
-    for (int i = 0; i < b->n_stages; i++) {
-        stage_destroy(&b->stages[i]);
-        free(b->memory[i]);
-        free(b->staging[i]);
-        free(b->input[i]);
-    }
-    checkpoint_close(&checkpoint);
-    return status;
+    double us[REPEATS_MOST];
+    for (int r = 0; r < b->repeats; r++) us[r] = b->times[r].at[kind].us[stage];
+    return median(us, b->repeats);
 }
 
 // --- what is told
 
-static void show(const struct bench *b, const double *tokens_s, FILE *to)
+// That this process may use.
+static int cores(void)
+{
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+// Cores, and how many of them the ranks of a stage compute on: none, where a device does.
+static void write_machine(const struct bench *b, FILE *to)
+{
+    const struct engine_options *o = &b->options;
+    int threads = o->n_threads > 0 ? o->n_threads : cores();
+    if (o->backend->kind != DEVICE_CPU) threads = 0;
+    fprintf(to, "machine,%d,%d\n", cores(), threads * o->tp);
+}
+
+static void write_csv(const struct bench *b, FILE *to)
 {
     const struct plan *p = &b->plan;
     fprintf(to, "pipeline,%d,%d,%d,%d,%d,%d,%d,%d\n", p->pp, p->slots, p->kv_blocks,
             p->max_context, p->max_rows, p->chunk, b->n_prompt, b->n_tokens);
+    write_machine(b, to);
     for (int i = 0; i < p->pp; i++) {
         fprintf(to, "stage,%d,%d\n", i, p->layers[i]);
-        for (int r = 0; r < N_ROWS; r++) {
-            fprintf(to, "step,%d,%d,%.1f\n", i, ROWS[r], b->step_us[i][r]);
+        for (int k = 0; k < b->times->n; k++) {
+            const struct stage_time *t = &b->times->at[k];
+            fprintf(to, "%s,%d,%d,%.1f\n", t->rows == 1 ? "step" : "prefill", i, t->seqs * t->rows,
+                    step_us(b, k, i));
+        }
+        for (int k = 0; k < N_BATCHES; k++) {
+            const struct batch *t = &b->batches[k];
+            fprintf(to, "leader,%d,%.2f,%.1f\n", i, t->rows / t->steps, t->leader_us[i] / t->steps);
         }
     }
-    for (int i = 0; i < N_BATCHES; i++) fprintf(to, "decode,%d,%.1f\n", BATCHES[i], tokens_s[i]);
+    for (int i = 0; i < N_BATCHES; i++) {
+        const struct batch *t = &b->batches[i];
+        fprintf(to, "caller,%.2f,%.1f\n", t->rows / t->steps, t->caller_us / t->steps);
+        fprintf(to, "decode,%d,%.1f\n", BATCHES[i], median(t->tokens_s, b->repeats));
+    }
+}
+
+static void show(const struct bench *b)
+{
+    int pp = b->plan.pp;
+    printf("%d stages, %d prompt tokens, %d generated; us of the processor a step\n%8s %12s %8s",
+           pp, b->n_prompt, b->n_tokens, "batch", "tokens/s", "rows");
+    for (int i = 0; i < pp; i++) printf("     leader %d", i);
+    printf("       caller\n");
+    for (int i = 0; i < N_BATCHES; i++) {
+        const struct batch *t = &b->batches[i];
+        printf("%8d %12.1f %8.2f", BATCHES[i], median(t->tokens_s, b->repeats),
+               t->rows / t->steps);
+        for (int k = 0; k < pp; k++) printf(" %12.1f", t->leader_us[k] / t->steps);
+        printf(" %12.1f\n", t->caller_us / t->steps);
+    }
+    printf("%8s", "rows");
+    for (int i = 0; i < pp; i++) printf("    stage %d, us", i);
+    for (int k = 0; k < b->times->n; k++) {
+        const struct stage_time *t = &b->times->at[k];
+        printf("\n%8d", t->seqs * t->rows);
+        for (int i = 0; i < pp; i++) printf(" %14.1f", step_us(b, k, i));
+        if (t->rows > 1) printf("  %d prompts", t->seqs);
+    }
+    printf("\n");
 }
 
 static enum status run_all(struct bench *b, struct error *e)
 {
-    double tokens_s[N_BATCHES];
-    try(run_batches(b, tokens_s, e));
-    try(run_stages(b, e));
-    printf("%d stages, %d prompt tokens, %d generated\n%8s %12s\n", b->plan.pp, b->n_prompt,
-           b->n_tokens, "batch", "tokens/s");
-    for (int i = 0; i < N_BATCHES; i++) printf("%8d %12.1f\n", BATCHES[i], tokens_s[i]);
-    printf("%8s", "rows");
-    for (int i = 0; i < b->plan.pp; i++) printf("    stage %d, us", i);
-    for (int r = 0; r < N_ROWS; r++) {
-        printf("\n%8d", ROWS[r]);
-        for (int i = 0; i < b->plan.pp; i++) printf(" %14.1f", b->step_us[i][r]);
+    FILE *csv;
+    for (int r = 0; r < b->repeats; r++) {
+        try(run_batches(b, r, e));
+        try(time_steps(b, &b->times[r], e));
     }
-    printf("\n");
-    try(csv_open(&b->csv, b->path, e));
-    if (b->csv != NULL) show(b, tokens_s, b->csv);
-    return csv_close(b->csv, b->path, OK, e);
+    show(b);
+    try(csv_open(&csv, b->path, e));
+    if (csv != NULL) write_csv(b, csv);
+    return csv_close(csv, b->path, OK, e);
 }
 
 int bench_pipeline(int argc, char **argv)
 {
-    static struct bench b = {.n_prompt = 16, .n_tokens = 128, .repeats = 3};
+    static struct bench b = {.n_prompt = 16, .n_tokens = 128, .repeats = 5};
     struct engine_flags flags = ENGINE_FLAGS_DEFAULT;
     int64_t n_tokens = b.n_tokens, repeats = b.repeats;
     struct option_spec specs[] = {
@@ -288,7 +243,7 @@ int bench_pipeline(int argc, char **argv)
         {.name = "tokens", .kind = OPTION_INT, .value = &n_tokens, .argument = "N",
          .help = "Generated for each sequence (default 128).", .least = 1, .most = 1 << 20},
         {.name = "repeats", .kind = OPTION_INT, .value = &repeats, .argument = "N",
-         .help = "Runs of each batch, whose median counts (default 3).", .least = 1,
+         .help = "Runs of each batch, whose median counts (default 5).", .least = 1,
          .most = REPEATS_MOST},
         CSV_FLAG_ROW(b.path),
     };

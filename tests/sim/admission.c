@@ -97,7 +97,7 @@ static struct usage run_until_done(int n)
 // urgent_percent: of the pool, which is kept free for class 0 and so is none of these jobs'.
 static bool show(const struct model_config *c, int context, int urgent_percent, bool trace)
 {
-    const struct sim_devices devices = {step_ns, load_ns, false};
+    const struct sim_devices devices = {.step_ns = step_ns, .load_ns = load_ns};
     world_open(SEED, trace, false, &devices);
     int blocks = choose_jobs(c, context);
     if (blocks < blocks_of(context)) blocks = blocks_of(context);

@@ -16,40 +16,70 @@ enum { POINTS_MAX = 32, BATCHES_MAX = 32, SEED = 1 };
 #define PATIENCE_NS (3600 * SIM_S)
 #define WITHIN 0.10
 
+// A time in microseconds over the rows of a step.
+struct curve {
+    int n;
+    struct { double rows, us; } at[POINTS_MAX]; // by rows
+};
+
 // What was measured.
 static struct {
     int n_stages, slots, kv_blocks, max_context, max_rows, chunk, n_prompt, n_tokens;
+    int cores, threads; // of the machine; of each stage's ranks, 0 where a device computes
     int layers[PP_MAX];
-    int n_points[PP_MAX];
-    struct { double rows, us; } points[PP_MAX][POINTS_MAX]; // by rows
+    struct curve decode[PP_MAX], prefill[PP_MAX], leader[PP_MAX], caller;
     int n_batches;
     struct { int batch; double tokens_s; } batches[BATCHES_MAX];
 } csv;
 
 // --- the file
 
+// Batches may have steps of the same size: their mean counts.
+static bool add_point(struct curve *c, double rows, double us)
+{
+    if (c->n > 0 && c->at[c->n - 1].rows >= rows) {
+        c->at[c->n - 1].us = (c->at[c->n - 1].us + us) / 2;
+        return true;
+    }
+    if (c->n == POINTS_MAX) return false;
+    c->at[c->n].rows = rows;
+    c->at[c->n++].us = us;
+    return true;
+}
+
+// Of each stage one.
+static struct curve *curves_named(const char *name)
+{
+    if (strcmp(name, "step") == 0) return csv.decode;
+    if (strcmp(name, "prefill") == 0) return csv.prefill;
+    return strcmp(name, "leader") == 0 ? csv.leader : NULL;
+}
+
 static bool read_line(const char *line)
 {
     int i, n;
-    double x;
+    double rows, us;
+    char name[16];
     if (sscanf(line, "pipeline,%d,%d,%d,%d,%d,%d,%d,%d", &csv.n_stages, &csv.slots, &csv.kv_blocks,
                &csv.max_context, &csv.max_rows, &csv.chunk, &csv.n_prompt, &csv.n_tokens) == 8) {
         return csv.n_stages >= 1 && csv.n_stages <= PP_MAX && csv.n_tokens >= 1;
+    }
+    if (sscanf(line, "machine,%d,%d", &csv.cores, &csv.threads) == 2) {
+        return csv.cores >= 1 && csv.threads >= 0;
     }
     if (sscanf(line, "stage,%d,%d", &i, &n) == 2 && i >= 0 && i < csv.n_stages) {
         csv.layers[i] = n;
         return true;
     }
-    if (sscanf(line, "step,%d,%d,%lf", &i, &n, &x) == 3 && i >= 0 && i < csv.n_stages &&
-        csv.n_points[i] < POINTS_MAX) {
-        csv.points[i][csv.n_points[i]].rows = n;
-        csv.points[i][csv.n_points[i]++].us = x;
+    if (sscanf(line, "caller,%lf,%lf", &rows, &us) == 2) return add_point(&csv.caller, rows, us);
+    if (sscanf(line, "decode,%d,%lf", &n, &us) == 2 && csv.n_batches < BATCHES_MAX) {
+        csv.batches[csv.n_batches].batch = n;
+        csv.batches[csv.n_batches++].tokens_s = us;
         return true;
     }
-    if (sscanf(line, "decode,%d,%lf", &n, &x) != 2 || csv.n_batches == BATCHES_MAX) return false;
-    csv.batches[csv.n_batches].batch = n;
-    csv.batches[csv.n_batches++].tokens_s = x;
-    return true;
+    if (sscanf(line, "%15[a-z],%d,%lf,%lf", name, &i, &rows, &us) != 4) return false;
+    struct curve *of = curves_named(name);
+    return of != NULL && i >= 0 && i < csv.n_stages && add_point(&of[i], rows, us);
 }
 
 static enum status read_file(const char *path, struct error *e)
@@ -65,8 +95,13 @@ static enum status read_file(const char *path, struct error *e)
         good = read_line(line);
     }
     fclose(f);
-    for (int i = 0; i < csv.n_stages; i++) good = good && csv.n_points[i] >= 2;
-    if (good && csv.n_batches >= 1 && csv.batches[0].batch == 1) return OK;
+    for (int i = 0; i < csv.n_stages; i++) {
+        good = good && csv.decode[i].n >= 2 && csv.prefill[i].n >= 1 && csv.leader[i].n >= 1;
+    }
+    if (good && csv.n_batches >= 1 && csv.batches[0].batch == 1 && csv.caller.n >= 1 &&
+        csv.cores >= 1) {
+        return OK;
+    }
     return error_set(e, ERR_INPUT, "bad_csv", "%s, line %d: not what penstock bench pipeline "
                      "writes, with a batch of 1 first", path, n);
 }
@@ -83,18 +118,31 @@ static int stage_index(const struct stage_options *o)
 }
 
 // Linear between the points, and beyond the last ones.
-static double step_us(int stage, double rows)
+static double at(const struct curve *c, double rows)
 {
-    int n = csv.n_points[stage], i = 1;
-    while (i + 1 < n && csv.points[stage][i].rows < rows) i++;
-    double r0 = csv.points[stage][i - 1].rows, r1 = csv.points[stage][i].rows;
-    double t0 = csv.points[stage][i - 1].us, t1 = csv.points[stage][i].us;
-    return t0 + (t1 - t0) * (rows - r0) / (r1 - r0);
+    int i = 1;
+    if (c->n == 1) return c->at[0].us;
+    while (i + 1 < c->n && c->at[i].rows < rows) i++;
+    double r0 = c->at[i - 1].rows, r1 = c->at[i].rows;
+    double t0 = c->at[i - 1].us, t1 = c->at[i].us;
+    double us = t0 + (t1 - t0) * (rows - r0) / (r1 - r0);
+    return us > 0 ? us : 0;
 }
 
 static int64_t step_ns(const struct stage_options *o, const struct step *s)
 {
-    return (int64_t) (step_us(stage_index(o), s->n_rows) * 1e3);
+    const struct curve *of = s->n_rows > s->n_runs ? csv.prefill : csv.decode;
+    return (int64_t) (at(&of[stage_index(o)], s->n_rows) * 1e3);
+}
+
+static int64_t leader_ns(const struct stage_options *o, const struct step *s)
+{
+    return (int64_t) (at(&csv.leader[stage_index(o)], s->n_rows) * 1e3);
+}
+
+static int64_t caller_ns(const struct step *s)
+{
+    return (int64_t) (at(&csv.caller, s->n_rows) * 1e3);
 }
 
 static int64_t load_ns(const struct stage_options *o)
@@ -103,12 +151,16 @@ static int64_t load_ns(const struct stage_options *o)
     return SIM_S;
 }
 
-// What a round of one sequence takes beyond its steps, for each hop: leaders and links.
+// What one sequence takes beyond its steps and their leaders, for each hop: links, and threads that
+// wake.
 static double hop_us(void)
 {
-    double round = 1e6 / csv.batches[0].tokens_s;
-    for (int i = 0; i < csv.n_stages; i++) round -= step_us(i, 1);
-    return round > 0 ? round / csv.n_stages : 0;
+    double us = 1e6 / csv.batches[0].tokens_s * csv.n_tokens;
+    for (int i = 0; i < csv.n_stages; i++) {
+        us -= at(&csv.prefill[i], csv.n_prompt) + at(&csv.leader[i], csv.n_prompt);
+        us -= (at(&csv.decode[i], 1) + at(&csv.leader[i], 1)) * (csv.n_tokens - 1);
+    }
+    return us > 0 ? us / csv.n_tokens / csv.n_stages : 0;
 }
 
 // --- a batch
@@ -141,7 +193,8 @@ static void push_jobs(const struct model_config *c, int batch)
 
 static double play(const struct model_config *c, int batch, bool trace)
 {
-    const struct sim_devices devices = {step_ns, load_ns, false};
+    const struct sim_devices devices = {step_ns, load_ns, false, csv.cores, csv.threads, leader_ns,
+                                        caller_ns};
     int64_t hop = (int64_t) (hop_us() * 1e3);
     const struct sim_net net = {.least_ns = hop, .most_ns = hop};
     struct world_options w = {.config = c, .n_brokers = 1, .n_groups = csv.n_stages,

@@ -231,7 +231,7 @@ static struct sim_net network_of(const struct deployment *d)
 
 void deployment_play(const struct deployment *d, int batch, struct deployment_figures *f)
 {
-    const struct sim_devices devices = {step_ns, load_ns, true};
+    const struct sim_devices devices = {.step_ns = step_ns, .load_ns = load_ns, .light = true};
     struct cost_form form = {.tp = d->gpus, .kv_ranks = d->kv_ranks, .fp8_gemm = d->config->fp8,
                              .fp8_kv = d->fp8_kv};
     struct plan p;

@@ -169,7 +169,7 @@ static void run_until_ended(void)
 
 void play_seed(const struct model_config *c, uint64_t seed, bool trace, struct play_counts *counts)
 {
-    const struct sim_devices devices = {step_ns, load_ns, false};
+    const struct sim_devices devices = {.step_ns = step_ns, .load_ns = load_ns};
     struct world_options w;
     world_open(seed, trace, false, &devices);
     choose_world(c, &w);

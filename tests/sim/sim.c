@@ -49,6 +49,7 @@ static struct {
     uint64_t seed, random;
     bool trace;
     int64_t now_ns, wake_ns;
+    int64_t spent_ns; // by `self` in this turn
     uint64_t order;
     struct entry *heap; // kept over seeds
     size_t n_heap, heap_room;
@@ -120,7 +121,9 @@ void sim_fail(const char *format, ...)
 
 // --- clock, chance, agenda
 
-int64_t sim_now(void) { return sim.now_ns; }
+int64_t sim_now(void) { return sim.now_ns + sim.spent_ns; }
+
+void sim_spend(int64_t ns) { sim.spent_ns += ns; }
 
 int64_t sim_wall_ms(int64_t ns) { return WALL_BASE_MS + ns / SIM_MS; }
 
@@ -227,6 +230,8 @@ static void give_turn(void *arg)
     swapcontext(&sim.agenda, &p->context);
     SWITCH_ENDS(save, NULL, NULL);
     sim.self = NULL;
+    if (sim.spent_ns > 0) p->stopped_ns = sim.now_ns + sim.spent_ns;
+    sim.spent_ns = 0;
     if (!p->alive) {
         free_stack(p);
         if (sim.died != NULL) sim.died(p);
@@ -298,7 +303,7 @@ static void on_alarm(void *arg)
 void sim_sleep(int64_t until_ns)
 {
     struct sim_proc *p = sim.self;
-    if (until_ns < sim.now_ns) until_ns = sim.now_ns;
+    if (until_ns < sim_now()) until_ns = sim_now();
     p->alarm_ns = until_ns;
     if (until_ns < INT64_MAX) sim_at(until_ns, on_alarm, p);
     SWITCH_BEGINS(&p->fake_stack, sim.agenda_stack, sim.agenda_bytes);
@@ -320,7 +325,7 @@ void sim_begin(uint64_t seed, bool trace)
     sim.seed = sim.random = seed;
     sim.trace = trace;
     sim.now_ns = 0;
-    sim.wake_ns = 0;
+    sim.wake_ns = sim.spent_ns = 0;
     sim.order = 0;
     sim.n_heap = 0;
     sim.n_procs = 0;

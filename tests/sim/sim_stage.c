@@ -1,6 +1,7 @@
 #include "tests/sim/sim_stage.h"
 
 #include "common/carve.h"
+#include "tests/sim/sim_cores.h"
 
 #include <string.h>
 
@@ -19,6 +20,11 @@ struct stage {
     struct stage_step *steps; // (n_steps)
     uint64_t submitted, done, released;
     int64_t busy_ns;          // until then
+    // Where cores are counted:
+    int64_t *takes_ns;        // (n_steps)
+    uint64_t given, computed; // steps that the ranks have
+    bool computing;
+    struct sim_work work;
     bool fails;
     enum status status;
     struct slot *slots;       // (slots)
@@ -37,6 +43,7 @@ void sim_stage_begin(const struct sim_devices *devices)
     room.devices = *devices;
     room.stages = NULL;
     room.counts = (struct sim_stage_counts){0};
+    if (devices->cores > 0) sim_cores_begin(devices->cores);
 }
 
 const struct sim_stage_counts *sim_stage_counts(void) { return &room.counts; }
@@ -166,16 +173,63 @@ static void on_step_done(void *arg)
     sim_fd_write(s->fd, 1);
 }
 
+static void compute_next(struct stage *s);
+
+static void on_computed(void *arg)
+{
+    struct stage *s = arg;
+    s->computing = false;
+    s->computed++;
+    on_step_done(s);
+    compute_next(s);
+}
+
+static void compute_next(struct stage *s)
+{
+    if (s->computing || s->computed == s->given) return;
+    s->computing = true;
+    int64_t ns = s->takes_ns[s->computed % (uint64_t) s->options.n_steps];
+    sim_cores_compute(&s->work, ns, room.devices.threads, on_computed, s);
+}
+
+static void on_given(void *arg)
+{
+    struct stage *s = arg;
+    s->given++;
+    compute_next(s);
+}
+
+// Half of what the leader does for a step.
+static void spend_half(const struct stage *s, const struct step *step)
+{
+    if (room.devices.cores == 0) return;
+    int64_t ns = room.devices.leader_ns(&s->options, step) / 2;
+    sim_cores_take(sim_now(), ns);
+    sim_spend(ns);
+}
+
+static void submit_among_others(struct stage *s, const struct step *step, int64_t takes)
+{
+    if (s->options.head) sim_cores_take(sim_now(), room.devices.caller_ns(step));
+    s->takes_ns[(s->submitted - 1) % (uint64_t) s->options.n_steps] = takes;
+    sim_at(sim_now(), on_given, s);
+}
+
 void stage_submit(struct stage *s)
 {
     struct stage_step *place = &s->steps[s->submitted++ % (uint64_t) s->options.n_steps];
     const struct step *step = &place->step;
+    spend_half(s, step);
     for (int i = 0; i < step->n_closes; i++) close_slot(s, step->closes[i]);
     for (int i = 0; i < step->n_opens; i++) open_slot(s, step, &step->opens[i]);
     run_rows(s, place);
     int64_t takes = room.devices.step_ns(&s->options, step);
     int64_t begins = s->busy_ns > sim_now() ? s->busy_ns : sim_now();
     count_busy(&s->options, takes);
+    if (room.devices.cores > 0) {
+        submit_among_others(s, step, takes);
+        return;
+    }
     s->busy_ns = begins + takes;
     sim_at(s->busy_ns, on_step_done, s);
 }
@@ -213,6 +267,7 @@ static void create_steps(struct stage *s)
 {
     const struct stage_options *o = &s->options;
     s->steps = sim_alloc((size_t) o->n_steps * sizeof *s->steps);
+    s->takes_ns = sim_alloc((size_t) o->n_steps * sizeof *s->takes_ns);
     for (int i = 0; i < o->n_steps; i++) {
         struct stage_step *step = &s->steps[i];
         step->index = i;
@@ -327,7 +382,10 @@ struct stage_step *stage_done(struct stage *s, enum status *status, struct error
         error_set(e, s->status, "device_failed", "the device failed");
         return NULL;
     }
-    return s->released < s->done ? &s->steps[s->released % (uint64_t) s->options.n_steps] : NULL;
+    if (s->released == s->done) return NULL;
+    struct stage_step *place = &s->steps[s->released % (uint64_t) s->options.n_steps];
+    spend_half(s, &place->step);
+    return place;
 }
 
 void stage_release(struct stage *s) { s->released++; }
@@ -336,7 +394,7 @@ bool stage_idle(struct stage *s) { return s->status != OK || s->done == s->submi
 
 void stage_reset(struct stage *s)
 {
-    while (!stage_idle(s)) sim_sleep(s->busy_ns);
+    while (!stage_idle(s)) sim_sleep(s->busy_ns > sim_now() ? s->busy_ns : sim_now() + SIM_MS);
     s->released = s->submitted;
     for (int i = 0; i < s->options.limits.slots; i++) close_slot(s, i);
 }
