@@ -37,7 +37,7 @@ void sampler_carve(struct sampler_parts *p, const struct sampler_shape *s, struc
     p->counts = carve_take(c, vocab_n * sizeof *p->counts);
     p->select = carve_take(c, SAMPLER_SLACK * SAMPLER_CANDIDATES_MAX * word);
     p->kept = carve_take(c, tp * SAMPLER_CANDIDATES_MAX * word);
-    p->chunk_mass = carve_take(c, batch * (uint64_t) p->n_chunks * word);
+    p->chunks = carve_take(c, batch * (uint64_t) p->n_chunks * sizeof *p->chunks);
     p->lists = carve_take(c, tp * batch * SAMPLER_HEAD_WORDS * word);
     p->send = carve_take(c, batch * SAMPLER_ROW_WORDS * word);
     p->receive = carve_take(c, tp * batch * SAMPLER_ROW_WORDS * word);

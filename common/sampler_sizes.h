@@ -45,6 +45,14 @@ struct sampler_patch {
     float l;
 };
 
+// Of SAMPLER_CHUNK logits: first what they lie between, then their mass.
+union sampler_chunk {
+    struct sampler_bounds {
+        float least, most;
+    } bounds;
+    uint64_t mass;
+};
+
 struct sampler_parts {
     int batch;            // rows that share their collectives
     int n_chunks;         // of the slice
@@ -59,7 +67,7 @@ struct sampler_parts {
     uint32_t *counts;     // (vocab_n)
     uint64_t *select;     // (SAMPLER_SLACK * SAMPLER_CANDIDATES_MAX)
     uint64_t *kept;       // (tp * SAMPLER_CANDIDATES_MAX)
-    uint64_t *chunk_mass; // (batch, n_chunks)
+    union sampler_chunk *chunks; // (batch, n_chunks)
     uint64_t *lists;      // (tp, batch * SAMPLER_HEAD_WORDS)
     uint64_t *send;       // (batch * SAMPLER_ROW_WORDS)
     uint64_t *receive;    // (tp, batch * SAMPLER_ROW_WORDS)

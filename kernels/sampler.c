@@ -15,6 +15,7 @@ _Static_assert(CANDIDATES_MAX >= LOGPROBS_MAX, "candidates serve as alternatives
 struct sequence {
     bool open;
     int n_prompt;
+    int n_marked; // of its ids, from the first on, as if there were no others
     struct rule rule;
 };
 
@@ -71,11 +72,36 @@ void sampler_open(struct sampler *s, int slot, const struct sampling *sampling, 
                                               .rule = rule_of(sampling, s->shape.vocab_size)};
 }
 
+static int32_t *history_of(const struct sampler *s, int slot)
+{
+    return s->parts.history + (size_t) slot * (size_t) s->shape.max_context;
+}
+
+static struct record_slice record_slice_of(const struct sampler *s)
+{
+    return (struct record_slice){s->shape.vocab_begin, s->shape.vocab_n, s->parts.seen};
+}
+
+static void mark(struct sampler *s, int slot, int n)
+{
+    struct record_slice slice = record_slice_of(s);
+    record_mark(history_of(s, slot), n, &slice);
+    s->sequences[slot].n_marked = n;
+}
+
 void sampler_history(struct sampler *s, int slot, int pos, const int32_t *ids, int n)
 {
     check(sequence_at(s, slot)->open && pos >= 0 && n >= 0 && n <= s->shape.max_context - pos);
-    int32_t *to = s->parts.history + (size_t) slot * (size_t) s->shape.max_context + pos;
-    memcpy(to, ids, (size_t) n * sizeof *to);
+    struct sequence *q = sequence_at(s, slot);
+    int32_t *all = history_of(s, slot);
+    if (!q->rule.penalties) return;
+    if (n == 1 && pos == q->n_marked) {
+        record_append(all, pos, *ids);
+        q->n_marked = pos + n;
+        return;
+    }
+    memcpy(all + pos, ids, (size_t) n * sizeof *all);
+    if (pos <= q->n_marked) mark(s, slot, pos + n);
 }
 
 void sampler_close(struct sampler *s, int slot) { sequence_at(s, slot)->open = false; }
@@ -89,14 +115,20 @@ static struct sampler_patch *patches_of(const struct sampler *s, int i)
     return s->parts.patches + (size_t) i * (size_t) s->parts.n_patches;
 }
 
+static union sampler_chunk *chunks_of(const struct sampler *s, int i)
+{
+    return s->parts.chunks + (size_t) i * (size_t) s->parts.n_chunks;
+}
+
 static struct slice slice_of(const struct sampler *s, int i, struct softmax softmax)
 {
     return (struct slice){.scan = s->scan,
                           .l = s->rows[i].logits,
                           .n = s->shape.vocab_n,
                           .softmax = softmax,
-                          .chunk_mass = s->parts.chunk_mass +
-                                        (size_t) i * (size_t) s->parts.n_chunks};
+                          .chunks = chunks_of(s, i),
+                          .bounded = !s->rows[i].summed,
+                          .least = s->rows[i].least};
 }
 
 static void begin_row(struct sampler *s, int i, float *logits, int slot, int pos)
@@ -112,27 +144,32 @@ static void begin_row(struct sampler *s, int i, float *logits, int slot, int pos
                               .id = -1};
 }
 
+// Block maxima and the chunks' bounds of row i; false if there is a NaN.
+static bool scan_row(struct sampler *s, int i)
+{
+    struct row *row = &s->rows[i];
+    union sampler_chunk *chunks = chunks_of(s, i);
+    if (!s->scan->maxima(row->logits, s->shape.vocab_n, s->parts.maxima, chunks)) return false;
+    row->least = INFINITY;
+    for (int c = 0; c < s->parts.n_chunks; c++) {
+        row->least = chunks[c].bounds.least < row->least ? chunks[c].bounds.least : row->least;
+    }
+    return true;
+}
+
 static void penalise(struct sampler *s, int i)
 {
     struct row *row = &s->rows[i];
-    const struct sampler_shape *p = &s->shape;
     const struct sequence *q = &s->sequences[row->slot];
-    struct sampler_patch *patches = patches_of(s, i);
-    struct penalty_marks marks = {s->parts.seen, s->parts.counts};
-    const int32_t *ids = s->parts.history + (size_t) row->slot * (size_t) p->max_context;
-    float *max = s->parts.maxima;
-    row->n_patches = penalty_apply(&q->rule.sampling, row->logits, p->vocab_begin, p->vocab_n, ids,
-                                   row->n_ids, q->n_prompt, &marks, max, patches);
-    for (int k = 0; k < row->n_patches; k++) {
-        int b = patches[k].at / SCAN_BLOCK, begin = b * SCAN_BLOCK, left = p->vocab_n - begin;
-        if (patches[k].l < max[b]) continue;
-        s->scan->maxima(row->logits + begin, left < SCAN_BLOCK ? left : SCAN_BLOCK, &max[b]);
-    }
+    struct record_slice slice = record_slice_of(s);
+    if (q->n_marked != row->n_ids) mark(s, row->slot, row->n_ids);
+    row->n_patches = penalty_apply(&q->rule.sampling, row->logits, &slice, history_of(s, row->slot),
+                                   row->n_ids, q->n_prompt, s->parts.counts, patches_of(s, i));
 }
 
 static void restore(struct sampler *s, int i)
 {
-    penalty_swap(s->rows[i].logits, patches_of(s, i), s->rows[i].n_patches);
+    penalty_undo(s->rows[i].logits, patches_of(s, i), s->rows[i].n_patches);
     s->rows[i].n_patches = 0;
 }
 
@@ -141,7 +178,9 @@ static uint64_t raw_mass(struct sampler *s, int i)
 {
     struct row *row = &s->rows[i];
     struct slice slice = slice_of(s, i, row->raw_softmax);
-    slice.chunk_mass = NULL;
+    slice.chunks = NULL;
+    slice.bounded = false;
+    slice.least = -INFINITY;
     penalty_swap(row->logits, patches_of(s, i), row->n_patches);
     uint64_t mass = slice_mass(&slice, KEPT_ALL, NULL);
     penalty_swap(row->logits, patches_of(s, i), row->n_patches);
@@ -161,8 +200,8 @@ static uint64_t penalty_mass(const struct sampler *s, int i)
             before[k] = patches[begin + k].l;
             after[k] = row->logits[patches[begin + k].at];
         }
-        more += s->scan->sum(before, n, row->softmax, NULL) -
-                s->scan->sum(after, n, row->softmax, NULL);
+        more += s->scan->sum(before, n, row->softmax, BOUNDS_NONE, NULL) -
+                s->scan->sum(after, n, row->softmax, BOUNDS_NONE, NULL);
     }
     return more;
 }
@@ -196,20 +235,27 @@ static int head_words(const struct row *row)
     return 1 + row->rule->n_list + row->rule->n_raw_list;
 }
 
+static void select_row(struct sampler *s, int i, int want, uint64_t *list)
+{
+    select_top(s->scan, s->rows[i].logits, s->shape.vocab_n, s->shape.vocab_begin, s->parts.maxima,
+               want, s->parts.select, list);
+}
+
 static void fill_head(struct sampler *s, int i, uint64_t *words)
 {
-    const struct sampler_shape *p = &s->shape;
     const struct row *row = &s->rows[i];
     const struct rule *r = row->rule;
-    uint64_t *list = words + 1, *raw_list = list + r->n_list, *scratch = s->parts.select;
-    float *max = s->parts.maxima;
+    uint64_t *list = words + 1, *raw_list = list + r->n_list;
+    bool good = true;
     memset(words, 0xff, (size_t) head_words(row) * sizeof *words); // ENTRY_NONE
-    words[0] = !s->scan->maxima(row->logits, p->vocab_n, max);
-    if (words[0] != 0) return;
-    select_top(s->scan, row->logits, p->vocab_n, p->vocab_begin, max, r->n_raw_list, scratch,
-               raw_list);
-    if (r->penalties) penalise(s, i);
-    select_top(s->scan, row->logits, p->vocab_n, p->vocab_begin, max, r->n_list, scratch, list);
+    if (r->n_raw_list > 0) {
+        good = scan_row(s, i);
+        if (good) select_row(s, i, r->n_raw_list, raw_list);
+    }
+    if (r->penalties) penalise(s, i); // keeps a NaN
+    if (r->n_raw_list == 0 || r->penalties) good = good && scan_row(s, i);
+    words[0] = !good;
+    if (good) select_row(s, i, r->n_list, list);
 }
 
 static enum status bad_logits(struct error *e, int row, const char *what)
@@ -262,7 +308,10 @@ static enum status round_total(struct sampler *s, int n, const float *ahead, str
         struct slice slice = slice_of(s, i, drawn ? row->softmax : row->raw_softmax);
         words += 2;
         to[0] = to[1] = 0;
-        if (drawn || !row->rule->penalties) to[0] = slice_mass(&slice, row->kept, ahead);
+        if (drawn || !row->rule->penalties) {
+            to[0] = slice_mass(&slice, row->kept, ahead);
+            row->summed = true;
+        }
         if (!row->rule->raw_total) continue;
         to[1] = row_raw_is_same(row) ? to[0] + penalty_mass(s, i) : raw_mass(s, i);
     }

@@ -84,6 +84,14 @@ static inline uint64_t mass_plain(struct softmax s, float l)
     return (uint64_t) lrintf(mass_power(on_grid, fmaf(l, s.scale, -eighths)));
 }
 
+// Whether all logits up to `l` surely have mass 0; or less than 2^30, so that four masses fit into
+// 32 bits. Not asked of mass_plain, which falls by a few units as l rises past an eighth.
+static inline bool mass_none(struct softmax s, float l) { return l * s.scale - s.offset < -32; }
+static inline bool mass_less(struct softmax s, float l)
+{
+    return l * s.scale - s.offset < -0.125f;
+}
+
 static inline uint64_t mass_at(float t) { return mass_plain(SOFTMAX_UNIT, t); }
 
 static inline uint64_t mass_of(struct softmax s, float l)

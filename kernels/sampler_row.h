@@ -59,6 +59,8 @@ struct row {
     float *logits; // this rank's
     int slot, n_ids; // of its sequence
     struct row_lists lists;
+    float least; // no logit of this rank's is below
+    bool summed; // the chunks have masses in place of bounds
     uint64_t random;
     enum row_stage stage;
     struct softmax softmax, raw_softmax;

@@ -17,20 +17,25 @@ enum {
 };
 
 struct scan {
-    // max (ceil(n / SCAN_BLOCK)) = the largest of each block. False if there is a NaN (then the
-    // maxima mean nothing).
-    bool (*maxima)(const float *l, int n, float *max);
+    // max (ceil(n / SCAN_BLOCK)) = the largest of each block; chunk (ceil(n / SCAN_CHUNK)) = the
+    // bounds of each. False if there is a NaN (then they mean nothing).
+    bool (*maxima)(const float *l, int n, float *max, union sampler_chunk *chunk);
     // index (n): where l is at least `floor`, ascending; returns how many.
     int (*reach)(const float *l, int n, float floor, int32_t *index);
     // bin (n) = the SCAN_BITS bits that follow the first `known` of each logit's key if those are
     // `prefix`, else SCAN_BINS. False if no key has the prefix.
     bool (*bins)(const float *l, int n, int known, uint32_t prefix, uint16_t *bin);
-    // Of n <= SCAN_CHUNK logits: mass (n) of each; their sum; the sum over those beyond `above`.
-    // ahead (n): logits that will be read next, or NULL.
+    // Of n <= SCAN_CHUNK logits between `bounds`: mass (n) of each; their sum; the sum over those
+    // beyond `above`. ahead (n): logits that will be read next, or NULL.
     void (*list)(const float *l, int n, struct softmax s, uint64_t *mass);
-    uint64_t (*sum)(const float *l, int n, struct softmax s, const float *ahead);
-    uint64_t (*sum_above)(const float *l, int n, struct softmax s, float above);
+    uint64_t (*sum)(const float *l, int n, struct softmax s, struct sampler_bounds bounds,
+                    const float *ahead);
+    uint64_t (*sum_above)(const float *l, int n, struct softmax s, struct sampler_bounds bounds,
+                          float above);
 };
+
+// Between these lies every logit.
+static const struct sampler_bounds BOUNDS_NONE = {-INFINITY, INFINITY};
 
 // The best variant this CPU has (kernels/cpu/isa.h).
 const struct scan *scan_best(void);

@@ -2,7 +2,7 @@
 
 #include "kernels/sampler_scan.h"
 
-enum { INSERTION_MAX = 16, SLACK = SAMPLER_SLACK };
+enum { INSERTION_MAX = 16, SLACK = SAMPLER_SLACK, FEW = 16 };
 
 static void insertion_sort(uint64_t *a, int n)
 {
@@ -76,12 +76,36 @@ void select_sort(uint64_t *a, int n)
 
 static int block_count(int n) { return (n + SCAN_BLOCK - 1) / SCAN_BLOCK; }
 
+enum { LANES = 16 };
+
+// What max (n) lies between; in lanes, since one comparison would wait for the other.
+static struct sampler_bounds bounds_of(const float *max, int n)
+{
+    float least[LANES], most[LANES];
+    for (int j = 0; j < LANES; j++) least[j] = most[j] = max[j < n ? j : 0];
+    for (int i = 0; i + LANES <= n; i += LANES) {
+        for (int j = 0; j < LANES; j++) {
+            least[j] = max[i + j] < least[j] ? max[i + j] : least[j];
+            most[j] = max[i + j] > most[j] ? max[i + j] : most[j];
+        }
+    }
+    struct sampler_bounds b = {max[0], max[0]};
+    for (int i = 0; i < LANES + n % LANES; i++) {
+        float low = i < LANES ? least[i] : max[n - 1 - i + LANES];
+        float high = i < LANES ? most[i] : low;
+        b.least = low < b.least ? low : b.least;
+        b.most = high > b.most ? high : b.most;
+    }
+    return b;
+}
+
 static void first_largest(const float *l, int n, int32_t first_id, const float *max, uint64_t *list)
 {
+    float most = bounds_of(max, block_count(n)).most;
     int best = 0;
-    for (int b = 1; b < block_count(n); b++) best = max[b] > max[best] ? b : best;
+    while (max[best] != most) best++;
     int i = best * SCAN_BLOCK;
-    while (l[i] != max[best]) i++;
+    while (l[i] != most) i++;
     list[0] = entry_of(l[i], first_id + i);
 }
 
@@ -97,12 +121,8 @@ static int count_reaching(const float *max, int n, float floor)
 static float floor_of(const float *max, int n_blocks, int want)
 {
     if (n_blocks <= want) return -INFINITY;
-    float least = max[0], most = max[0];
-    for (int b = 1; b < n_blocks; b++) {
-        least = max[b] < least ? max[b] : least;
-        most = max[b] > most ? max[b] : most;
-    }
-    uint32_t low = key_of(least), high = key_of(most) + 1; // reached by enough, by too few
+    struct sampler_bounds b = bounds_of(max, n_blocks);
+    uint32_t low = key_of(b.least), high = key_of(b.most) + 1; // reached by enough, by too few
     for (int reached = n_blocks; high - low > 1 && reached > want + want / 2;) {
         uint32_t middle = low + (high - low) / 2;
         int count = count_reaching(max, n_blocks, key_logit(middle));
@@ -127,27 +147,61 @@ static uint64_t keep_first(uint64_t *a, int n, int want)
 
 // The entries chosen so far: of those with logits that reach `floor` and before `bound`.
 struct choice {
+    const struct scan *scan;
+    const float *l, *max;
+    int n, want, count;
+    int32_t first_id;
     uint64_t *entries; // (SLACK * want)
-    int count, want;
     uint64_t bound;
-    float floor;
+    int bound_at; // its token's index
+    float floor, behind;
 };
 
-static void choose_in_block(struct choice *c, const struct scan *scan, const float *l, int n,
-                            int32_t first_id)
+// What logits from index `at` on have to reach: behind the bound's token, equal ones come too late.
+static float floor_at(const struct choice *c, int at)
+{
+    return at > c->bound_at ? c->behind : c->floor;
+}
+
+// False if the entries fill their room and `sole`; else the best `want` of them stay.
+static bool choose_in_block(struct choice *c, int at, bool sole)
 {
     int32_t index[SCAN_BLOCK];
-    int found = scan->reach(l, n, c->floor, index);
+    int width = c->n - at < SCAN_BLOCK ? c->n - at : SCAN_BLOCK;
+    int found = c->scan->reach(c->l + at, width, floor_at(c, at), index);
     for (int i = 0; i < found; i++) {
-        uint64_t entry = entry_of(l[index[i]], first_id + index[i]);
+        int32_t id = c->first_id + at + index[i];
+        uint64_t entry = entry_of(c->l[at + index[i]], id);
         if (entry >= c->bound) continue;
         c->entries[c->count++] = entry;
         if (c->count < SLACK * c->want) continue;
+        if (sole) return false;
         c->bound = keep_first(c->entries, c->count, c->want);
-        // Equal ones that are yet to come have larger ids.
-        c->floor = nextafterf(entry_logit(c->bound), INFINITY);
+        c->bound_at = entry_id(c->bound) - c->first_id;
+        c->floor = entry_logit(c->bound);
+        c->behind = nextafterf(c->floor, INFINITY);
         c->count = c->want;
     }
+    return true;
+}
+
+// Takes the blocks whose maxima reach `high`, or those that don't.
+static void choose_in_blocks(struct choice *c, float high, bool reach)
+{
+    for (int b = 0, at = 0; at < c->n; b++, at += SCAN_BLOCK) {
+        if ((c->max[b] >= high) == reach && c->max[b] >= floor_at(c, at)) {
+            choose_in_block(c, at, false);
+        }
+    }
+}
+
+// Whether all that reach the floor fit.
+static bool choose_all(struct choice *c)
+{
+    for (int b = 0, at = 0; at < c->n; b++, at += SCAN_BLOCK) {
+        if (c->max[b] >= c->floor && !choose_in_block(c, at, true)) return false;
+    }
+    return true;
 }
 
 void select_top(const struct scan *scan, const float *l, int n, int32_t first_id, const float *max,
@@ -159,12 +213,16 @@ void select_top(const struct scan *scan, const float *l, int n, int32_t first_id
         first_largest(l, n, first_id, max, list);
         return;
     }
-    struct choice c = {.entries = scratch, .want = want, .bound = ENTRY_NONE,
+    struct choice c = {.scan = scan, .l = l, .max = max, .n = n, .want = want, .first_id = first_id,
+                       .entries = scratch, .bound = ENTRY_NONE, .bound_at = n,
                        .floor = floor_of(max, block_count(n), want)};
-    for (int b = 0; b < block_count(n); b++) {
-        if (!(max[b] >= c.floor)) continue;
-        int at = b * SCAN_BLOCK, width = n - at < SCAN_BLOCK ? n - at : SCAN_BLOCK;
-        choose_in_block(&c, scan, l + at, width, first_id + at);
+    if (!choose_all(&c)) {
+        // The largest lie side by side. Few blocks, if the best, give a bound that leaves little of
+        // the others.
+        c.count = 0;
+        float high = floor_of(max, block_count(n), (want + FEW - 1) / FEW);
+        choose_in_blocks(&c, high, true);
+        choose_in_blocks(&c, high, false);
     }
     if (c.count > want) {
         keep_first(c.entries, c.count, want);

@@ -11,7 +11,11 @@ struct slice {
     const float *l; // (n)
     int n;
     struct softmax softmax;
-    uint64_t *chunk_mass; // (ceil(n / SCAN_CHUNK)) of the sum made last; NULL: not wanted
+    // (ceil(n / SCAN_CHUNK)): masses of the sum made last, or while `bounded` what the logits lie
+    // between, if there was none yet; NULL: not wanted.
+    union sampler_chunk *chunks;
+    bool bounded;
+    float least; // no logit is below
 };
 
 // Logits beyond `above`, and the first `ties` equal to it.

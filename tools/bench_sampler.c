@@ -1,5 +1,6 @@
-// penstock bench sampler: microseconds a row of sampler_run on one rank, beside the time in which
-// this machine reads the same logits once and that of sorting them, all in turns in the same run.
+// penstock bench sampler: microseconds a row of what a step does (record the id chosen last, then
+// sampler_run) on one rank, beside the time in which this machine reads the same logits once and
+// that of sorting them, all in turns in the same run.
 #include "common/options.h"
 #include "kernels/sampler.h"
 #include "kernels/sampler_mass.h"
@@ -163,7 +164,7 @@ static void open_rows(struct bench *b, struct sampler *s, const struct bench_cas
     for (int i = 0; i < n_rows; i++) {
         sampling.seed = seed + (uint64_t) i;
         sampler_open(s, i, &sampling, HISTORY / 2);
-        sampler_history(s, i, 0, b->history, HISTORY);
+        sampler_history(s, i, 0, b->history, HISTORY - 1);
     }
 }
 
@@ -212,6 +213,9 @@ static enum status measure(struct bench *b, const struct bench_case *c, int n_ro
         keep = (uint64_t) read_once(b->logits, (int64_t) n_rows * b->vocab);
         reads[n] = cpu_ns() - begin;
         begin = cpu_ns();
+        for (int i = 0; i < n_rows; i++) {
+            sampler_history(s, i, HISTORY - 1, &b->history[HISTORY - 1], 1);
+        }
         status = sampler_run(s, b->logits, n_rows, slot, pos, out, e);
         rows[n] = cpu_ns() - begin;
         spent += rows[n];

@@ -24,6 +24,7 @@ static inline void vec_store(float *p, vec v) { _mm512_storeu_ps(p, v); }
 static inline vec vec_all(float x) { return _mm512_set1_ps(x); }
 static inline vec vec_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 static inline vec vec_max(vec a, vec b) { return _mm512_max_ps(a, b); }
+static inline vec vec_min(vec a, vec b) { return _mm512_min_ps(a, b); }
 
 // The first n values, zeros behind them; 0 <= n <= VEC_WIDTH.
 static inline vec vec_load_n(const float *p, int n)
@@ -52,20 +53,42 @@ static inline float vec_sum(vec v)
 
 static inline float vec_most(vec v) { return _mm512_reduce_max_ps(v); }
 
+// most[i] = the largest of v[i]'s: pairs of vectors become one, half the lanes for each.
+static inline void vec_most_of_8(const vec v[8], float most[8])
+{
+    vec w[4], x[2];
+    for (int i = 0; i < 4; i++) {
+        vec a = v[i], b = v[i + 4];
+        w[i] = vec_max(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    }
+    for (int i = 0; i < 2; i++) {
+        vec a = w[i], b = w[i + 2];
+        x[i] = vec_max(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    vec y = vec_max(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+    y = vec_max(y, _mm512_shuffle_ps(y, y, 0x4e));
+    // A quarter of y has 0 and 1 of, in turn, v[0..1], v[4..5], v[2..3], v[6..7].
+    __m512i order = _mm512_setr_epi32(0, 1, 8, 9, 4, 5, 12, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm256_storeu_ps(most, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, y)));
+}
+
 // Bit i: lane i of a is not below b's.
 static inline uint32_t vec_reaches(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 
-// m in the lanes in which a is above b, else 0.
-static inline vec_bits vec_bits_above(vec_bits m, vec a, vec b)
+// The nearest integers to v, ties to even, in the lanes in which a is above b, else 0.
+static inline vec_bits vec_round_above(vec v, vec a, vec b)
 {
-    return (vec_bits) _mm512_maskz_mov_epi32(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), (__m512i) m);
+    return (vec_bits) _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), v);
 }
 
-// A flag that is not zero if any lane of a or b is NaN.
-typedef __mmask16 vec_nan;
-static inline vec_nan vec_has_nan(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
-static inline vec_nan vec_nan_or(vec_nan a, vec_nan b) { return (vec_nan) (a | b); }
-static inline bool vec_nan_any(vec_nan flag) { return flag != 0; }
+// The lanes in which nothing was NaN so far.
+typedef __mmask16 vec_good;
+static inline vec_good vec_all_good(void) { return 0xffff; }
+static inline vec_good vec_good_and(vec_good g, vec a, vec b)
+{
+    return _mm512_mask_cmp_ps_mask(g, a, b, _CMP_ORD_Q);
+}
+static inline bool vec_is_good(vec_good g) { return g == 0xffff; }
 
 // table[i % 8] for each lane; nearest integers, ties to even.
 static inline vec_bits vec_table(const int32_t table[8])
@@ -94,6 +117,7 @@ static inline void vec_store(float *p, vec v) { _mm256_storeu_ps(p, v); }
 static inline vec vec_all(float x) { return _mm256_set1_ps(x); }
 static inline vec vec_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 static inline vec vec_max(vec a, vec b) { return _mm256_max_ps(a, b); }
+static inline vec vec_min(vec a, vec b) { return _mm256_min_ps(a, b); }
 
 static inline __m256i vec_first(int n)
 {
@@ -124,20 +148,36 @@ static inline float vec_most(vec v)
     return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
 }
 
+static inline void vec_most_of_8(const vec v[8], float most[8])
+{
+    vec w[4];
+    for (int i = 0; i < 4; i++) {
+        vec a = v[i], b = v[i + 4];
+        w[i] = vec_max(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    }
+    vec x = vec_max(_mm256_unpacklo_ps(w[0], w[1]), _mm256_unpackhi_ps(w[0], w[1]));
+    vec y = vec_max(_mm256_unpacklo_ps(w[2], w[3]), _mm256_unpackhi_ps(w[2], w[3]));
+    vec z = vec_max(_mm256_shuffle_ps(x, y, 0x44), _mm256_shuffle_ps(x, y, 0xee));
+    _mm256_storeu_ps(most, z);
+}
+
 static inline uint32_t vec_reaches(vec a, vec b)
 {
     return (uint32_t) _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ));
 }
 
-static inline vec_bits vec_bits_above(vec_bits m, vec a, vec b)
+static inline vec_bits vec_round_above(vec v, vec a, vec b)
 {
-    return m & (vec_bits) _mm256_cmp_ps(a, b, _CMP_GT_OQ);
+    return (vec_bits) _mm256_cvtps_epi32(v) & (vec_bits) _mm256_cmp_ps(a, b, _CMP_GT_OQ);
 }
 
-typedef __m256 vec_nan;
-static inline vec_nan vec_has_nan(vec a, vec b) { return _mm256_cmp_ps(a, b, _CMP_UNORD_Q); }
-static inline vec_nan vec_nan_or(vec_nan a, vec_nan b) { return _mm256_or_ps(a, b); }
-static inline bool vec_nan_any(vec_nan flag) { return _mm256_movemask_ps(flag) != 0; }
+typedef __m256 vec_good;
+static inline vec_good vec_all_good(void) { return _mm256_castsi256_ps(_mm256_set1_epi32(-1)); }
+static inline vec_good vec_good_and(vec_good g, vec a, vec b)
+{
+    return _mm256_and_ps(g, _mm256_cmp_ps(a, b, _CMP_ORD_Q));
+}
+static inline bool vec_is_good(vec_good g) { return _mm256_movemask_ps(g) == 0xff; }
 
 static inline vec_bits vec_table(const int32_t table[8])
 {

@@ -68,6 +68,15 @@ static int slice_begin(int vocab, int tp, int r)
     return (int) ((int64_t) vocab * r * (r + 1) / ((int64_t) tp * (tp + 1)));
 }
 
+// In pieces as steps bring them: a prompt, a piece of it again, then one by one.
+static void write_history(struct sampler *s, int slot, const int32_t *ids, int n)
+{
+    int half = n / 2, again = half / 2;
+    sampler_history(s, slot, 0, ids, half);
+    sampler_history(s, slot, again, ids + again, half - again);
+    for (int i = half; i < n; i++) sampler_history(s, slot, i, ids + i, 1);
+}
+
 static void *rank_main(void *arg)
 {
     struct rank_run *run = arg;
@@ -94,7 +103,7 @@ static void *rank_main(void *arg)
         slot[i] = c->n_rows - 1 - i;
         pos[i] = c->n_ids[i];
         sampler_open(s, slot[i], &c->sampling[i], c->n_prompt[i]);
-        sampler_history(s, slot[i], 0, c->ids + (size_t) i * MAX_CONTEXT, pos[i]);
+        write_history(s, slot[i], c->ids + (size_t) i * MAX_CONTEXT, pos[i]);
     }
     memcpy(copy, mine, bytes);
     run->status = sampler_run(s, mine, c->n_rows, slot, pos, run->out, &run->error);
