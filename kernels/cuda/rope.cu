@@ -37,26 +37,26 @@ static __device__ float2 turned(float even, float odd, const float *cos_sin)
                        __fmul_rn(even, cos_sin[1]) + __fmul_rn(odd, cos_sin[0]));
 }
 
-// One block a row.
+// A pair a thread. Grid: rows, then blocks of a row's pairs.
 static __global__ void rotate(float *x, int x_stride, int x_head_stride, int n_heads, int rope,
                               const float *cos_sin)
 {
-    float *row = x + (size_t) blockIdx.x * x_stride;
-    const float *turn = cos_sin + (size_t) blockIdx.x * rope;
-    int half = rope / 2;
-    for (int at = threadIdx.x; at < n_heads * half; at += THREADS) {
-        float *pair = row + (size_t) (at / half) * x_head_stride + at % half * 2;
-        float2 value = turned(pair[0], pair[1], turn + at % half * 2);
-        pair[0] = value.x;
-        pair[1] = value.y;
-    }
+    int half = rope / 2, at = blockIdx.y * THREADS + threadIdx.x;
+    if (at >= n_heads * half) return;
+    const float *turn = cos_sin + (size_t) blockIdx.x * rope + at % half * 2;
+    float *pair = x + (size_t) blockIdx.x * x_stride + (size_t) (at / half) * x_head_stride +
+                  at % half * 2;
+    float2 value = turned(pair[0], pair[1], turn);
+    pair[0] = value.x;
+    pair[1] = value.y;
 }
 
 void cuda_rope(struct device *d, float *x, int x_stride, int x_head_stride, int n_heads, int rope,
                const float *cos_sin, int n_rows)
 {
     if (n_rows == 0) return;
-    rotate<<<n_rows, THREADS, 0, d->stream>>>(x, x_stride, x_head_stride, n_heads, rope, cos_sin);
+    dim3 grid((unsigned) n_rows, (unsigned) ceil_div((uint64_t) n_heads * rope / 2, THREADS));
+    rotate<<<grid, THREADS, 0, d->stream>>>(x, x_stride, x_head_stride, n_heads, rope, cos_sin);
     device_launched(d, "rope");
 }
 

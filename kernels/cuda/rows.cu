@@ -5,7 +5,10 @@
 
 #include <cuda_bf16.h>
 
-enum { THREADS = 256 };
+enum {
+    THREADS = 256,
+    NORM_VECTORS = 4, NORM_FEW = 128, NORM_MANY = 512, // float4s of a thread; threads of a row
+};
 
 static __global__ void embed_rows(const void *table, bool f32, int begin, int n, int hidden,
                                   const int32_t *ids, float *x)
@@ -45,11 +48,57 @@ static __global__ void rmsnorm_rows(const float *x, int x_stride, const float *w
     for (int i = threadIdx.x; i < dim; i += THREADS) to[i] = from[i] * scale * weight[i];
 }
 
+// A row stays in registers: NORM_VECTORS a thread, which are asked for at once, as are the weights.
+template <int N> static __global__ void __launch_bounds__(N)
+rmsnorm_vectors(const float *x, int x_stride, const float *weight, float eps, float *out, int dim)
+{
+    const float4 *from = (const float4 *) (x + (size_t) blockIdx.x * x_stride);
+    const float4 *by = (const float4 *) weight;
+    float4 *to = (float4 *) (out + (size_t) blockIdx.x * dim);
+    float4 v[NORM_VECTORS], w[NORM_VECTORS];
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < NORM_VECTORS; j++) {
+        int i = threadIdx.x + j * N;
+        v[j] = i < dim / 4 ? from[i] : make_float4(0, 0, 0, 0);
+        w[j] = i < dim / 4 ? by[i] : make_float4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int j = 0; j < NORM_VECTORS; j++) {
+        sum = fmaf(v[j].x, v[j].x, fmaf(v[j].y, v[j].y, sum));
+        sum = fmaf(v[j].z, v[j].z, fmaf(v[j].w, v[j].w, sum));
+    }
+    float s = 1.0f / sqrtf(block_sum<N>(sum) / (float) dim + eps);
+#pragma unroll
+    for (int j = 0; j < NORM_VECTORS; j++) {
+        int i = threadIdx.x + j * N;
+        if (i >= dim / 4) continue;
+        to[i] = make_float4(v[j].x * s * w[j].x, v[j].y * s * w[j].y, v[j].z * s * w[j].z,
+                            v[j].w * s * w[j].w);
+    }
+}
+
+static bool in_vectors(const void *a, const void *b, const void *c)
+{
+    return (((uintptr_t) a | (uintptr_t) b | (uintptr_t) c) & (sizeof(float4) - 1)) == 0;
+}
+
+// The way depends on the shape alone, so that a row's sum has one order however many there are.
 void cuda_rmsnorm(struct device *d, const float *x, int x_stride, const float *weight, float eps,
                   void *out, int dim, int n_rows)
 {
+    float *to = (float *) out;
+    bool vectors = in_vectors(x, weight, out) && x_stride % 4 == 0 && dim % 4 == 0;
     if (n_rows == 0) return;
-    rmsnorm_rows<<<n_rows, THREADS, 0, d->stream>>>(x, x_stride, weight, eps, (float *) out, dim);
+    if (vectors && dim <= NORM_FEW * NORM_VECTORS * 4) {
+        rmsnorm_vectors<NORM_FEW><<<n_rows, NORM_FEW, 0, d->stream>>>(x, x_stride, weight, eps, to,
+                                                                      dim);
+    } else if (vectors && dim <= NORM_MANY * NORM_VECTORS * 4) {
+        rmsnorm_vectors<NORM_MANY><<<n_rows, NORM_MANY, 0, d->stream>>>(x, x_stride, weight, eps,
+                                                                        to, dim);
+    } else {
+        rmsnorm_rows<<<n_rows, THREADS, 0, d->stream>>>(x, x_stride, weight, eps, to, dim);
+    }
     device_launched(d, "rmsnorm");
 }
 
@@ -75,10 +124,23 @@ static __global__ void add_elements(float *x, const float *y, size_t n)
     if (i < n) x[i] += y[i];
 }
 
+static __global__ void add_vectors(float4 *x, const float4 *y, size_t n)
+{
+    size_t i = (size_t) blockIdx.x * THREADS + threadIdx.x;
+    if (i >= n) return;
+    float4 a = x[i], b = y[i];
+    x[i] = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
 void cuda_add(struct device *d, float *x, const float *y, size_t n)
 {
     if (n == 0) return;
-    add_elements<<<(unsigned) ceil_div(n, THREADS), THREADS, 0, d->stream>>>(x, y, n);
+    if (n % 4 == 0 && in_vectors(x, y, y)) {
+        unsigned blocks = (unsigned) ceil_div(n / 4, THREADS);
+        add_vectors<<<blocks, THREADS, 0, d->stream>>>((float4 *) x, (const float4 *) y, n / 4);
+    } else {
+        add_elements<<<(unsigned) ceil_div(n, THREADS), THREADS, 0, d->stream>>>(x, y, n);
+    }
     device_launched(d, "add");
 }
 

@@ -291,6 +291,12 @@ static void check_route(int n_experts, int n_groups, int kept, int n_chosen, int
     float *bias = noises((size_t) n_experts, 0.1f);
     float *weight = noises((size_t) n_experts * (size_t) hidden, 3 / sqrtf((float) hidden));
     size_t n = (size_t) n_rows * (size_t) n_chosen;
+    // Ties: rows of zeros and biases that are often equal. A row of NaN still gets experts.
+    for (int i = 0; i < n_experts; i++) bias[i] = roundf(bias[i] * 100) / 100;
+    for (int i = 0; i < hidden && n_rows > 2; i++) {
+        x[i] = 0;
+        x[(size_t) (n_rows - 1) * (size_t) hidden + (size_t) i] = NAN;
+    }
     int32_t *chosen[2];
     float *weights[2];
     struct side *sides[] = {&cpu, &gpu};
@@ -422,7 +428,8 @@ static void check_rows(int dim, int n_rows)
         out[i][4] = in;
         s->b->add(s->d, in, other, n);
         if (dim >= 2 * rope) {
-            s->b->rope(s->d, in, dim, dim / 2, 2, rope,
+            int heads = dim / (rope + 2);
+            s->b->rope(s->d, in, dim, rope + 2, heads, rope,
                        side_put(s, turn, (size_t) n_rows * (size_t) rope * 4), n_rows);
         }
     }
@@ -471,6 +478,11 @@ void check_ops(struct result *r, enum precision p)
     check_route(384, 1, 1, 8, 300, 9);
     check_route(384, 1, 1, 8, 320, 70);
     check_route(16, 8, 2, 6, 64, 3);
+    check_route(256, 8, 4, 8, 7168, 11);
+    check_route(256, 4, 1, 8, 1024, 300);
+    check_route(384, 1, 1, 8, 512, 40);
+    check_route(250, 5, 3, 8, 528, 259);
+    check_route(288, 32, 2, 12, 64, 5);
     static const struct moe_case moes[] = {
         {DTYPE_F8_E4M3, 16, 4, 256, 128, 0, 1, 0},
         {DTYPE_F8_E4M3, 16, 4, 256, 128, 0, 40, 0},

@@ -199,6 +199,13 @@ static void speed_mla(int heads, int n_rows, int context, int slots)
     if (!prefill) line_bytes(name, s, tokens * width * 2, 0);
 }
 
+static void line_us(const char *name, int n_rows, double seconds)
+{
+    char line[96];
+    snprintf(line, sizeof line, "%s, %d rows: us", name, n_rows);
+    result_figure(results, line, seconds * 1e6, "us", 0);
+}
+
 static void speed_route(int n_rows)
 {
     enum { EXPERTS = 256, HIDDEN = 7168 };
@@ -215,9 +222,28 @@ static void speed_route(int n_rows)
     speed_begin();
     gpu.b->route(gpu.d, &r, x, chosen, weights, n_rows);
     double s = speed_end();
-    char name[96];
-    snprintf(name, sizeof name, "route, %d rows: us", n_rows);
-    result_figure(results, name, s * 1e6, "us", 0);
+    line_us("route", n_rows, s);
+}
+
+// Ops of rows between the products.
+static void speed_rows(int n_rows)
+{
+    enum { HIDDEN = 7168, HEADS = 128, HEAD = 192, ROPE = 64 };
+    struct scratch_shape shape = {.max_rows = n_rows, .hidden = HIDDEN};
+    size_t n = (size_t) n_rows * HIDDEN;
+    side_reset(&gpu, &shape);
+    float *x = put_noise(n, 1), *y = put_noise(n, 1), *weight = put_noise(HIDDEN, 1);
+    float *q = put_noise((size_t) n_rows * HEADS * HEAD, 1);
+    float *turn = put_noise((size_t) n_rows * ROPE, 1);
+    speed_begin();
+    gpu.b->rmsnorm(gpu.d, x, HIDDEN, weight, 1e-6f, y, HIDDEN, n_rows);
+    line_us("rmsnorm 7168", n_rows, speed_end());
+    speed_begin();
+    gpu.b->add(gpu.d, x, y, n);
+    line_us("add 7168", n_rows, speed_end());
+    speed_begin();
+    gpu.b->rope(gpu.d, q + HEAD - ROPE, HEADS * HEAD, HEAD, HEADS, ROPE, turn, n_rows);
+    line_us("rope, 128 heads", n_rows, speed_end());
 }
 
 void check_speed(struct result *r)
@@ -239,9 +265,8 @@ void check_speed(struct result *r)
     speed_mla(128, 64, 4096, 64);
     speed_mla(128, 1, 4096, 1);
     speed_mla(128, 2048, 2048, 1);
-    speed_route(1);
-    speed_route(128);
-    speed_route(512);
-    speed_route(2048);
+    static const int row_counts[] = {1, 32, 128, 512, 2048};
+    for (int i = 0; i < 5; i++) speed_route(row_counts[i]);
+    for (int i = 0; i < 5; i++) speed_rows(row_counts[i]);
     side_close(&gpu);
 }
