@@ -14,7 +14,7 @@
 enum { PREFILL_DEFAULT = 2048, CONTEXT_DEFAULT = 4096 };
 
 struct asked {
-    const char *model, *layers, *batch, *device, *precision, *rates, *csv;
+    const char *model, *layers, *batch, *device, *precision, *rates, *here, *csv;
     int64_t pp, tp, stage, rank, vram, reserve, context, prefill, max_rows, threads;
     bool json;
 };
@@ -109,8 +109,10 @@ static enum status rehearse(const struct asked *a, struct answer *n, struct erro
                                  .n_threads = (int) a->threads, .context = (int) a->context};
     *v = (struct rehearse_view){.request = &n->request, .plan = &n->plan, .stage = o.stage,
                                 .rank = o.rank, .context = o.context,
-                                .rates = a->rates != NULL ? device_rates_find(a->rates)
-                                                          : device_rates_of(n->backend->kind)};
+                                .rates.there = a->rates != NULL
+                                                   ? device_rates_find(a->rates)
+                                                   : device_rates_of(n->backend->kind),
+                                .rates.here = a->here != NULL ? device_rates_find(a->here) : NULL};
     try(rehearse_open(&r, &o, e));
     enum status status = OK;
     for (int i = 0; i < n->n_batches && status == OK; i++) {
@@ -118,7 +120,7 @@ static enum status rehearse(const struct asked *a, struct answer *n, struct erro
         status = rehearse_decode(r, n->batches[i], t, e);
         if (status != OK) break;
         v->predictions[v->n_decodes++] =
-            rehearse_predict(&n->plan, &n->request, v->rates, o.stage, t->rows, o.context,
+            rehearse_predict(&n->plan, &n->request, &v->rates, o.stage, t->rows, o.context,
                              rehearse_time_own(t));
     }
     int prompt = (int) a->prefill < n->plan.max_context ? (int) a->prefill : n->plan.max_context;
@@ -148,19 +150,23 @@ static int tell_unfit(const struct asked *a, const struct answer *n)
                         EXIT_FAILED);
 }
 
-static enum status check_words(const struct asked *a, struct error *e)
+static enum status check_rates(const char *name, struct error *e)
 {
     struct device_rates found;
+    if (name == NULL || device_rates_named(&found, name, e) == OK) return OK;
+    snprintf(e->code, sizeof e->code, "bad_usage");
+    return e->status;
+}
+
+static enum status check_words(const struct asked *a, struct error *e)
+{
     if (a->model == NULL) return bad(e, "--model is missing");
     if (a->vram == 0) return bad(e, "--vram is missing: the memory of a device, e.g. 24564MiB");
     if (strcmp(a->precision, "bf16") != 0 && strcmp(a->precision, "f32") != 0) {
         return bad(e, "--precision wants bf16 or f32");
     }
-    if (a->rates != NULL && device_rates_named(&found, a->rates, e) != OK) {
-        snprintf(e->code, sizeof e->code, "bad_usage");
-        return e->status;
-    }
-    return OK;
+    try(check_rates(a->rates, e));
+    return check_rates(a->here, e);
 }
 
 static int answer(const struct asked *a)
@@ -221,6 +227,8 @@ int cmd_rehearse(int argc, char **argv)
          .help = "Of activations and KV (default bf16)."},
         {.name = "rates", .kind = OPTION_STRING, .value = &a.rates, .argument = "NAME",
          .help = "Devices of the deployment, for what passes between them (default rtx4090, cpu)."},
+        {.name = "here", .kind = OPTION_STRING, .value = &a.here, .argument = "NAME",
+         .help = "The device at hand, if it is another: what is measured is scaled by the model."},
         {.name = "reserve", .kind = OPTION_BYTES, .value = &a.reserve, .argument = "BYTES",
          .help = "Of each device, left to others (default 0)."},
         CSV_FLAG_ROW(a.csv),

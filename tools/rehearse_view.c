@@ -88,20 +88,25 @@ static int sequences(const struct rehearse_view *v)
 static void print_predictions(const struct rehearse_view *v)
 {
     bool beyond = false;
-    printf("predicted of %d stages x %d ranks, with rates of %s for what passes between devices:\n"
-           "a step alone, or as many as there are stages; beside it the cost model's own figures\n",
-           v->plan->pp, v->plan->tp, v->rates->name);
-    printf("%6s %9s | %9s %8s %9s | %9s %10s  | %9s %10s\n", "", "measured", "", "", "predicted",
-           "tokens/s", "", "model", "");
-    printf("%6s %9s | %9s %8s %9s | %9s %10s  | %9s %10s\n", "rows", "own ms", "reduce ms",
-           "hop ms", "step ms", "alone", "filled", "alone", "filled");
+    printf("predicted of %d stages x %d ranks, with rates of %s for what passes between devices",
+           v->plan->pp, v->plan->tp, v->rates.there->name);
+    if (v->rates.here != NULL) {
+        printf("\nand, by the model, for what is measured on %s", v->rates.here->name);
+    }
+    printf(":\na step alone, or as many as there are stages; beside it the cost model's own "
+           "figures\n");
+    printf("%6s %8s | %8s %9s %7s %9s | %8s %9s  | %8s %9s\n", "", "measured", "", "predicted", "",
+           "", "tokens/s", "", "model", "");
+    printf("%6s %8s | %8s %9s %7s %9s | %8s %9s  | %8s %9s\n", "rows", "own ms", "there",
+           "reduce ms", "hop ms", "step ms", "alone", "filled", "alone", "filled");
     for (int i = 0; i < v->n_decodes; i++) {
         const struct rehearse_prediction *p = &v->predictions[i];
         bool more = (int64_t) p->rows * v->plan->pp > sequences(v);
         beyond = beyond || more;
-        printf("%6d %9.3f | %9.3f %8.3f %9.3f | %9.1f %10.1f%s | %9.1f %10.1f\n", p->rows,
-               1e3 * p->measured_s, 1e3 * p->reduces_s, 1e3 * p->link_s, 1e3 * p->latency_s,
-               p->alone, p->filled, more ? "*" : " ", p->model_alone, p->model_filled);
+        printf("%6d %8.3f | %8.3f %9.3f %7.3f %9.3f | %8.1f %9.1f%s | %8.1f %9.1f\n", p->rows,
+               1e3 * p->measured_s, 1e3 * p->scaled_s, 1e3 * p->reduces_s, 1e3 * p->link_s,
+               1e3 * p->latency_s, p->alone, p->filled, more ? "*" : " ", p->model_alone,
+               p->model_filled);
     }
     if (beyond) puts("* more sequences than the pool holds at this context");
 }
@@ -202,8 +207,9 @@ static json_t *predictions_json(const struct rehearse_view *v)
     for (int k = 0; k < v->n_decodes; k++) {
         const struct rehearse_prediction *p = &v->predictions[k];
         json_array_append_new(
-            list, json_pack("{s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "rows", p->rows,
-                            "measured_seconds", p->measured_s, "reduces_seconds", p->reduces_s,
+            list, json_pack("{s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "rows",
+                            p->rows, "measured_seconds", p->measured_s, "scaled_seconds",
+                            p->scaled_s, "reduces_seconds", p->reduces_s,
                             "link_seconds", p->link_s, "slowest_stage_seconds", p->slowest_s,
                             "step_seconds", p->latency_s, "tokens_s_alone", p->alone,
                             "tokens_s_filled", p->filled, "model_tokens_s_alone", p->model_alone,
@@ -218,7 +224,8 @@ json_t *rehearse_view_json(const struct rehearse_view *v)
     json_t *measured = json_pack("{s:o, s:o, s:o}", "memory", memory_json(v), "decode",
                                  times_json(v->decodes, v->n_decodes), "prefill",
                                  times_json(v->prefills, v->n_prefills));
-    json_t *predicted = json_pack("{s:s, s:o}", "rates", v->rates->name, "decode",
+    json_t *predicted = json_pack("{s:s, s:s?, s:o}", "rates", v->rates.there->name, "here",
+                                  v->rates.here != NULL ? v->rates.here->name : NULL, "decode",
                                   predictions_json(v));
     return json_pack("{s:b, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:o, s:o}",
                      "fits", 1, "device", device_sizes(v->request->device)->name, "stage",

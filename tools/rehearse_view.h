@@ -15,7 +15,7 @@ enum { REHEARSE_BATCHES_MAX = 16 };
 struct rehearse_view {
     const struct plan_request *request;
     const struct plan *plan;
-    const struct device_rates *rates; // of the deployment
+    struct rehearse_rates rates;
     int stage, rank, context;
     struct rehearse_memory memory;
     int n_decodes;

@@ -11,6 +11,7 @@
 struct rehearse_prediction {
     int rows;
     double measured_s;  // of the rank's own ops, as measured: the stand-in's part is left out
+    double scaled_s;    // predicted: the same on a device of the deployment
     double reduces_s;   // predicted: collectives of the slowest stage
     double link_s;      // predicted: of one hop
     double slowest_s;   // the slowest stage, with its collectives
@@ -20,9 +21,14 @@ struct rehearse_prediction {
     double model_alone, model_filled; // the same if the cost model alone is asked
 };
 
-// `compute_s`: of the rank, without the stand-in of its collectives. `rates`: of the deployment.
+struct rehearse_rates {
+    const struct device_rates *there; // of the deployment's devices
+    const struct device_rates *here;  // of the device at hand; NULL: it is one of them
+};
+
+// `compute_s`: of the rank, without the stand-in of its collectives.
 struct rehearse_prediction rehearse_predict(const struct plan *p, const struct plan_request *r,
-                                            const struct device_rates *rates, int stage, int rows,
-                                            int context, double compute_s);
+                                            const struct rehearse_rates *rates, int stage,
+                                            int rows, int context, double compute_s);
 
 #endif

@@ -71,12 +71,12 @@ static void rehearse(struct result *r, const struct rehearsal_case *c, struct mo
                                  .rank = c->rank, .backend = backend_cuda(), .context = CONTEXT};
     v = (struct rehearse_view){.request = &request, .plan = &plan, .stage = c->stage,
                                .rank = c->rank, .context = CONTEXT,
-                               .rates = device_rates_find("rtx4090")};
+                               .rates = {device_rates_find("rtx4090"), device_rates_find("h100")}};
     must(rehearse_open(&rehearsal, &o, &e), &e);
     uint64_t calls = counted_calls();
     for (int i = 0; i < BATCHES; i++, v.n_decodes++) {
         must(rehearse_decode(rehearsal, c->batches[i], &v.decodes[i], &e), &e);
-        v.predictions[i] = rehearse_predict(&plan, &request, v.rates, c->stage, c->batches[i],
+        v.predictions[i] = rehearse_predict(&plan, &request, &v.rates, c->stage, c->batches[i],
                                             CONTEXT, rehearse_time_own(&v.decodes[i]));
     }
     must(rehearse_prefill(rehearsal, PROMPT, &v.prefills[v.n_prefills++], &e), &e);

@@ -128,7 +128,7 @@ static void test_predictions_are_apart(void **state)
     assert_int_equal(command_run(&c, cmd_rehearse, NULL, "rehearse", "--model", TINY, "--pp", "2",
                                  "--tp", "2", "--vram", "64MiB", SMALL, "--batch", "1,4",
                                  "--context", "64", "--prefill", "0", "--rates", "rtx4090",
-                                 "--json"), 0);
+                                 "--here", "h100", "--json"), 0);
     json_t *o = object();
     assert_int_equal(json_array_size(at(o, "measured", "prefill", NULL)), 0);
     assert_string_equal(json_string_value(at(o, "predicted", "rates", NULL)), "rtx4090");
@@ -139,6 +139,7 @@ static void test_predictions_are_apart(void **state)
         double rows = (double) number(p, "rows"), step = real(p, "step_seconds");
         double slowest = real(p, "slowest_stage_seconds");
         assert_true(step > slowest && slowest > real(p, "reduces_seconds"));
+        assert_true(real(p, "scaled_seconds") != real(p, "measured_seconds"));
         assert_true(fabs(real(p, "tokens_s_alone") * step / rows - 1) < 1e-6);
         assert_true(fabs(real(p, "tokens_s_filled") * slowest / rows - 1) < 1e-6);
     }
@@ -228,6 +229,7 @@ static void test_usage(void **state)
         {"--device", "tpu", "--device wants"},
         {"--precision", "fp8", "--precision wants"},
         {"--rates", "abacus", "no rates are known"},
+        {"--here", "abacus", "no rates are known"},
         {"--tp", "3", "3"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
