@@ -2,6 +2,7 @@
 #include "kernels/cuda/gemm.cuh"
 
 #include "kernels/cuda/exact.cuh"
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -251,6 +252,23 @@ static bool may_round(const struct call &c, int k, const int *phases)
     return aligned && c.n_rows <= ROUNDING_ROWS;
 }
 
+// Many rows with one FP8 matrix, as many at once as the scratch holds, in even parts.
+static void run_fp8(struct device *d, const struct mat *w, struct call c, struct gemm_rows rows)
+{
+    size_t pitch = (size_t) mat_blocks(w->col_phase, w->k) * SCALE_BLOCK;
+    int parts = 1, n_rows = c.n_rows, most;
+    do most = (int) ceil_div(ceil_div(n_rows, parts++), FP8_ROWS_ALIGN) * FP8_ROWS_ALIGN;
+    while (fp8_bytes(pitch, most < n_rows ? most : n_rows) > d->scratch.input_bytes);
+    for (int done = 0; done < n_rows; done += most) {
+        rows.n_rows = n_rows - done < most ? n_rows - done : most;
+        struct fp8_rows x = fp8_lay(d->scratch.input, pitch, rows.n_rows);
+        fp8_quantise(d, &rows, &x);
+        fp8_gemm(d, w, &x, rows.n_rows, c.out, c.out_stride);
+        rows.x += (size_t) rows.n_rows * rows.x_stride;
+        c.out += (size_t) rows.n_rows * c.out_stride;
+    }
+}
+
 // Up to CUDA_HEADS_MAX heads.
 static void run_heads(struct device *d, const struct matrix *w, struct call c,
                       struct gemm_rows rows)
@@ -267,6 +285,10 @@ static void run_heads(struct device *d, const struct matrix *w, struct call c,
                   (unsigned) c.n_heads);
         exact_gemm<<<grid, EXACT_THREADS, 0, d->stream>>>(mats, c);
         device_launched(d, "gemm");
+        return;
+    }
+    if (c.n_heads == 1 && fp8_takes(d, w->dtype, n_rows)) {
+        run_fp8(d, &mats.at[0], c, rows);
         return;
     }
     c.x_pitch = cuda_input_pitch(w->k);

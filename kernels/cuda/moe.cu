@@ -5,10 +5,15 @@
 #include "kernels/cuda/gemm.cuh"
 
 #include "kernels/cuda/exact.cuh"
+#include "kernels/cuda/fp8_moe.cuh"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
-enum { SORT_THREADS = 256, COMBINE_THREADS = 256 };
+enum {
+    SORT_THREADS = 256,
+    COMBINE_THREADS = 256,
+    FP8_PAIRS_MIN = 8, // of an expert, were they even
+};
 
 // --- sorting
 
@@ -375,11 +380,43 @@ template <typename WAY> static void run_mma(struct device *d, struct moe m, cons
     });
 }
 
+// With rows and act in FP8: as fast as their weights come from memory to 1,024 rows of V3's layers.
+static void run_fp8(struct device *d, const struct moe &m, const struct step &s)
+{
+    list_work(d, m, s, FP8_MOE_PAIRS);
+    struct gemm_rows rows = {};
+    rows.x = m.x;
+    rows.x_stride = (size_t) m.hidden;
+    rows.n_rows = s.n_rows;
+    rows.k = m.hidden;
+    rows.phases[0] = m.gate.first.col_phase;
+    int pairs = s.n_rows * s.n_chosen;
+    size_t x_pitch = (size_t) mat_blocks(rows.phases[0], m.hidden) * SCALE_BLOCK;
+    size_t act_pitch = (size_t) mat_blocks(m.down.first.col_phase, m.part) * SCALE_BLOCK;
+    struct fp8_rows x = fp8_lay(m.room.input, x_pitch, s.n_rows);
+    struct fp8_rows act = fp8_lay(m.room.act, act_pitch, pairs);
+    check(fp8_bytes(act_pitch, pairs) <= m.room.act_bytes);
+    fp8_quantise(d, &rows, &x);
+    fp8_gate_up(d, &m.gate, &m.up, s.n_experts, &m.room, &x, &act);
+    down_panels(d, m, s, [&](const struct moe &panel) {
+        fp8_down(d, &m.down, s.n_experts, &m.room, &act, panel.n0, panel.panel);
+    });
+}
+
+// Many pairs an expert, and cuts as FP8 act wants them.
+static bool may_fp8(const struct device *d, const struct moe &m, const struct step &s, int each)
+{
+    const struct mat &gate = m.gate.first, &up = m.up.first, &down = m.down.first;
+    return fp8_takes(d, m.dtype, s.n_rows) && each >= FP8_PAIRS_MIN && down.row_phase == 0 &&
+           gate.row_phase == down.col_phase && up.row_phase == gate.row_phase;
+}
+
 template <int SIZE> static void run_tensor(struct device *d, const struct moe &m,
                                            const struct step &s)
 {
     int each = s.n_rows * s.n_chosen / s.n_experts; // pairs of an expert, were they even
-    if (each <= 4) run_mma<narrow<1, SIZE>>(d, m, s);
+    if (may_fp8(d, m, s, each)) run_fp8(d, m, s);
+    else if (each <= 4) run_mma<narrow<1, SIZE>>(d, m, s);
     else if (each <= 10) run_mma<narrow<2, SIZE>>(d, m, s);
     else if (d->hopper && each <= 24) run_mma<wide<32, SIZE>>(d, m, s);
     else if (d->hopper && each <= 96) run_mma<wide<64, SIZE>>(d, m, s);

@@ -116,6 +116,29 @@ float *noise_scales(const struct matrix *m)
     return scales;
 }
 
+static float round_to_e4m3(float value)
+{
+    float size = fabsf(value);
+    if (size >= 448) return copysignf(448, value);
+    int exponent;
+    frexpf(size, &exponent); // size < 2^exponent
+    float step = ldexpf(1, (exponent < -5 ? -5 : exponent) - 4); // 4 bits, or below 2^-6 fewer
+    return rintf(value / step) * step;
+}
+
+void round_to_fp8(float *x, int k, int phase)
+{
+    for (int first = -phase; first < k; first += SCALE_BLOCK) {
+        int begin = first > 0 ? first : 0, end = first + SCALE_BLOCK < k ? first + SCALE_BLOCK : k;
+        float largest = 1e-30f;
+        for (int i = begin; i < end; i++) largest = fmaxf(largest, fabsf(x[i]));
+        int exponent; // of the smallest power of two that is enough
+        float share = frexpf(largest / 448, &exponent);
+        float scale = ldexpf(1, share > 0.5f ? exponent : exponent - 1);
+        for (int i = begin; i < end; i++) x[i] = round_to_e4m3(x[i] / scale) * scale;
+    }
+}
+
 double difference(const float *a, const float *b, size_t n)
 {
     double off = 0, all = 0;

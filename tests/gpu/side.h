@@ -40,6 +40,10 @@ float *noises(size_t n, float scale); // heap
 void *noise_rows(const struct matrix *m);
 float *noise_scales(const struct matrix *m);
 
+// Rounds k values, which begin at `phase` in their block of SCALE_BLOCK, to FP8 with a scale a
+// block, as the tensor cores read rows where there are many.
+void round_to_fp8(float *x, int k, int phase);
+
 // |a - b| / |b| over n values, infinite where one is not a number and the other is.
 double difference(const float *a, const float *b, size_t n);
 

@@ -1,0 +1,257 @@
+// Rows in FP8, and the product of many of them with one matrix. A block of threads: two warpgroups
+// that multiply and one whose first thread brings tiles, STAGES of them ahead, across the tiles of
+// the output that the block takes in turn.
+#include "kernels/cuda/fp8.cuh"
+
+enum {
+    QUANTISE_THREADS = 256,
+    FP8_ROWS_MIN = 256,    // fewer tokens, and so decode steps, stay in bf16
+    FP8_THREADS = 384,
+    FP8_CONSUMERS = 256,   // of these
+    TILE_N = SCALE_BLOCK,  // outputs
+    STAGES = 4,
+    PRODUCER_REGISTERS = 40,
+    CONSUMER_REGISTERS = 232,
+};
+
+// --- rows
+
+static size_t scale_pitch(int n_rows)
+{
+    return ceil_div((uint64_t) n_rows, FP8_ROWS_ALIGN) * FP8_ROWS_ALIGN;
+}
+
+uint64_t fp8_bytes(size_t pitch, int n_rows)
+{
+    return pitch * (uint64_t) n_rows + pitch / SCALE_BLOCK * scale_pitch(n_rows) * sizeof(float);
+}
+
+struct fp8_rows fp8_lay(void *base, size_t pitch, int n_rows)
+{
+    uint8_t *rows = (uint8_t *) base;
+    return {rows, (float *) (rows + pitch * (size_t) n_rows), pitch, scale_pitch(n_rows)};
+}
+
+bool fp8_takes(const struct device *d, enum dtype dtype, int n_rows)
+{
+    return d->hopper && dtype == DTYPE_F8_E4M3 && d->precision == PRECISION_BF16 &&
+           n_rows >= FP8_ROWS_MIN;
+}
+
+// A warp a block of inputs. Grid: blocks of inputs by 8, rows.
+static __global__ void __launch_bounds__(QUANTISE_THREADS)
+quantise(struct gemm_rows r, struct fp8_rows to, bool aligned)
+{
+    int lane = threadIdx.x % WARP, row = blockIdx.y;
+    size_t block = (size_t) blockIdx.x * (QUANTISE_THREADS / WARP) + threadIdx.x / WARP;
+    if (block * SCALE_BLOCK >= to.pitch) return;
+    int k = (int) block * SCALE_BLOCK + lane * 4 - r.phases[0];
+    const float *from = r.x + (size_t) row * r.x_stride;
+    float v[4];
+    if (aligned && k + 3 < r.k) {
+        float4 all = __ldg((const float4 *) (from + k));
+        v[0] = all.x, v[1] = all.y, v[2] = all.z, v[3] = all.w;
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; i++) v[i] = k + i >= 0 && k + i < r.k ? from[k + i] : 0.0f;
+    }
+    float largest = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
+#pragma unroll
+    for (int i = WARP / 2; i > 0; i /= 2) {
+        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, i));
+    }
+    float factor, scale = fp8_scale(largest, &factor);
+    ((uint32_t *) (to.rows + (size_t) row * to.pitch + block * SCALE_BLOCK))[lane] =
+        fp8_pack(v[0] * factor, v[1] * factor, v[2] * factor, v[3] * factor);
+    if (lane == 0) to.scales[block * to.scale_pitch + row] = scale;
+}
+
+void fp8_quantise(struct device *d, const struct gemm_rows *r, const struct fp8_rows *to)
+{
+    bool aligned = (uintptr_t) r->x % 16 == 0 && r->x_stride % 4 == 0 && r->phases[0] == 0;
+    dim3 grid((unsigned) ceil_div(to->pitch / SCALE_BLOCK, QUANTISE_THREADS / WARP),
+              (unsigned) r->n_rows);
+    quantise<<<grid, QUANTISE_THREADS, 0, d->stream>>>(*r, *to, aligned);
+    device_launched(d, "gemm");
+}
+
+// --- the product
+
+struct fp8_call {
+    CUtensorMap w, x;
+    const float *w_scales, *x_scales;
+    size_t x_scale_pitch, out_stride;
+    int n, row_phase, n_rows, blocks;
+    int token_tiles, tiles;
+    bool pairs; // outputs may be written two at a time
+    float *out;
+};
+
+// HALVES: 64 tokens that a warpgroup takes, one after the other.
+template <int HALVES> struct fp8_shape {
+    static constexpr int TOKENS = 128 * HALVES;
+    static constexpr int X_BYTES = TOKENS * TMA_ROW;
+    static constexpr int W_BYTES = TILE_N * TMA_ROW;
+    static constexpr int SCALE_BYTES = TOKENS * 4;
+    static constexpr int STAGE_BYTES = X_BYTES + W_BYTES;
+    static constexpr int BYTES = STAGES * (STAGE_BYTES + SCALE_BYTES) + 1024; // aligned to 1024
+};
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+template <int HALVES>
+static __device__ __forceinline__ void produce(const struct fp8_call &c, char *shared,
+                                               uint64_t *full, uint64_t *empty)
+{
+    using S = fp8_shape<HALVES>;
+    char *scales = shared + STAGES * S::STAGE_BYTES;
+    struct ring<STAGES> at;
+    for (int tile = blockIdx.x; tile < c.tiles; tile += gridDim.x) {
+        int token0 = tile % c.token_tiles * S::TOKENS;
+        int row0 = tile / c.token_tiles * TILE_N - c.row_phase;
+        const float *from = c.x_scales + token0;
+        for (int block = 0; block < c.blocks; block++, at.next()) {
+            barrier_wait(&empty[at.stage], at.parity ^ 1);
+            barrier_expect(&full[at.stage], S::STAGE_BYTES + S::SCALE_BYTES);
+            char *to = shared + at.stage * S::STAGE_BYTES;
+            tma_load(to, &c.x, block * TMA_ROW, token0, 0, &full[at.stage]);
+            tma_load(to + S::X_BYTES, &c.w, block * TMA_ROW, row0, 0, &full[at.stage]);
+            bulk_load(scales + at.stage * S::SCALE_BYTES, from + block * c.x_scale_pitch,
+                      S::SCALE_BYTES, &full[at.stage]);
+        }
+    }
+}
+
+static __device__ __forceinline__ void store_row(const struct fp8_call &c, int token, int n,
+                                                 float a, float b)
+{
+    if (token >= c.n_rows) return;
+    float *to = c.out + (size_t) token * c.out_stride + n;
+    if (c.pairs && n >= 0 && n + 1 < c.n) {
+        *(float2 *) to = make_float2(a, b);
+        return;
+    }
+    if (n >= 0 && n < c.n) to[0] = a;
+    if (n + 1 >= 0 && n + 1 < c.n) to[1] = b;
+}
+
+template <int HALVES>
+static __device__ __forceinline__ void consume(const struct fp8_call &c, const char *shared,
+                                               uint64_t *full, uint64_t *empty)
+{
+    using S = fp8_shape<HALVES>;
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = warp / 4;
+    int local = group * HALVES * 64 + warp % 4 * 16 + lane / 4; // the thread's first token
+    const char *scales = shared + STAGES * S::STAGE_BYTES;
+    struct ring<STAGES> at;
+    for (int tile = blockIdx.x; tile < c.tiles; tile += gridDim.x) {
+        float total[HALVES][64] = {};
+        const float *w_scales = c.w_scales + (size_t) (tile / c.token_tiles) * c.blocks;
+        float next = __ldg(w_scales);
+        for (int block = 0; block < c.blocks; block++, at.next()) {
+            float w_scale = next;
+            if (block + 1 < c.blocks) next = __ldg(w_scales + block + 1);
+            const char *stage = shared + at.stage * S::STAGE_BYTES;
+            const float *x_scales = (const float *) (scales + at.stage * S::SCALE_BYTES) + local;
+            barrier_wait(&full[at.stage], at.parity);
+            float s[HALVES][2];
+#pragma unroll
+            for (int h = 0; h < HALVES; h++) {
+                s[h][0] = x_scales[h * 64] * w_scale;
+                s[h][1] = x_scales[h * 64 + 8] * w_scale;
+            }
+#pragma unroll
+            for (int h = 0; h < HALVES; h++) {
+                float acc[64];
+                fp8_block(acc, stage + (group * HALVES + h) * 64 * TMA_ROW, stage + S::X_BYTES);
+                if (h == HALVES - 1 && lane == 0) barrier_arrive(&empty[at.stage]);
+#pragma unroll
+                for (int i = 0; i < 64; i++) {
+                    total[h][i] = fmaf(acc[i], s[h][i / 2 % 2], total[h][i]);
+                }
+            }
+        }
+        int token = tile % c.token_tiles * S::TOKENS + local;
+        int n = tile / c.token_tiles * TILE_N - c.row_phase + lane % 4 * 2;
+#pragma unroll
+        for (int h = 0; h < HALVES; h++) {
+#pragma unroll
+            for (int i = 0; i < 64; i += 2) {
+                store_row(c, token + h * 64 + i / 2 % 2 * 8, n + i / 4 * 8, total[h][i],
+                          total[h][i + 1]);
+            }
+        }
+    }
+}
+
+#endif
+
+// Blocks take tiles in turn, all tokens of 128 outputs before the next.
+template <int HALVES>
+static __global__ void __launch_bounds__(FP8_THREADS, 1)
+fp8_product(const __grid_constant__ struct fp8_call c)
+{
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    extern __shared__ char dynamic[];
+    __shared__ uint64_t full[STAGES], empty[STAGES];
+    char *shared = wgmma_shared(dynamic);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; i++) {
+            barrier_init(&full[i], 1);
+            barrier_init(&empty[i], FP8_CONSUMERS / WARP);
+        }
+        barriers_ready();
+    }
+    __syncthreads();
+    if (threadIdx.x >= FP8_CONSUMERS) {
+        fewer_registers<PRODUCER_REGISTERS>();
+        if (threadIdx.x == FP8_CONSUMERS) produce<HALVES>(c, shared, full, empty);
+    } else {
+        more_registers<CONSUMER_REGISTERS>();
+        consume<HALVES>(c, shared, full, empty);
+    }
+#else
+    __trap();
+#endif
+}
+
+template <int HALVES> static void launch(struct device *d, struct fp8_call &c,
+                                         const struct mat *w, const struct fp8_rows *x)
+{
+    using S = fp8_shape<HALVES>;
+    struct tma_tensor weights = {w->rows, (uint64_t) c.blocks * SCALE_BLOCK, w->n, 1, 0, TILE_N};
+    struct tma_tensor rows = {x->rows, x->pitch, c.n_rows, 1, 0, S::TOKENS};
+    c.w = tma_map(d, &weights);
+    c.x = tma_map(d, &rows);
+    c.token_tiles = (int) ceil_div((uint64_t) c.n_rows, S::TOKENS);
+    c.tiles = c.token_tiles * (int) ceil_div((uint64_t) (c.row_phase + c.n), TILE_N);
+    device_note(d, cudaFuncSetAttribute(fp8_product<HALVES>,
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES),
+                "gemm");
+    int blocks = c.tiles < d->n_sm ? c.tiles : d->n_sm;
+    fp8_product<HALVES><<<blocks, FP8_THREADS, S::BYTES, d->stream>>>(c);
+    device_launched(d, "gemm");
+}
+
+void fp8_gemm(struct device *d, const struct mat *w, const struct fp8_rows *x, int n_rows,
+              float *out, size_t out_stride)
+{
+    struct fp8_call c = {};
+    c.w_scales = w->scales;
+    c.x_scales = x->scales;
+    c.x_scale_pitch = x->scale_pitch;
+    c.out = out;
+    c.out_stride = out_stride;
+    c.n = w->n;
+    c.row_phase = w->row_phase;
+    c.n_rows = n_rows;
+    c.blocks = mat_blocks(w->col_phase, w->k);
+    c.pairs = (uintptr_t) out % 8 == 0 && out_stride % 2 == 0 && w->row_phase % 2 == 0;
+    // Waves of blocks in units of 128 tokens, which take 1.4 times as long in tiles of as many: the
+    // second level cache bounds them.
+    uint64_t wide = ceil_div((uint64_t) (c.row_phase + c.n), TILE_N), sm = (uint64_t) d->n_sm;
+    uint64_t small = ceil_div(wide * ceil_div((uint64_t) n_rows, 128), sm);
+    uint64_t large = ceil_div(wide * ceil_div((uint64_t) n_rows, 256), sm) * 2;
+    if (small * 7 < large * 5) launch<1>(d, c, w, x);
+    else launch<2>(d, c, w, x);
+}
