@@ -44,9 +44,12 @@ void error_prefix(struct error *e, const char *format, ...)
     va_start(args, format);
     int n = vsnprintf(e->text, sizeof e->text, format, args);
     va_end(args);
-    if (n >= 0 && (size_t) n < sizeof e->text - 3) {
-        snprintf(e->text + n, sizeof e->text - (size_t) n, ": %s", old);
-    }
+    if (n < 0 || (size_t) n >= sizeof e->text - 3) return;
+    char *to = e->text + n;
+    size_t room = sizeof e->text - (size_t) n - 3, length = strnlen(old, room);
+    memcpy(to, ": ", 2);
+    memcpy(to + 2, old, length);
+    to[2 + length] = 0;
 }
 
 _Noreturn void check_failed(const char *file, int line, const char *condition, const char *format,

@@ -33,8 +33,12 @@ static void test_long_texts_are_cut(void **state)
     struct error e = {0};
     error_set(&e, ERR_INPUT, big, "%s", big);
     assert_int_equal(strlen(e.text), ERROR_TEXT_SIZE - 1);
+    error_prefix(&e, "file");
+    assert_int_equal(strlen(e.text), ERROR_TEXT_SIZE - 1);
+    assert_memory_equal(e.text, "file: xxx", 9);
     error_prefix(&e, "%s", big);
     assert_int_equal(strlen(e.text), ERROR_TEXT_SIZE - 1);
+    assert_memory_equal(e.text, "xxx", 3);
     assert_int_equal(error_set(NULL, ERR_IO, NULL, "no record is fine"), ERR_IO);
 }
 
