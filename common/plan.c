@@ -77,6 +77,7 @@ static enum status check_request(const struct plan_request *r, struct error *e)
         return error_set(e, ERR_INPUT, "bad_plan", "a reserve of %llu bytes: no device has so many",
                          (unsigned long long) r->reserve);
     }
+    check(r->context <= RESERVE_MAX);
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         if (numbers[i].value < 0 || numbers[i].value > numbers[i].most) {
             return bad(e, numbers[i].what, numbers[i].value, 1, numbers[i].most);
@@ -130,7 +131,8 @@ static struct plan_limits limits_of(const struct plan *p, const struct plan_requ
                                 .max_rows = p->max_rows,
                                 .max_out = p->max_out,
                                 .f32 = r->f32,
-                                .reserve = r->reserve};
+                                .reserve = r->reserve,
+                                .context = r->context};
 }
 
 static struct plan_split split_of(const struct plan_request *r, const struct plan_cost *cost)

@@ -33,6 +33,7 @@ struct plan_request {
     // 0: chosen here
     int slots, max_context, max_rows, chunk, max_out, steps_in_flight, kv_blocks;
     uint64_t reserve;              // bytes of each device left alone
+    uint64_t context;              // of the driver, measured; 0: the allowance for the device
 };
 
 struct plan {

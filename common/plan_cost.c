@@ -123,7 +123,8 @@ static struct ledger count_rest(const struct plan_cost *c, const struct placemen
     void *at[N_RANK_BUFFERS], *sampler;
     packed_carve_frequencies(s->config, &carve);
     rank_carve(&shape, &carve, sizes->host_reads ? &carve : &beside, at, &sampler);
-    carve.ledger.bytes[LEDGER_CONTEXT] = sizes->context;
+    carve.ledger.bytes[LEDGER_CONTEXT] =
+        c->limits.context > 0 ? c->limits.context : sizes->context;
     carve.ledger.bytes[LEDGER_LIBRARIES] = sizes->libraries;
     carve.ledger.bytes[LEDGER_RESERVE] = c->limits.reserve;
     return carve.ledger;

@@ -18,6 +18,7 @@ struct plan_limits {
     int slots, max_blocks, max_rows, max_out;
     bool f32;
     uint64_t reserve;
+    uint64_t context; // 0: the allowance for the device
 };
 
 // Layers [first, last) and what else the stage has.

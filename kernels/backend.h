@@ -77,6 +77,15 @@ struct expert {
 
 struct device;
 
+enum { DEVICE_STEPS = 2 }; // that a device may have begun and not ended
+
+// What a process has taken of a device beside its arenas, measured, in bytes.
+struct device_usage {
+    uint64_t context;   // driver and kernels; of all processes where others cannot be told apart
+    uint64_t libraries; // recorded steps, buffers of libraries, what kernels made the driver take
+    bool alone;         // `context` is of this process alone
+};
+
 struct device_options {
     enum precision precision;
     int n_threads;         // CPU: of this device's team, <= DEVICE_THREADS_MAX; 0: chosen
@@ -101,6 +110,11 @@ struct backend {
     // NULL where the host reads the arena itself. Else the one allocation of host memory (pinned)
     // for what the host keeps beside it: called once. Zeroed.
     enum status (*host_memory)(struct device *d, uint64_t bytes, void **base, struct error *e);
+    // NULL where the host's memory is the device's. A rank's part of what its process has taken.
+    void (*usage)(struct device *d, struct device_usage *usage);
+    // NULL where ops write host memory themselves. Page-locks host memory of the caller, which
+    // outlives the device, so that exports go there while other ops run.
+    enum status (*pin)(struct device *d, void *memory, uint64_t bytes, struct error *e);
     // Gives the device its scratch, a part of the arena: device_sizes' bytes.
     void (*set_scratch)(struct device *d, const struct scratch_shape *s, void *scratch);
 
@@ -113,6 +127,13 @@ struct backend {
     void (*download)(struct device *d, void *to, const void *from, size_t n);
     // Waits for the stream; reports the first fault since the last sync.
     enum status (*sync)(struct device *d, struct error *e);
+
+    // --- steps that overlap; NULL where ops are done when they return. step_end stands behind all
+    // that the device was given, exports too, as end i < DEVICE_STEPS; step_passed says whether it
+    // is done, or has failed; step_wait waits for that, and reports as sync does.
+    void (*step_end)(struct device *d, int i);
+    bool (*step_passed)(struct device *d, int i);
+    enum status (*step_wait)(struct device *d, int i, struct error *e);
 
     // --- recorded steps: begin..end records the ops between them once per row bucket, launch runs
     // them; `begin` is false for a bucket that was recorded. Recording takes memory of the device:
@@ -172,8 +193,9 @@ struct backend {
     // x += y, n elements f32.
     void (*add)(struct device *d, float *x, const float *y, size_t n);
     // n values of the residual stream from and to the form they have between stages, in host
-    // memory: f32 in f32 precision, bf16 (rounded to nearest even) in bf16 precision. Complete
-    // after sync.
+    // memory: f32 in f32 precision, bf16 (rounded to nearest even) in bf16 precision. An import is
+    // done with `wire` when it returns; an export is complete after sync, or after its step's end,
+    // and overlaps with what follows if `wire` is pinned.
     void (*import_act)(struct device *d, float *x, const void *wire, size_t n);
     void (*export_act)(struct device *d, void *wire, const float *x, size_t n);
     // out (n_out, dim) f32 = rows out_rows[i] of x.

@@ -46,3 +46,15 @@ enum status devices_memory(const struct devices *d, uint64_t *bytes, struct erro
     if (shared) *bytes /= (uint64_t) ((d->n + d->n_gpus - 1) / d->n_gpus);
     return OK;
 }
+
+uint64_t devices_context(enum device_kind kind)
+{
+    const struct backend *b = kind == DEVICE_CUDA ? backend_cuda() : NULL;
+    struct device_options options = {.precision = PRECISION_BF16};
+    struct device_usage usage = {0};
+    struct device *d;
+    if (b == NULL || b->open(&d, &options, NULL) != OK) return 0;
+    b->usage(d, &usage);
+    b->close(&d);
+    return usage.alone ? usage.context : 0;
+}

@@ -21,4 +21,9 @@ enum status devices_parse(const char *text, struct devices *d, struct error *e);
 // is free on the one that has least. ERR_UNAVAILABLE no_device.
 enum status devices_memory(const struct devices *d, uint64_t *bytes, struct error *e);
 
+// What the driver takes of the first device of a kind for a process, measured, in bytes; 0 where
+// there is none, where it cannot be told apart from others' part, or where the host's memory is the
+// device's.
+uint64_t devices_context(enum device_kind kind);
+
 #endif

@@ -3,6 +3,7 @@
 // index.
 #include "common/options.h"
 #include "common/plan.h"
+#include "kernels/devices.h"
 #include "tools/commands.h"
 #include "tools/outcome.h"
 #include "tools/plan_files.h"
@@ -173,6 +174,7 @@ static enum status make(const struct asked *a, struct answer *to, struct error *
                                .reserve = (uint64_t) a->reserve};
     if (a->layers != NULL) try(options_layers(a->layers, a->pp, r->layers, &r->pp, e));
     try(cut_nodes(a, to, e));
+    if (strcmp(a->device, "cuda") == 0) r->context = devices_context(DEVICE_CUDA);
     try(plan_make(&to->plan, r, e));
     to->view.request = r;
     to->view.plan = &to->plan;

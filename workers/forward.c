@@ -26,6 +26,17 @@ static struct rank_shape rank_shape(const struct forward *f)
                                .max_out = f->limits.max_out};
 }
 
+// Where the inputs of a step of so many rows lie.
+static void place_rows(struct forward *f, int bucket)
+{
+    int32_t **const arrays[RANK_ROW_ARRAYS] = {&f->inputs.ids, &f->inputs.pos, &f->inputs.slot,
+                                               &f->inputs.out_rows};
+    if (f->rows == NULL) return; // counting
+    for (int i = 0; i < RANK_ROW_ARRAYS; i++) {
+        *arrays[i] = f->rows + (size_t) i * (size_t) bucket;
+    }
+}
+
 static void carve_buffers(struct forward *f, const struct rank_shape *shape, struct carve *c,
                           struct carve *host, void **sampler)
 {
@@ -35,8 +46,9 @@ static void carve_buffers(struct forward *f, const struct rank_shape *shape, str
     f->kv = at[RANK_KV];
     f->rows = at[RANK_ROWS];
     f->host_rows = at[RANK_HOST_ROWS];
-    f->inputs.blocks = at[RANK_BLOCKS];
-    f->inputs.max_blocks = f->limits.max_blocks;
+    f->inputs = (struct step_inputs){.blocks = at[RANK_BLOCKS],
+                                     .max_blocks = f->limits.max_blocks};
+    place_rows(f, f->limits.max_rows);
     f->x = at[RANK_X];
     f->h = at[RANK_H];
     f->q_a = at[RANK_Q_A];
@@ -218,22 +230,22 @@ static enum status replay(struct forward *f, int bucket, struct error *e)
 // --- the step's ends
 
 // Puts `n` values at array `i` of the rows, with `padding` behind them.
-static int32_t *put_rows(struct forward *f, int bucket, int i, const int32_t *values, int n,
-                         int32_t padding)
+static void put_rows(struct forward *f, int bucket, int i, const int32_t *values, int n,
+                     int32_t padding)
 {
     int32_t *to = f->host_rows + (size_t) i * (size_t) bucket;
     if (n > 0) memcpy(to, values, (size_t) n * sizeof *to);
     for (int row = n; row < bucket; row++) to[row] = padding;
-    return f->rows + (size_t) i * (size_t) bucket;
 }
 
 // Brings the step's rows, padded to the bucket, to the device.
 static void upload_rows(struct forward *f, const struct step *s, int bucket)
 {
-    f->inputs.ids = put_rows(f, bucket, 0, s->ids, s->n_rows, -1);
-    f->inputs.pos = put_rows(f, bucket, 1, s->pos, s->n_rows, -1);
-    f->inputs.slot = put_rows(f, bucket, 2, s->slot, s->n_rows, 0);
-    f->inputs.out_rows = put_rows(f, bucket, 3, s->out_rows, s->n_out, 0);
+    put_rows(f, bucket, 0, s->ids, s->n_rows, -1);
+    put_rows(f, bucket, 1, s->pos, s->n_rows, -1);
+    put_rows(f, bucket, 2, s->slot, s->n_rows, 0);
+    put_rows(f, bucket, 3, s->out_rows, s->n_out, 0);
+    place_rows(f, bucket);
     f->backend->upload(f->device, f->rows, f->host_rows,
                        RANK_ROW_ARRAYS * (size_t) bucket * sizeof *f->rows);
 }
@@ -315,8 +327,8 @@ enum status forward_prepare(struct forward *f, struct error *e)
     return f->backend->sync(f->device, e);
 }
 
-enum status forward_run(struct forward *f, const struct step *s, const void *in, void *out,
-                        struct error *e)
+enum status forward_begin(struct forward *f, const struct step *s, const void *in, void *out,
+                          struct error *e)
 {
     const struct weights *w = f->weights;
     int n = s->n_rows;
@@ -334,6 +346,13 @@ enum status forward_run(struct forward *f, const struct step *s, const void *in,
     } else if (out != NULL) {
         f->backend->export_act(f->device, out, f->x, values);
     }
+    return OK;
+}
+
+enum status forward_run(struct forward *f, const struct step *s, const void *in, void *out,
+                        struct error *e)
+{
+    try(forward_begin(f, s, in, out, e));
     return f->backend->sync(f->device, e);
 }
 

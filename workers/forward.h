@@ -61,6 +61,11 @@ void forward_layout(struct forward *f, const struct weights *weights, const stru
 // nothing where the device records no steps. Errors: as of forward_run.
 enum status forward_prepare(struct forward *f, struct error *e);
 
+// Puts one expanded step on the device, as far as the host does not have to wait for it: it is done
+// after the device's sync or the step's end (backend.h). Else as forward_run.
+enum status forward_begin(struct forward *f, const struct step *step, const void *in, void *out,
+                          struct error *e);
+
 // Runs one expanded step. `in`: (n_rows, hidden) in wire form, unused on the head. `out`: (n_rows,
 // hidden) in wire form, written if this is not the tail and `out` is not NULL (rank 0 only needs
 // it). On the tail tokens (n_out) are chosen; the same on every rank. Errors: ERR_ABORTED,

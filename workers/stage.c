@@ -1,6 +1,7 @@
 #include "workers/stage.h"
 
 #include "common/clock.h"
+#include "common/log.h"
 #include "common/rank_layout.h"
 #include "common/seal.h"
 #include "kernels/comm.h"
@@ -10,6 +11,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +26,8 @@ struct rank {
     struct weights weights;
     struct forward forward;
     struct ledger ledger, host_ledger; // of its device; of host memory beside it
+    int64_t begun_ns[DEVICE_STEPS]; // of the steps that its device has begun
+    int64_t ended_ns;               // of the last step
     enum status status;
     struct error error;
 };
@@ -45,7 +49,7 @@ struct stage {
     pthread_mutex_t mutex; // guards what follows
     pthread_cond_t work;   // submitted, done or stop changed
     int n_loaded, n_failed; // ranks
-    uint64_t submitted;    // steps given to the ranks
+    _Atomic uint64_t submitted; // steps given to the ranks; written under the mutex
     uint64_t released;     // steps the leader is done with
     uint64_t *done;        // (tp) steps each rank has finished
     struct stage_figures figures;
@@ -164,9 +168,42 @@ static enum status load_rank(struct rank *r)
     struct comm *comm = s->comms[r->index];
     try(comm->ops->attach(comm, r->device, &r->error));
     try(layout_rank(r, &carve, host));
+    if (r->index == 0 && !o->tail && o->backend->pin != NULL) {
+        try(o->backend->pin(r->device, o->memory, stage_memory_bytes(o), &r->error));
+    }
     r->host_ledger = beside.ledger;
     r->host_ledger.bytes[LEDGER_STAGING] += device_sizes(o->backend->kind)->pinned;
     return pack_rank(r);
+}
+
+// What the driver and libraries have taken beside the arena, for the ledger that READY tells: more
+// than is allowed for is said, more than the device may have ends the load.
+static enum status measure_rank(struct rank *r)
+{
+    const struct stage_options *o = &r->stage->options;
+    const struct device_sizes *allowed = device_sizes(o->backend->kind);
+    struct device_usage usage;
+    if (o->backend->usage == NULL) return OK;
+    o->backend->usage(r->device, &usage);
+    bool beyond = usage.context + usage.libraries > allowed->context + allowed->libraries;
+    uint64_t carved = ledger_total(&r->ledger);
+    log_line(beyond && usage.alone ? LOG_WARN : LOG_INFO, "device_usage", log_int("rank", r->index),
+             log_int("context", usage.context), log_int("context_allowed", allowed->context),
+             log_int("libraries", usage.libraries),
+             log_int("libraries_allowed", allowed->libraries), log_int("arena", carved),
+             log_str("others", usage.alone ? "apart" : "among context"));
+    if (!usage.alone) usage.context = allowed->context; // it may be anybody's
+    r->ledger.bytes[LEDGER_CONTEXT] = usage.context;
+    r->ledger.bytes[LEDGER_LIBRARIES] = usage.libraries;
+    if (o->memory_bytes == 0 || ledger_total(&r->ledger) <= o->memory_bytes) return OK;
+    return error_set(&r->error, ERR_NOMEM, "does_not_fit",
+                     "rank %d has %llu bytes of its device and may have %llu: an arena of %llu, "
+                     "the driver's context of %llu and %llu of libraries and recorded steps; give "
+                     "it more memory (--device-memory), or plan with --reserve %llu", r->index,
+                     (unsigned long long) ledger_total(&r->ledger),
+                     (unsigned long long) o->memory_bytes, (unsigned long long) carved,
+                     (unsigned long long) usage.context, (unsigned long long) usage.libraries,
+                     (unsigned long long) (ledger_total(&r->ledger) - o->memory_bytes));
 }
 
 // Ends all collectives. Any thread.
@@ -231,13 +268,74 @@ static void copy_logits(const struct rank *r, struct stage_step *step)
     }
 }
 
-static enum status run_step(struct rank *r, struct stage_step *step)
+// How many steps the rank begins before it ends the first. A tail's host has something to do in the
+// middle of each.
+static uint64_t depth_of(const struct stage *s)
 {
-    struct forward *f = &r->forward;
-    try(forward_run(f, &step->step, step->in, r->index == 0 ? step->out : NULL, &r->error));
-    if (step->logits != NULL) copy_logits(r, step);
-    if (step->tokens != NULL && r->index == 0) forward_tokens(f, &step->step, step->tokens);
+    return s->options.backend->step_end != NULL && !s->options.tail ? DEVICE_STEPS : 1;
+}
+
+static struct stage_step *step_at(struct stage *s, uint64_t number)
+{
+    return &s->steps[number % (uint64_t) s->options.n_steps];
+}
+
+static enum status begin_step(struct rank *r, uint64_t number)
+{
+    struct stage *s = r->stage;
+    struct stage_step *step = step_at(s, number);
+    r->begun_ns[number % DEVICE_STEPS] = clock_ns();
+    try(forward_begin(&r->forward, &step->step, step->in, r->index == 0 ? step->out : NULL,
+                      &r->error));
+    if (depth_of(s) > 1) s->options.backend->step_end(r->device, (int) (number % DEVICE_STEPS));
     return OK;
+}
+
+static enum status end_step(struct rank *r, uint64_t number)
+{
+    const struct backend *b = r->stage->options.backend;
+    struct stage_step *step = step_at(r->stage, number);
+    bool overlaps = depth_of(r->stage) > 1;
+    try(overlaps ? b->step_wait(r->device, (int) (number % DEVICE_STEPS), &r->error)
+                 : b->sync(r->device, &r->error));
+    if (step->logits != NULL) copy_logits(r, step);
+    if (step->tokens != NULL && r->index == 0) {
+        forward_tokens(&r->forward, &step->step, step->tokens);
+    }
+    return OK;
+}
+
+// Of overlapping steps each has the time since the one before it ended.
+static void count_end(struct rank *r, uint64_t number, enum status status)
+{
+    int64_t begun_ns = r->begun_ns[number % DEVICE_STEPS], now_ns = clock_ns();
+    if (begun_ns < r->ended_ns) begun_ns = r->ended_ns;
+    r->ended_ns = now_ns;
+    finish_step(r, &step_at(r->stage, number)->step, (uint64_t) (now_ns - begun_ns) / 1000, status);
+}
+
+// The next step is begun as soon as it is there and the device has room for it; until then the
+// oldest is asked whether it has passed.
+static void run_steps(struct rank *r)
+{
+    struct stage *s = r->stage;
+    const struct backend *b = s->options.backend;
+    uint64_t begun = 0, ended = 0, depth = depth_of(s);
+    enum status status = OK;
+    while (status == OK) {
+        if (begun == ended && !wait_for_step(s, begun)) return;
+        bool room = begun - ended < depth;
+        if (room && atomic_load(&s->submitted) > begun && !atomic_load(&s->stop)) {
+            status = begin_step(r, begun++);
+        } else if (!room || b->step_passed(r->device, (int) (ended % DEVICE_STEPS))) {
+            status = end_step(r, ended);
+            if (status == OK) count_end(r, ended++, status);
+        } else {
+            sched_yield();
+        }
+    }
+    abort_comms(s);
+    count_end(r, ended, status);
 }
 
 static void *rank_main(void *arg)
@@ -246,6 +344,7 @@ static void *rank_main(void *arg)
     struct stage *s = r->stage;
     enum status status = load_rank(r);
     if (status == OK) status = forward_prepare(&r->forward, &r->error);
+    if (status == OK) status = measure_rank(r);
     if (status != OK) abort_comms(s); // nobody waits for this rank
     pthread_mutex_lock(&s->mutex);
     r->status = status;
@@ -253,13 +352,7 @@ static void *rank_main(void *arg)
     pthread_mutex_unlock(&s->mutex);
     notify(s);
     seal_set(true);
-    for (uint64_t next = 0; status == OK && wait_for_step(s, next); next++) {
-        struct stage_step *step = &s->steps[next % (uint64_t) s->options.n_steps];
-        int64_t begun_ns = clock_ns();
-        status = run_step(r, step);
-        if (status != OK) abort_comms(s);
-        finish_step(r, &step->step, (uint64_t) (clock_ns() - begun_ns) / 1000, status);
-    }
+    if (status == OK) run_steps(r);
     seal_set(false);
     forward_deinit(&r->forward);
     weights_deinit(&r->weights);

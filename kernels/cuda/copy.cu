@@ -1,5 +1,5 @@
-// Host bytes to the device and back, always through the pinned staging: two halves, so that the
-// host fills one while the device reads the other.
+// Host bytes to the device and back through the pinned staging: two halves, so that the host fills
+// one while the device reads the other. Activations have streams of their own beside the ops'.
 #include "kernels/cuda/device.cuh"
 
 #include "kernels/cuda/staging.cuh"
@@ -63,20 +63,72 @@ static __global__ void narrow(__nv_bfloat16 *wire, const float *x, size_t n)
 
 static unsigned blocks_of(size_t n) { return (unsigned) ceil_div(n, ELEMENT_THREADS); }
 
+// Of the wire buffer: a way in, a way out, each with two halves.
+enum { WIRE_BYTES = CUDA_STAGING_HALF / 4, WIRE_MOST = WIRE_BYTES / 2 };
+
+static __nv_bfloat16 *wire_half(struct device *d, struct wire_way *w)
+{
+    size_t at = (size_t) (w == &d->in ? 0 : 2) + (size_t) w->half;
+    return (__nv_bfloat16 *) (d->scratch.wire + at * WIRE_BYTES);
+}
+
+static void record(struct device *d, cudaEvent_t event, cudaStream_t stream, const char *op)
+{
+    device_note(d, cudaEventRecord(event, stream), op);
+}
+
+static void wait_for(struct device *d, cudaStream_t stream, cudaEvent_t event, const char *op)
+{
+    device_note(d, cudaStreamWaitEvent(stream, event, 0), op);
+}
+
+// Staged bytes are there until the ops' stream, which waits for their copy, has come so far.
+static void import_piece(struct device *d, float *x, const void *wire, size_t n)
+{
+    struct wire_way *w = &d->in;
+    w->half ^= 1;
+    __nv_bfloat16 *there = wire_half(d, w);
+    char *staged = staging_take(d, 2 * n);
+    memcpy(staged, wire, 2 * n);
+    wait_for(d, w->stream, w->emptied[w->half], "import_act");
+    device_note(d, cudaMemcpyAsync(there, staged, 2 * n, cudaMemcpyHostToDevice, w->stream),
+                "import_act");
+    record(d, w->filled[w->half], w->stream, "import_act");
+    wait_for(d, d->stream, w->filled[w->half], "import_act");
+    widen<<<blocks_of(n), ELEMENT_THREADS, 0, d->stream>>>(x, there, n);
+    device_launched(d, "import_act");
+    record(d, w->emptied[w->half], d->stream, "import_act");
+}
+
 void cuda_import_act(struct device *d, float *x, const void *wire, size_t n)
 {
     if (d->precision == PRECISION_F32) {
         cuda_upload(d, x, wire, n * sizeof *x);
         return;
     }
-    size_t most = CUDA_STAGING_HALF / sizeof(__nv_bfloat16);
-    for (size_t done = 0; done < n; done += most) {
-        size_t piece = smaller(n - done, most);
-        __nv_bfloat16 *halves = (__nv_bfloat16 *) d->scratch.wire;
-        cuda_upload(d, halves, (const char *) wire + 2 * done, 2 * piece);
-        widen<<<blocks_of(piece), ELEMENT_THREADS, 0, d->stream>>>(x + done, halves, piece);
-        device_launched(d, "import_act");
+    for (size_t done = 0; done < n; done += WIRE_MOST) {
+        size_t piece = smaller(n - done, WIRE_MOST);
+        import_piece(d, x + done, (const char *) wire + 2 * done, piece);
     }
+}
+
+static void export_piece(struct device *d, void *wire, const float *x, size_t n, bool pinned)
+{
+    struct wire_way *w = &d->out;
+    w->half ^= 1;
+    __nv_bfloat16 *there = wire_half(d, w);
+    wait_for(d, d->stream, w->emptied[w->half], "export_act");
+    narrow<<<blocks_of(n), ELEMENT_THREADS, 0, d->stream>>>(there, x, n);
+    device_launched(d, "export_act");
+    if (!pinned) {
+        cuda_download(d, wire, there, 2 * n);
+        return;
+    }
+    record(d, w->filled[w->half], d->stream, "export_act");
+    wait_for(d, w->stream, w->filled[w->half], "export_act");
+    device_note(d, cudaMemcpyAsync(wire, there, 2 * n, cudaMemcpyDeviceToHost, w->stream),
+                "export_act");
+    record(d, w->emptied[w->half], w->stream, "export_act");
 }
 
 void cuda_export_act(struct device *d, void *wire, const float *x, size_t n)
@@ -85,12 +137,11 @@ void cuda_export_act(struct device *d, void *wire, const float *x, size_t n)
         cuda_download(d, wire, x, n * sizeof *x);
         return;
     }
-    size_t most = CUDA_STAGING_HALF / sizeof(__nv_bfloat16);
-    for (size_t done = 0; done < n; done += most) {
-        size_t piece = smaller(n - done, most);
-        __nv_bfloat16 *halves = (__nv_bfloat16 *) d->scratch.wire;
-        narrow<<<blocks_of(piece), ELEMENT_THREADS, 0, d->stream>>>(halves, x + done, piece);
-        device_launched(d, "export_act");
-        cuda_download(d, (char *) wire + 2 * done, halves, 2 * piece);
+    const char *to = (const char *) wire;
+    bool pinned = d->pinned != NULL && to >= d->pinned &&
+                  to + 2 * n <= d->pinned + d->pinned_bytes;
+    for (size_t done = 0; done < n; done += WIRE_MOST) {
+        size_t piece = smaller(n - done, WIRE_MOST);
+        export_piece(d, (char *) wire + 2 * done, x + done, piece, pinned);
     }
 }

@@ -1,6 +1,8 @@
 // A device's life, its memory and its recorded steps.
 #include "kernels/cuda/device.cuh"
 
+#include "kernels/cuda/usage.cuh"
+
 extern "C" {
 #include "common/clock.h"
 }
@@ -9,6 +11,7 @@ extern "C" {
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const int64_t BUSY_NS = 100000; // most waits are over by then
 
@@ -19,23 +22,27 @@ void device_note(struct device *d, cudaError_t error, const char *op)
     d->fault_op = op;
 }
 
-// A watched wait asks the stream again and again; after a while it lets other threads run between.
-cudaError_t device_wait(struct device *d)
+// A watched wait asks again and again; after a while it lets other threads run between.
+static cudaError_t wait_watched(struct device *d, cudaEvent_t event)
 {
-    if (d->watch == NULL) return cudaStreamSynchronize(d->stream);
     int64_t begun_ns = clock_ns();
     for (;;) {
-        cudaError_t error = cudaStreamQuery(d->stream);
+        cudaError_t error = event != NULL ? cudaEventQuery(event) : cudaStreamQuery(d->stream);
         if (error != cudaErrorNotReady) return error;
         int64_t waited_ns = clock_ns() - begun_ns;
         if (waited_ns < BUSY_NS) continue;
         enum status status = d->watch(d->watch_arg, waited_ns / 1000000);
         if (status != OK) {
-            if (d->ended == OK) d->ended = status;
+            if (d->ended_by == OK) d->ended_by = status;
             return cudaSuccess;
         }
         sched_yield();
     }
+}
+
+cudaError_t device_wait(struct device *d)
+{
+    return d->watch == NULL ? cudaStreamSynchronize(d->stream) : wait_watched(d, NULL);
 }
 
 static enum status no_device(struct error *e, cudaError_t error, int wanted, int count)
@@ -59,6 +66,31 @@ static enum status fault_of(struct error *e, cudaError_t error, const char *what
                      "%s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
+static cudaError_t create_event(struct device *d, cudaEvent_t *event)
+{
+    cudaError_t error = cudaEventCreateWithFlags(event, cudaEventDisableTiming);
+    return error != cudaSuccess ? error : cudaEventRecord(*event, d->stream);
+}
+
+static cudaError_t create_way(struct device *d, struct wire_way *w)
+{
+    cudaError_t error = cudaStreamCreateWithFlags(&w->stream, cudaStreamNonBlocking);
+    for (int i = 0; i < 2 && error == cudaSuccess; i++) {
+        error = create_event(d, &w->filled[i]);
+        if (error == cudaSuccess) error = create_event(d, &w->emptied[i]);
+    }
+    return error;
+}
+
+static void destroy_way(struct wire_way *w)
+{
+    for (int i = 0; i < 2; i++) {
+        if (w->filled[i] != NULL) cudaEventDestroy(w->filled[i]);
+        if (w->emptied[i] != NULL) cudaEventDestroy(w->emptied[i]);
+    }
+    if (w->stream != NULL) cudaStreamDestroy(w->stream);
+}
+
 static cudaError_t create_parts(struct device *d)
 {
     cudaError_t error = cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking);
@@ -66,10 +98,13 @@ static cudaError_t create_parts(struct device *d)
         error = cudaHostAlloc((void **) &d->staging, device_sizes(DEVICE_CUDA)->pinned,
                               cudaHostAllocDefault);
     }
-    for (int i = 0; i < 2 && error == cudaSuccess; i++) {
-        error = cudaEventCreateWithFlags(&d->copied[i], cudaEventDisableTiming);
-        if (error == cudaSuccess) error = cudaEventRecord(d->copied[i], d->stream);
+    for (int i = 0; i < 2 && error == cudaSuccess; i++) error = create_event(d, &d->copied[i]);
+    if (error == cudaSuccess) error = create_event(d, &d->computed);
+    for (int i = 0; i < DEVICE_STEPS && error == cudaSuccess; i++) {
+        error = create_event(d, &d->ended[i]);
     }
+    if (error == cudaSuccess) error = create_way(d, &d->in);
+    if (error == cudaSuccess) error = create_way(d, &d->out);
     size_t free_bytes = 0, total = 0;
     if (error == cudaSuccess) error = cudaMemGetInfo(&free_bytes, &total);
     if (d->memory_bytes == 0) d->memory_bytes = free_bytes;
@@ -101,10 +136,11 @@ enum status cuda_memory(int n, uint64_t *bytes, struct error *e)
     uint64_t least = UINT64_MAX;
     for (int i = 0; i < n; i++) {
         size_t free_bytes = 0, total = 0;
-        error = cudaSetDevice(i);
+        uint64_t context = 0;
+        error = usage_context(i, &context);
         if (error == cudaSuccess) error = cudaMemGetInfo(&free_bytes, &total);
         if (error != cudaSuccess) return fault_of(e, error, "the GPU's memory cannot be read");
-        if (free_bytes < least) least = free_bytes;
+        if (free_bytes + context < least) least = free_bytes + context;
     }
     *bytes = least;
     return OK;
@@ -126,7 +162,8 @@ enum status cuda_open(struct device **device, const struct device_options *optio
     d->ordinal = options->index;
     d->memory_bytes = options->memory_bytes;
     cudaDeviceProp properties;
-    error = cudaSetDevice(d->ordinal);
+    uint64_t context = 0;
+    error = usage_context(d->ordinal, &context);
     if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, d->ordinal);
     if (error == cudaSuccess && properties.major * 10 + properties.minor < 89) {
         enum status status = error_set(e, ERR_UNAVAILABLE, "no_device",
@@ -139,6 +176,7 @@ enum status cuda_open(struct device **device, const struct device_options *optio
     d->n_sm = properties.multiProcessorCount;
     d->hopper = PENSTOCK_HAS_SM90A && properties.major == 9 && properties.minor == 0;
     d->block_bytes = (int) properties.sharedMemPerBlockOptin;
+    usage_join(d);
     if (error == cudaSuccess) error = create_parts(d);
     if (error != cudaSuccess) {
         cuda_close(&d);
@@ -153,10 +191,19 @@ void cuda_close(struct device **device)
     struct device *d = *device;
     if (d == NULL) return;
     if (d->stream != NULL) cudaStreamSynchronize(d->stream);
+    if (d->out.stream != NULL) cudaStreamSynchronize(d->out.stream);
     for (int i = 0; i < d->n_graphs; i++) cudaGraphExecDestroy(d->graphs[i].exec);
     for (int i = 0; i < 2; i++) {
         if (d->copied[i] != NULL) cudaEventDestroy(d->copied[i]);
     }
+    for (int i = 0; i < DEVICE_STEPS; i++) {
+        if (d->ended[i] != NULL) cudaEventDestroy(d->ended[i]);
+    }
+    if (d->computed != NULL) cudaEventDestroy(d->computed);
+    destroy_way(&d->in);
+    destroy_way(&d->out);
+    usage_leave(d);
+    if (d->pinned != NULL) cudaHostUnregister(d->pinned);
     if (d->staging != NULL) cudaFreeHost(d->staging);
     if (d->host != NULL) cudaFreeHost(d->host);
     if (d->arena != NULL) cudaFree(d->arena);
@@ -182,6 +229,7 @@ enum status cuda_arena(struct device *d, uint64_t bytes, void **base, struct err
                          (double) bytes / (double) GIB, cudaGetErrorString(error));
     }
     d->arena_bytes = bytes;
+    usage_arena(d);
     error = cudaMemsetAsync(d->arena, 0, bytes > 0 ? bytes : 1, d->stream);
     if (error != cudaSuccess) return fault_of(e, error, "the GPU's memory cannot be cleared");
     *base = d->arena;
@@ -203,6 +251,24 @@ enum status cuda_host_memory(struct device *d, uint64_t bytes, void **base, stru
     return OK;
 }
 
+// Whole pages: the driver locks no less.
+enum status cuda_pin(struct device *d, void *memory, uint64_t bytes, struct error *e)
+{
+    check(d->pinned == NULL, "a device pins one piece of memory");
+    if (bytes == 0) return OK;
+    uintptr_t page = (uintptr_t) sysconf(_SC_PAGESIZE), at = (uintptr_t) memory;
+    uintptr_t begin = at / page * page, end = (at + bytes + page - 1) / page * page;
+    cudaError_t error = cudaHostRegister((void *) begin, end - begin, cudaHostRegisterDefault);
+    if (error != cudaSuccess) {
+        cudaGetLastError();
+        return error_set(e, ERR_NOMEM, "does_not_fit", "cannot page-lock %.2f MiB of the steps: %s",
+                         (double) bytes / (double) MIB, cudaGetErrorString(error));
+    }
+    d->pinned = (char *) begin;
+    d->pinned_bytes = end - begin;
+    return OK;
+}
+
 void cuda_set_scratch(struct device *d, const struct scratch_shape *s, void *scratch)
 {
     struct carve c = {};
@@ -216,23 +282,51 @@ void cuda_set_scratch(struct device *d, const struct scratch_shape *s, void *scr
 
 // --- the stream
 
-enum status cuda_sync(struct device *d, struct error *e)
+static enum status report(struct device *d, struct error *e)
 {
-    cudaError_t error = device_wait(d);
-    device_note(d, error, "the stream");
-    d->filled = 0;
-    if (d->ended != OK) {
-        enum status ended = d->ended;
-        d->ended = OK;
+    if (d->ended_by != OK) {
+        enum status ended = d->ended_by;
+        d->ended_by = OK;
         return error_set(e, ended, NULL, ended == ERR_TIMEOUT
                          ? "GPU %d waited too long for the other ranks"
                          : "GPU %d waited for other ranks, which have ended", d->ordinal);
     }
     if (d->fault == cudaSuccess) return OK;
-    error = d->fault;
+    cudaError_t error = d->fault;
     d->fault = cudaSuccess;
     return error_set(e, ERR_IO, "device_fault", "GPU %d failed in %s: %s (%s)", d->ordinal,
                      d->fault_op, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+enum status cuda_sync(struct device *d, struct error *e)
+{
+    for (int i = 0; i < 2; i++) { // exports are done, too
+        device_note(d, cudaStreamWaitEvent(d->stream, d->out.emptied[i], 0), "export_act");
+    }
+    device_note(d, device_wait(d), "the stream");
+    d->filled = 0;
+    return report(d, e);
+}
+
+// The stream goes on: only the way out waits for what was computed.
+void cuda_step_end(struct device *d, int i)
+{
+    device_note(d, cudaEventRecord(d->computed, d->stream), "step_end");
+    device_note(d, cudaStreamWaitEvent(d->out.stream, d->computed, 0), "step_end");
+    device_note(d, cudaEventRecord(d->ended[i], d->out.stream), "step_end");
+}
+
+bool cuda_step_passed(struct device *d, int i)
+{
+    return cudaEventQuery(d->ended[i]) != cudaErrorNotReady;
+}
+
+enum status cuda_step_wait(struct device *d, int i, struct error *e)
+{
+    cudaError_t error = d->watch == NULL ? cudaEventSynchronize(d->ended[i])
+                                         : wait_watched(d, d->ended[i]);
+    device_note(d, error, "the stream");
+    return report(d, e);
 }
 
 static struct graph *graph_of(struct device *d, int bucket)

@@ -19,6 +19,14 @@ struct graph {
     cudaGraphExec_t exec;
 };
 
+// A way between host and device beside the stream: activations pass through the halves of a wire
+// buffer in turn.
+struct wire_way {
+    cudaStream_t stream;
+    cudaEvent_t filled[2], emptied[2]; // of each half: last time
+    int half;
+};
+
 struct device {
     enum precision precision;
     int ordinal, n_sm, block_bytes; // block_bytes: shared memory that a block may have
@@ -27,6 +35,7 @@ struct device {
     cudaStream_t stream;
     void *arena, *host;
     uint64_t arena_bytes;
+    bool joined; // counted as a user of its GPU (usage.cuh)
     char *staging; // 2 * CUDA_STAGING_HALF, pinned
     int half;      // the one to fill next
     size_t filled; // of that half
@@ -37,9 +46,13 @@ struct device {
     // not OK ends the wait, and sync tells it. NULL: none.
     enum status (*watch)(void *arg, int64_t waited_ms);
     void *watch_arg;
-    enum status ended; // what it said
+    enum status ended_by; // what it said
     struct scratch_shape shape;
     struct cuda_scratch scratch;
+    struct wire_way in, out;
+    cudaEvent_t computed, ended[DEVICE_STEPS]; // a step's ops; with its exports
+    char *pinned;          // host memory of the caller, page-locked; NULL: none
+    uint64_t pinned_bytes;
     struct graph graphs[GRAPHS_MAX];
     int n_graphs;
 };

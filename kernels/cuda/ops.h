@@ -18,11 +18,18 @@ enum status cuda_open(struct device **device, const struct device_options *optio
 void cuda_close(struct device **device);
 enum status cuda_arena(struct device *d, uint64_t bytes, void **base, struct error *e);
 enum status cuda_host_memory(struct device *d, uint64_t bytes, void **base, struct error *e);
+enum status cuda_pin(struct device *d, void *memory, uint64_t bytes, struct error *e);
 void cuda_set_scratch(struct device *d, const struct scratch_shape *s, void *scratch);
 enum status cuda_sync(struct device *d, struct error *e);
+void cuda_step_end(struct device *d, int i);
+bool cuda_step_passed(struct device *d, int i);
+enum status cuda_step_wait(struct device *d, int i, struct error *e);
 bool cuda_graph_begin(struct device *d, int bucket);
 void cuda_graph_end(struct device *d, int bucket);
 void cuda_graph_launch(struct device *d, int bucket);
+
+// --- usage.cu
+void cuda_usage(struct device *d, struct device_usage *usage);
 
 // --- copy.cu
 void cuda_upload(struct device *d, void *to, const void *from, size_t n);

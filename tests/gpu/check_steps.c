@@ -202,7 +202,8 @@ struct large {
     struct weights weights;
     struct forward forward;
     struct step step;
-    void *host, *step_memory, *in, *out;
+    void *host, *step_memory, *in;
+    char *out[DEVICE_STEPS];
     char *noise; // bytes that are a number in every type
 };
 
@@ -287,8 +288,10 @@ static void open_large(struct large *l, const char *fixtures)
     step_init(&l->step, &limits, l->step_memory);
     size_t wire = LARGE_ROWS * stage_row_bytes(&l->config, PRECISION_BF16);
     l->in = calloc(1, wire);
-    l->out = calloc(1, wire);
-    check(l->in != NULL && l->out != NULL);
+    l->out[0] = calloc(DEVICE_STEPS, wire);
+    check(l->in != NULL && l->out[0] != NULL);
+    l->out[1] = l->out[0] + wire;
+    must(l->gpu.b->pin(l->gpu.d, l->out[0], DEVICE_STEPS * wire, &e), &e);
     for (size_t i = 1; i < wire; i += 2) ((uint8_t *) l->in)[i] = (uint8_t) (noise_bits() & 0x3f);
 }
 
@@ -301,7 +304,7 @@ static void close_large(struct large *l)
     free(l->host);
     free(l->step_memory);
     free(l->in);
-    free(l->out);
+    free(l->out[0]);
 }
 
 // A row of each of n slots at the end of its context; slots are opened once.
@@ -337,11 +340,52 @@ static double time_large(struct large *l, int n)
     for (int i = -2; i < TIMES; i++) {
         fill_large(l, n, false);
         int64_t from = clock_ns();
-        must(forward_run(&l->forward, &l->step, l->in, l->out, &e), &e);
+        must(forward_run(&l->forward, &l->step, l->in, l->out[0], &e), &e);
         if (i >= 0) ms[i] = (double) (clock_ns() - from) * 1e-6;
     }
     qsort(ms, TIMES, sizeof *ms, by_size);
     return ms[TIMES / 2];
+}
+
+// Milliseconds of a step of n rows among steps that overlap, as a rank of a stage runs them.
+static double time_overlapping(struct large *l, int n)
+{
+    const struct backend *b = l->gpu.b;
+    struct error e = {0};
+    int64_t from = 0;
+    for (int i = -2; i <= TIMES; i++) {
+        int at = (i + DEVICE_STEPS) % DEVICE_STEPS;
+        fill_large(l, n, false);
+        must(forward_begin(&l->forward, &l->step, l->in, l->out[at], &e), &e);
+        b->step_end(l->gpu.d, at);
+        if (i > -2) must(b->step_wait(l->gpu.d, 1 - at, &e), &e);
+        if (i == 0) from = clock_ns(); // a step has ended
+    }
+    double ms = (double) (clock_ns() - from) * 1e-6 / TIMES;
+    must(b->sync(l->gpu.d, &e), &e);
+    return ms;
+}
+
+// What a hop costs at both of its ends, alone: the device's part of it.
+static void time_wire(struct large *l, int n)
+{
+    struct error e = {0};
+    size_t values = (size_t) n * (size_t) l->config.hidden_size;
+    double bytes = 2.0 * (double) values;
+    for (int way = 0; way < 2; way++) {
+        int64_t from = 0;
+        for (int i = -2; i < TIMES; i++) {
+            if (i == 0) from = clock_ns();
+            if (way == 0) l->gpu.b->export_act(l->gpu.d, l->out[0], l->forward.x, values);
+            else l->gpu.b->import_act(l->gpu.d, l->forward.x, l->in, values);
+            must(l->gpu.b->sync(l->gpu.d, &e), &e);
+        }
+        double seconds = (double) (clock_ns() - from) * 1e-9 / TIMES;
+        char line[160];
+        snprintf(line, sizeof line, "%s of %d rows, waited for: %.1f us",
+                 way == 0 ? "export" : "import", n, seconds * 1e6);
+        result_figure(results, line, bytes / seconds * 1e-9, "GB/s", 0);
+    }
 }
 
 static void check_large(const char *fixtures)
@@ -362,7 +406,7 @@ static void check_large(const char *fixtures)
     result_figure(results, line, ((double) free_bytes - (double) counted_free()) / (double) MIB,
                   "MiB", 0);
     fill_large(&l, 1, true);
-    must(forward_run(&l.forward, &l.step, l.in, l.out, &e), &e);
+    must(forward_run(&l.forward, &l.step, l.in, l.out[0], &e), &e);
     calls = counted_calls();
     free_bytes = counted_free();
     int recorded = l.forward.most_recorded;
@@ -374,11 +418,14 @@ static void check_large(const char *fixtures)
         snprintf(line, sizeof line, "step of %d rows, %d layers, TP 8: %.3f ms, not recorded",
                  row_counts[i], LARGE_LAYERS, graph);
         result_figure(results, line, eager, "ms", 0);
+        snprintf(line, sizeof line, "step of %d rows among steps that overlap", row_counts[i]);
+        result_figure(results, line, time_overlapping(&l, row_counts[i]), "ms", 0);
         if (row_counts[i] == 1) {
             result_error(results, "a recorded step of one row, of one that is not", graph / eager,
                          0.7);
         }
     }
+    for (int rows = 1; rows <= LARGE_SLOTS; rows *= 128) time_wire(&l, rows);
     result_error(results, "large steps: calls for memory", (double) (counted_calls() - calls), 0);
     result_error(results, "large steps: free bytes that went",
                  fabs((double) free_bytes - (double) counted_free()), 0);

@@ -104,6 +104,8 @@ static void the_plans_bytes_are_enough_and_no_byte_less(void **state)
     print_message("# %d cuts\n", n);
 }
 
+static const struct backend *backend; // of the stages that follow
+
 // Without a plan, as a group is that was told more than it has.
 static enum status open_stage(int shape, int tp, enum precision p, uint64_t memory,
                               uint64_t *total, struct error *e)
@@ -115,7 +117,7 @@ static enum status open_stage(int shape, int tp, enum precision p, uint64_t memo
     assert_int_equal(checkpoint_open(&checkpoint, dirs[shape].path, e), OK);
     struct stage_options o = {.config = &config,
                               .checkpoint = checkpoint,
-                              .backend = backend_cpu(),
+                              .backend = backend,
                               .last = config.n_layers,
                               .head = true,
                               .tail = true,
@@ -145,6 +147,7 @@ static enum status open_stage(int shape, int tp, enum precision p, uint64_t memo
 static void a_rank_refuses_by_its_ledger(void **state)
 {
     (void) state;
+    backend = backend_cpu();
     for (int k = 0; k < N_SHAPES * 2 * 2; k++) {
         int shape = k % N_SHAPES, tp = k / N_SHAPES % 2 ? 4 : 1;
         enum precision p = k / N_SHAPES / 2 ? PRECISION_F32 : PRECISION_BF16;
@@ -161,12 +164,38 @@ static void a_rank_refuses_by_its_ledger(void **state)
     }
 }
 
+static void take_some(struct device *d, struct device_usage *usage)
+{
+    (void) d;
+    *usage = (struct device_usage){.context = 1000, .libraries = 300, .alone = true};
+}
+
+// What a driver has taken beside the arena counts, once it is known.
+static void a_rank_counts_what_the_driver_took(void **state)
+{
+    (void) state;
+    struct backend b = *backend_cpu();
+    struct error e = {0};
+    uint64_t carved = 0, total = 0;
+    backend = backend_cpu();
+    if (open_stage(0, 2, PRECISION_F32, 0, &carved, &e) != OK) fail_msg("%s", e.text);
+    b.usage = take_some;
+    backend = &b;
+    if (open_stage(0, 2, PRECISION_F32, carved + 1300, &total, &e) != OK) fail_msg("%s", e.text);
+    assert_int_equal(total, carved + 1300);
+    assert_int_equal(open_stage(0, 2, PRECISION_F32, carved + 1292, &total, &e), ERR_NOMEM);
+    assert_string_equal(e.code, "does_not_fit");
+    assert_non_null(strstr(e.text, "context of 1000 and 300 of libraries"));
+    assert_non_null(strstr(e.text, "--reserve 8"));
+}
+
 int main(void)
 {
     log_init("test", LOG_ERROR, false);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_plans_bytes_are_enough_and_no_byte_less),
         cmocka_unit_test(a_rank_refuses_by_its_ledger),
+        cmocka_unit_test(a_rank_counts_what_the_driver_took),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -166,8 +166,131 @@ static void padding_changes_no_result(void **state)
     }
 }
 
+// --- a device whose exports come late
+
+enum { LATE_BYTES = 1 << 18, FIRST_STAGE = 2 };
+
+// What a step's export wrote, until its end has been waited for.
+static struct late {
+    char bytes[LATE_BYTES];
+    void *wire;
+    size_t n;
+    int polls;
+} late[DEVICE_STEPS];
+
+static int n_exported, n_waited, most_apart;
+
+static void late_export(struct device *d, void *wire, const float *x, size_t n)
+{
+    struct late *l = &late[n_exported % DEVICE_STEPS];
+    assert_true(n * sizeof *x <= sizeof l->bytes && l->wire == NULL);
+    backend_cpu()->export_act(d, l->bytes, x, n);
+    l->wire = wire;
+    l->n = n * sizeof *x;
+}
+
+static void late_end(struct device *d, int i)
+{
+    (void) d;
+    assert_int_equal(i, n_exported % DEVICE_STEPS);
+    late[i].polls = 0;
+    n_exported++;
+    int apart = n_exported - n_waited;
+    if (apart > most_apart) most_apart = apart;
+}
+
+static bool late_passed(struct device *d, int i)
+{
+    (void) d;
+    return ++late[i].polls > 3;
+}
+
+static enum status late_wait(struct device *d, int i, struct error *e)
+{
+    (void) d;
+    (void) e;
+    assert_int_equal(i, n_waited % DEVICE_STEPS);
+    memcpy(late[i].wire, late[i].bytes, late[i].n);
+    late[i].wire = NULL;
+    n_waited++;
+    return OK;
+}
+
+// The activations that leave the first stage in each step, all steps submitted as there is room.
+static char *run_first(const struct model *m, const struct backend *b)
+{
+    struct error e = {0};
+    struct stage_options o = {
+        .config = &m->config, .checkpoint = m->checkpoint, .backend = b, .last = FIRST_STAGE,
+        .head = true, .tp = 1, .n_threads = 1, .precision = PRECISION_F32,
+        .limits = {.max_rows = ROWS, .slots = SLOTS, .max_blocks = BLOCKS_EACH,
+                   .n_blocks = SLOTS * BLOCKS_EACH, .max_out = ROWS,
+                   .vocab_size = m->config.vocab_size},
+        .n_steps = 3};
+    void *memory = calloc(1, stage_memory_bytes(&o)), *staging = malloc(stage_staging_bytes(&o));
+    o.memory = memory;
+    o.staging = staging;
+    struct stage *stage;
+    if (stage_create(&stage, &o, &e) != OK) fail_msg("%s", e.text);
+    if (stage_case_wait(stage, &e) != STAGE_READY) fail_msg("%s", e.text);
+    size_t row = stage_row_bytes(&m->config, PRECISION_F32), at = 0;
+    char *all = calloc(STEPS * ROWS, row);
+    int sent = 0;
+    for (int back = 0; back < STEPS;) {
+        struct stage_step *s, *done;
+        enum status status;
+        while (sent < STEPS && (s = stage_next(stage)) != NULL) {
+            fill(&s->step, sent, 0, sent == 0 ? SLOTS : sent);
+            stage_submit(stage);
+            sent++;
+        }
+        while ((done = stage_done(stage, &status, &e)) != NULL) {
+            assert_int_equal(done->step.number, ++back);
+            memcpy(all + at, done->out, (size_t) done->step.n_rows * row);
+            at += (size_t) done->step.n_rows * row;
+            stage_release(stage);
+        }
+        if (status != OK) fail_msg("%s", e.text);
+        struct pollfd fd = {.fd = stage_fd(stage), .events = POLLIN};
+        uint64_t n;
+        if (back == STEPS) break;
+        assert_true(poll(&fd, 1, -1) == 1);
+        assert_int_equal(read(fd.fd, &n, sizeof n), sizeof n);
+    }
+    struct stage_figures figures;
+    stage_figures(stage, &figures);
+    assert_int_equal(figures.rows, 69 + 1 + 2 + 3 + 4);
+    stage_destroy(&stage);
+    free(memory);
+    free(staging);
+    return all;
+}
+
+static void steps_overlap_and_stay_in_order(void **state)
+{
+    (void) state;
+    struct backend b = *backend_cpu();
+    struct model m;
+    struct error e = {0};
+    b.export_act = late_export;
+    b.step_end = late_end;
+    b.step_passed = late_passed;
+    b.step_wait = late_wait;
+    if (model_config_load(&m.config, FIXTURES "/tiny-bf16", &e) != OK) fail_msg("%s", e.text);
+    if (checkpoint_open(&m.checkpoint, FIXTURES "/tiny-bf16", &e) != OK) fail_msg("%s", e.text);
+    char *want = run_first(&m, backend_cpu()), *have = run_first(&m, &b);
+    assert_memory_equal(have, want, STEPS * ROWS * stage_row_bytes(&m.config, PRECISION_F32));
+    assert_int_equal(n_waited, STEPS);
+    assert_int_equal(n_exported, STEPS);
+    assert_int_equal(most_apart, DEVICE_STEPS); // all were there at once
+    free(want);
+    free(have);
+    checkpoint_close(&m.checkpoint);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(padding_changes_no_result)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(padding_changes_no_result),
+                                       cmocka_unit_test(steps_overlap_and_stay_in_order)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -391,6 +391,23 @@ static void test_groups_that_differ(void **state)
     }
 }
 
+// A context that was measured takes the place of the allowance, and the pool what that leaves.
+static void test_a_measured_context(void **state)
+{
+    (void) state;
+    struct model_config c = load("deepseek-v3");
+    struct plan_request r = request(&c, 4, 8, 24564ull * MIB);
+    r.device = DEVICE_CUDA;
+    struct plan allowed = make(&r);
+    r.context = device_sizes(DEVICE_CUDA)->context - 200 * MIB;
+    struct plan measured = make(&r);
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(measured.stages[i].bytes[LEDGER_CONTEXT], r.context);
+        assert_true(ledger_total(&measured.stages[i]) <= r.device_bytes[i]);
+    }
+    assert_true(plan_kv_room(&measured) > plan_kv_room(&allowed));
+}
+
 // A cut through the blocks of scales: both sides hold them, and the ledger has them.
 static void test_scales_that_are_held_twice(void **state)
 {
@@ -489,6 +506,7 @@ int main(void)
         cmocka_unit_test(test_multi_token_prediction),
         cmocka_unit_test(test_groups_that_differ),
         cmocka_unit_test(test_scales_that_are_held_twice),
+        cmocka_unit_test(test_a_measured_context),
         cmocka_unit_test(test_slots_of_a_gpu),
         cmocka_unit_test(test_host_memory_of_ranks),
         cmocka_unit_test(test_host_memory_of_collectives),
