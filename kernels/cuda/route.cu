@@ -5,13 +5,14 @@
 
 enum {
     SCORE_THREADS = 256,
-    SCORE_ROWS = 4,      // of one block, which reads an expert's weights once for all of them
-    MMA_WARPS = 8,       // of a block: each takes a part of k
-    MMA_EXPERTS = 32,    // of a block: two tiles of 16
-    MMA_K = 16,          // values of k that a warp takes at a time: four a thread, for two products
-    MMA_ROWS_MAX = 64,   // of a block
-    SPLIT_K = 512,       // at least, of k in a block
-    SPLIT_BLOCKS = 132,  // blocks beyond which k is not split over blocks
+    SCORE_ROWS = 4,       // of one block, which reads an expert's weights once for all of them
+    MMA_WARPS = 8,        // of a block: each takes a part of k
+    MMA_EXPERTS = 32,     // of a block: two tiles of 16
+    MMA_K = 16,           // of k that a warp takes at a time: four values a thread, two products
+    MMA_ROWS_MAX = 64,    // of a block
+    SPLIT_K = 512,        // at least, of k in a block
+    SPLIT_BLOCKS = 132,   // blocks beyond which k is not split over blocks
+    CHOOSE_THREADS = 256, // of a row: all of them add scores, one warp chooses
 };
 
 // A block takes one expert and SCORE_ROWS rows. A row's sum has one order whatever its place.
@@ -228,10 +229,10 @@ static __device__ void keep_groups(const struct router *r, uint32_t *keys, uint3
     __syncwarp();
 }
 
-// One warp a row. sums (parts, rows, n_experts): parts of a score's sum, added in order. Shared:
+// A block a row. sums (parts, rows, n_experts): parts of a score's sum, added in order. Shared:
 // scores, keys (n_experts), groups (n_groups), then taken (n_experts) bytes.
-static __global__ void choose(struct router r, const float *sums, int parts, int32_t *all_chosen,
-                              float *all_weights)
+static __global__ void __launch_bounds__(CHOOSE_THREADS)
+choose(struct router r, const float *sums, int parts, int32_t *all_chosen, float *all_weights)
 {
     extern __shared__ float scores[];
     uint32_t *keys = (uint32_t *) (scores + r.n_experts), *groups = keys + r.n_experts;
@@ -240,16 +241,17 @@ static __global__ void choose(struct router r, const float *sums, int parts, int
     sums += (size_t) blockIdx.x * r.n_experts;
     int32_t *chosen = all_chosen + (size_t) blockIdx.x * r.n_chosen;
     float *weights = all_weights + (size_t) blockIdx.x * r.n_chosen;
-    for (int i = threadIdx.x; i < r.n_experts; i += WARP) {
+    for (int i = threadIdx.x; i < r.n_experts; i += CHOOSE_THREADS) {
         float sum = 0;
-#pragma unroll 8
+#pragma unroll 16
         for (int p = 0; p < parts; p++) sum += sums[p * part + i];
         scores[i] = 1.0f / (1.0f + expf(-sum));
         float c = scores[i] + r.bias[i];
         keys[i] = key_of(isnan(c) ? -INFINITY : c); // broken input still gets distinct experts
         taken[i] = 0;
     }
-    __syncwarp();
+    __syncthreads();
+    if (threadIdx.x >= WARP) return;
     if (r.n_groups_kept < r.n_groups) keep_groups(&r, keys, groups);
     struct best mine = best_of_lane(keys, r.n_experts);
     float sum = 0;
@@ -324,6 +326,6 @@ void cuda_route(struct device *d, const struct router *r, const void *x, int32_t
     int parts = put_scores(d, r, (const float *) x, &sums, n_rows);
     device_launched(d, "route");
     size_t shared = (size_t) r->n_experts * 9 + (size_t) r->n_groups * 4;
-    choose<<<n_rows, WARP, shared, d->stream>>>(*r, sums, parts, chosen, weights);
+    choose<<<n_rows, CHOOSE_THREADS, shared, d->stream>>>(*r, sums, parts, chosen, weights);
     device_launched(d, "route");
 }
