@@ -24,6 +24,7 @@ struct sampler {
     struct comm *comm;
     const struct scan *scan;
     int rank;
+    int n_counts_used; // of the counts' memory, for another purpose
     struct sampler_counts counts;
     struct sequence *sequences; // (slots)
     struct row *rows;           // (batch)
@@ -414,6 +415,34 @@ static enum status rounds_trial(struct sampler *s, int n, struct error *e)
     return OK;
 }
 
+// The logits of row i that the search of its cut-off looks at: if there are more than top_k in this
+// slice, those above a floor that so many reach. They lie in the memory of the counts, where one
+// row has room: alone in its batch it finds them again in the next round.
+static const float *narrow_logits(struct sampler *s, int i, int *n)
+{
+    struct row *row = &s->rows[i];
+    float *picked = (float *) (void *) s->parts.counts;
+    *n = s->shape.vocab_n;
+    if (row->floor == -INFINITY) return row->logits;
+    if (row->n_picked == 0 || s->parts.batch > 1) {
+        row->n_picked = s->scan->pick(row->logits, *n, row->floor, picked);
+        int used = row->n_picked < *n - SCAN_SLACK ? row->n_picked + SCAN_SLACK : *n;
+        s->n_counts_used = used > s->n_counts_used ? used : s->n_counts_used;
+        if (row->n_picked < row->rule->top_k) {
+            row->floor = -INFINITY;
+            return row->logits;
+        }
+    }
+    *n = row->n_picked;
+    return picked;
+}
+
+static void clear_counts(struct sampler *s)
+{
+    memset(s->parts.counts, 0, (size_t) s->n_counts_used * sizeof *s->parts.counts);
+    s->n_counts_used = 0;
+}
+
 static enum status round_narrow(struct sampler *s, int n, bool *more, struct error *e)
 {
     int words = 0;
@@ -421,7 +450,9 @@ static enum status round_narrow(struct sampler *s, int n, bool *more, struct err
         const struct row *row = &s->rows[i];
         if (row->stage != ROW_NARROW) continue;
         struct histogram *h = (struct histogram *) (void *) (s->parts.send + words);
-        narrow_fill(&row->narrow, s->scan, row->logits, s->shape.vocab_n, row->softmax, h);
+        int n_logits;
+        const float *l = narrow_logits(s, i, &n_logits);
+        narrow_fill(&row->narrow, s->scan, l, n_logits, row->softmax, h);
         words += NARROW_WORDS;
     }
     try(gather(s, s->parts.receive, words, e));
@@ -440,8 +471,13 @@ static enum status rounds_narrow(struct sampler *s, int n, struct error *e)
 {
     bool narrowing[BATCH_MAX], more = true;
     for (int i = 0; i < n; i++) {
-        narrowing[i] = s->rows[i].stage == ROW_NARROW;
+        struct row *row = &s->rows[i];
+        narrowing[i] = row->stage == ROW_NARROW;
         s->counts.fallbacks += narrowing[i];
+        row->floor = row->rule->top_k > 0 && narrowing[i]
+                         ? narrow_floor(row->logits, s->shape.vocab_n, row->rule->top_k,
+                                        s->parts.select)
+                         : -INFINITY;
     }
     while (more) try(round_narrow(s, n, &more, e));
     int words = 0;
@@ -521,6 +557,7 @@ enum status sampler_run(struct sampler *s, float *logits, int n_out, const int32
         const float *ahead = n == 1 && first + 1 < n_out ? s->rows[0].logits + stride : NULL;
         enum status status = run_rounds(s, n, first, ahead, e);
         for (int i = 0; i < n; i++) restore(s, i);
+        clear_counts(s);
         if (status != OK) return status;
         for (int i = 0; i < n; i++) finish_row(&s->rows[i], &out[first + i]);
         s->counts.rows += (uint64_t) n;

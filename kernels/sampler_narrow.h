@@ -8,7 +8,12 @@
 
 #include <stddef.h>
 
-enum { NARROW_BITS = SCAN_BITS, NARROW_BINS = SCAN_BINS, NARROW_ROUNDS = 32 / NARROW_BITS };
+enum {
+    NARROW_BITS = SCAN_BITS,
+    NARROW_BINS = SCAN_BINS,
+    NARROW_ROUNDS = 32 / NARROW_BITS,
+    NARROW_SAMPLE = SAMPLER_SLACK * SAMPLER_CANDIDATES_MAX,
+};
 
 // Logits of one rank by the next bits of their keys, among the keys that begin with the prefix.
 struct histogram {
@@ -30,7 +35,12 @@ struct narrow {
 // all tokens together reach it.
 struct narrow narrow_of(bool by_mass, uint64_t want);
 
-void narrow_fill(const struct narrow *n, const struct scan *scan, const float *l, int vocab_n,
+// A logit that likely no fewer than `want` of l (n) reach, and not many more, from a sample of
+// these; -INFINITY if they are too few, or `want` too many. scratch (NARROW_SAMPLE).
+float narrow_floor(const float *l, int n, int want, uint64_t *scratch);
+
+// l (n): this rank's logits, or those that reach a floor below the cut-off.
+void narrow_fill(const struct narrow *n, const struct scan *scan, const float *l, int n_logits,
                  struct softmax s, struct histogram *h);
 
 // One round: all ranks' histograms, `stride` bytes apart.

@@ -72,6 +72,8 @@ struct row {
     int trial;
     struct draw trials[TRIALS_MAX], draw;
     struct narrow narrow;
+    float floor;  // of the search on this rank: the cut-off is not below
+    int n_picked; // logits that reach it; 0: not picked yet
     struct kept kept;
     int32_t id; // chosen, or the trial's
     float logit, raw_logit; // its

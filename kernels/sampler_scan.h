@@ -13,6 +13,7 @@ enum {
     SCAN_BLOCK = SAMPLER_BLOCK, // ids of one maximum
     SCAN_CHUNK = SAMPLER_CHUNK, // ids of one sum
     SCAN_BITS = 8,
+    SCAN_SLACK = 16,
     SCAN_BINS = 1 << SCAN_BITS,
 };
 
@@ -22,6 +23,9 @@ struct scan {
     bool (*maxima)(const float *l, int n, float *max, union sampler_chunk *chunk);
     // index (n): where l is at least `floor`, ascending; returns how many.
     int (*reach)(const float *l, int n, float floor, int32_t *index);
+    // picked (n) = the logits of l (n) that are at least `floor`, in their order; returns how many.
+    // Up to SCAN_SLACK behind these are overwritten.
+    int (*pick)(const float *l, int n, float floor, float *picked);
     // bin (n) = the SCAN_BITS bits that follow the first `known` of each logit's key if those are
     // `prefix`, else SCAN_BINS. False if no key has the prefix.
     bool (*bins)(const float *l, int n, int known, uint32_t prefix, uint16_t *bin);

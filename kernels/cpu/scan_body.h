@@ -218,6 +218,22 @@ static int scan_reach(const float *l, int n, float floor, int32_t *index)
     return count;
 }
 
+static int scan_pick(const float *l, int n, float floor, float *picked)
+{
+    int count = 0, i = 0;
+#if defined(__AVX2__)
+    _Static_assert((int) VEC_WIDTH <= (int) SCAN_SLACK, "a whole vector is stored");
+    for (; i + VEC_WIDTH <= n; i += VEC_WIDTH) {
+        count += vec_store_reaching(picked + count, vec_load(l + i), vec_all(floor));
+    }
+#endif
+    for (; i < n; i++) {
+        picked[count] = l[i];
+        count += l[i] >= floor;
+    }
+    return count;
+}
+
 // A softmax that is not plain becomes one over its exponents t (n).
 static struct softmax plain_of(struct softmax s, const float **l, int n, float *t)
 {
@@ -301,6 +317,7 @@ static bool scan_bins(const float *restrict l, int n, int known, uint32_t prefix
 
 const struct scan SCAN_TABLE = {.maxima = scan_maxima,
                                 .reach = scan_reach,
+                               .pick = scan_pick,
                                 .bins = scan_bins,
                                 .list = scan_list,
                                 .sum = scan_sum,

@@ -75,6 +75,14 @@ static inline void vec_most_of_8(const vec v[8], float most[8])
 // Bit i: lane i of a is not below b's.
 static inline uint32_t vec_reaches(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 
+// to (VEC_WIDTH) begins with the lanes of v that are not below `floor`; returns how many.
+static inline int vec_store_reaching(float *to, vec v, vec floor)
+{
+    __mmask16 reaches = _mm512_cmp_ps_mask(v, floor, _CMP_GE_OQ);
+    _mm512_storeu_ps(to, _mm512_maskz_compress_ps(reaches, v));
+    return __builtin_popcount(reaches);
+}
+
 // The nearest integers to v, ties to even, in the lanes in which a is above b, else 0.
 static inline vec_bits vec_round_above(vec v, vec a, vec b)
 {
@@ -164,6 +172,17 @@ static inline void vec_most_of_8(const vec v[8], float most[8])
 static inline uint32_t vec_reaches(vec a, vec b)
 {
     return (uint32_t) _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ));
+}
+
+static inline int vec_store_reaching(float *to, vec v, vec floor)
+{
+    uint32_t reaches = vec_reaches(v, floor);
+    int count = 0;
+    for (int i = 0; i < VEC_WIDTH; i++) {
+        to[count] = v[i];
+        count += reaches >> i & 1;
+    }
+    return count;
 }
 
 static inline vec_bits vec_round_above(vec v, vec a, vec b)

@@ -498,6 +498,25 @@ static void test_bad_logits(void **state)
     }
 }
 
+// A search looks at the logits that reach a floor guessed from a sample: here the sample, each
+// ninth logit, has all the large ones, so that too few reach it; then it has only small ones.
+static void test_a_sample_that_misleads(void **state)
+{
+    (void) state;
+    for (int first = 0; first < 2; first++) {
+        struct call c = make_rows(&rows, 5003, 8);
+        for (int i = 0; i < c.n_rows; i++) {
+            float *l = rows.logits + (size_t) i * (size_t) c.vocab;
+            for (int id = 0; id < c.vocab; id++) l[id] = normal() + (id % 9 == first ? 9.0f : 0);
+            rows.sampling[i].temperature = 1;
+            rows.sampling[i].top_k = i % 2 == 0 ? 1000 : 300;
+            rows.sampling[i].top_p = i % 4 < 2 ? 1 : 0.9f;
+        }
+        assert_int_equal(compare_all(&c), c.n_rows);
+        free(rows.logits);
+    }
+}
+
 // Ids written again at an index replace what was there, and a slot opened again forgets.
 static void test_history_is_replaced(void **state)
 {
@@ -560,6 +579,7 @@ int main(void)
         cmocka_unit_test(test_full_vocabulary),
         cmocka_unit_test(test_every_combination),
         cmocka_unit_test(test_bad_logits),
+        cmocka_unit_test(test_a_sample_that_misleads),
         cmocka_unit_test(test_history_is_replaced),
         cmocka_unit_test(test_rows_do_not_depend_on_neighbours),
     };

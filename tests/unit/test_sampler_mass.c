@@ -97,10 +97,14 @@ static void check_places(const struct scan *scan, struct scan_case *c, float flo
     union sampler_chunk chunk;
     assert_true(scan->maxima(l, c->n, max, &chunk));
     assert_true(chunk.bounds.least == c->bounds.least && chunk.bounds.most == c->bounds.most);
+    float picked[SCAN_CHUNK];
     int reached = scan->reach(l, c->n, floor, index), seen = 0;
+    assert_int_equal(scan->pick(l, c->n, floor, picked), reached);
     for (int i = 0; i < c->n; i++) {
         assert_true(key_logit(key_of(l[i])) == l[i]);
-        if (l[i] >= floor) assert_int_equal(index[seen++], i);
+        if (!(l[i] >= floor)) continue;
+        assert_true(picked[seen] == l[i]);
+        assert_int_equal(index[seen++], i);
     }
     assert_int_equal(reached, seen);
     for (int b = 0; b * SCAN_BLOCK < c->n; b++) {
