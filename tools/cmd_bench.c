@@ -9,6 +9,7 @@ static const struct {
     command_main *run;
     const char *summary;
 } BENCHMARKS[] = {
+    {"hop", bench_hop, "activations from one stage's device to the next's, beside a socket"},
     {"kernels", bench_kernels, "matrix products: rates beside what the CPU can do at most"},
     {"load", bench_load, "a checkpoint into memory, beside its disk and a copy with a check"},
     {"pipeline", bench_pipeline, "decoding by stages on this machine, and their single steps"},

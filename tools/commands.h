@@ -13,7 +13,7 @@ command_main cmd_acl, cmd_batch, cmd_bench, cmd_cancel, cmd_conformance, cmd_dea
     cmd_top, cmd_trace, cmd_up, cmd_why;
 
 // Benchmarks: `penstock bench <name>`; listed in cmd_bench.c.
-command_main bench_kernels, bench_load, bench_pipeline, bench_queue, bench_sampler, bench_sched,
-    bench_tokenizer;
+command_main bench_hop, bench_kernels, bench_load, bench_pipeline, bench_queue, bench_sampler,
+    bench_sched, bench_tokenizer;
 
 #endif
