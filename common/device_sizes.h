@@ -40,6 +40,10 @@ struct device_sizes {
     uint64_t (*scratch)(const struct scratch_shape *s);
     // What a process takes of a device beside its arena: the driver, and the vendor's libraries.
     uint64_t context, libraries;
+    // Of a rank's device, and of the host's memory that it pins, for collectives of tp ranks in the
+    // device's memory.
+    uint64_t (*comm)(int tp);
+    uint64_t (*comm_pinned)(int tp);
     uint64_t pinned; // host memory through which an open device copies
     bool host_reads; // the host reads and writes the device's memory
 };

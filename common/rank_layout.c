@@ -88,6 +88,8 @@ static void count_step(const struct rank_shape *s, uint64_t bytes[N_RANK_BUFFERS
     bytes[RANK_GATE] = bytes[RANK_UP] = bytes[RANK_ACT] = rows * ffn * 4;
     bytes[RANK_CHOSEN] = bytes[RANK_EXPERT_WEIGHT] = rows * chosen * 4;
     bytes[RANK_SCRATCH] = device_sizes(s->device)->scratch(&scratch);
+    bytes[RANK_COMM] = device_sizes(s->device)->comm(s->place.tp);
+    bytes[RANK_COMM_PINNED] = device_sizes(s->device)->comm_pinned(s->place.tp);
 }
 
 static void count_tail(const struct rank_shape *s, uint64_t bytes[N_RANK_BUFFERS])
@@ -103,13 +105,14 @@ static enum ledger_line line_of(enum rank_buffer b)
 {
     if (b == RANK_KV) return LEDGER_KV;
     if (b == RANK_SCRATCH) return LEDGER_SCRATCH;
+    if (b == RANK_COMM || b == RANK_COMM_PINNED) return LEDGER_COMM;
     return b == RANK_LOGITS || b == RANK_HOST_LOGITS ? LEDGER_LOGITS : LEDGER_ACTIVATIONS;
 }
 
 static bool of_host(enum rank_buffer b)
 {
-    return b == RANK_HOST_ROWS || b == RANK_OUT_SLOT || b == RANK_OUT_POS || b == RANK_SAMPLED ||
-           b == RANK_HOST_LOGITS;
+    return b == RANK_HOST_ROWS || b == RANK_COMM_PINNED || b == RANK_OUT_SLOT ||
+           b == RANK_OUT_POS || b == RANK_SAMPLED || b == RANK_HOST_LOGITS;
 }
 
 void rank_carve(const struct rank_shape *s, struct carve *c, struct carve *host,

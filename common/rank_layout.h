@@ -26,7 +26,8 @@ enum rank_buffer {
     RANK_ROWS, RANK_HOST_ROWS, RANK_BLOCKS, // a step's rows, and where the host puts them together
     RANK_X, RANK_H, RANK_Q_A, RANK_Q_A_NORMED, RANK_Q, RANK_C, RANK_COS_SIN, RANK_Q_ABS, RANK_O_LAT,
     RANK_O_V, RANK_Y, RANK_Y_SHARED, RANK_GATE, RANK_UP, RANK_ACT, RANK_CHOSEN, RANK_EXPERT_WEIGHT,
-    RANK_SCRATCH,
+    RANK_SCRATCH, RANK_COMM,
+    RANK_COMM_PINNED, // the host's, for devices that reach it
     RANK_OUT_X, RANK_OUT_H, RANK_OUT_SLOT, RANK_OUT_POS, RANK_SAMPLED,
     RANK_LOGITS, RANK_HOST_LOGITS, // the latter where the host does not read the former
     N_RANK_BUFFERS,

@@ -18,10 +18,14 @@ struct comm;
 struct comm_ops {
     const char *name;
     bool recordable; // collectives may lie within recorded steps (backend.h)
-    // The rank's device is open: collectives run on its stream from now on. The rank's thread,
-    // before any collective, once; all ranks call, and it returns when all have. Does nothing where
-    // collectives take host memory.
-    enum status (*attach)(struct comm *c, struct device *d, struct error *e);
+    // The rank's device is open and has its arena, which is still zeros: collectives run on its
+    // stream from now on. `memory`, in the arena, and `pinned`, in its host memory: what
+    // device_sizes' comm and comm_pinned count. The rank's thread, before any collective, once; all
+    // ranks call, and it returns when all have. On GPUs this looks at the links, for which it uses
+    // the arena's head, and chooses the way: the comm's ops may be others afterwards. Does nothing
+    // where collectives take host memory.
+    enum status (*attach)(struct comm *c, struct device *d, void *memory, void *pinned,
+                          struct error *e);
     // Gives back what the comm holds of the device. The rank's thread, before the device is closed;
     // no collective may follow.
     void (*detach)(struct comm *c);
@@ -56,20 +60,28 @@ size_t comm_local_bytes(int tp, size_t max_elements, size_t max_gather);
 
 // How ranks on GPUs of one process bring their activations together.
 enum comm_way {
-    COMM_AUTO,
-    COMM_PEER, // each rank's kernel adds a slice of all ranks' buffers, reading them where they lie
-    COMM_NCCL, // NVIDIA's library
+    COMM_AUTO,   // COMM_DIRECT where each rank has a GPU of its own, else COMM_PEER
+    COMM_PEER,   // each rank's kernel adds a slice of all ranks' buffers where they lie; the ranks
+                 // meet on the host, so that several can share a GPU
+    COMM_NCCL,   // NVIDIA's library; all_reduce adds in its order, the same from run to run
+    COMM_DIRECT, // small sums by kernels that wait for each other; large ones by NCCL if there
 };
 
 struct comm_cuda_options {
     int tp;
     enum comm_way way;
     int64_t deadline_ms; // of a collective, and of a rank that waits for its stream; 0: none
+    bool blocking;       // NCCL calls wait for what they do in the background
+    bool staged;         // as if no GPU could use another's memory
+    bool without_nccl;   // as if it was not there
+    bool coarse;         // COMM_DIRECT: large sums may travel as 8 bits, with an error below 1%
+    int damaged; // for tests: what rank `damaged` - 1 gets in the check of the links is not intact
 };
 
-// Ranks on CUDA devices, memory of the device: fills comms[tp]. COMM_AUTO is COMM_PEER. Errors:
-// ERR_UNSUPPORTED no_cuda in a build without CUDA. `attach` fails with ERR_UNAVAILABLE no_peer
-// where one GPU cannot read another's memory.
+// Ranks on CUDA devices, memory of the device: fills comms[tp]. ERR_UNSUPPORTED no_cuda in a build
+// without CUDA. `attach` says in one log line (event=collectives) which way is taken and how data
+// goes between the GPUs; it fails with ERR_UNAVAILABLE no_peer where one GPU cannot use another's
+// memory and the way needs it, no_nccl, bad_link where nothing brings data over intact.
 enum status comm_cuda_create(struct comm **comms, const struct comm_cuda_options *o,
                              struct error *e);
 

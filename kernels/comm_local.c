@@ -94,10 +94,13 @@ static enum status local_broadcast(struct comm *c, void *data, size_t n, int roo
     return OK;
 }
 
-static enum status local_attach(struct comm *c, struct device *d, struct error *e)
+static enum status local_attach(struct comm *c, struct device *d, void *memory, void *pinned,
+                                struct error *e)
 {
     (void) c;
     (void) d;
+    (void) memory;
+    (void) pinned;
     (void) e;
     return OK;
 }

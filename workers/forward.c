@@ -73,6 +73,8 @@ static void carve_buffers(struct forward *f, const struct rank_shape *shape, str
     f->sampled = at[RANK_SAMPLED];
     f->logits = at[RANK_LOGITS];
     f->host_logits = at[RANK_HOST_LOGITS];
+    f->comm_memory = at[RANK_COMM];
+    f->comm_pinned = at[RANK_COMM_PINNED];
     if (at[RANK_SCRATCH] == NULL) return;
     struct scratch_shape scratch = rank_scratch_shape(shape);
     f->backend->set_scratch(f->device, &scratch, at[RANK_SCRATCH]);
@@ -99,7 +101,6 @@ void forward_layout(struct forward *f, const struct weights *weights, const stru
                           .comm = comm,
                           .limits = *limits,
                           .precision = precision,
-                          .most_recorded = most_recorded(backend, comm, limits),
                           .attention = {.n_heads = weights->n_heads,
                                         .nope = m->qk_nope_head_dim,
                                         .rope = m->qk_rope_head_dim,
@@ -312,6 +313,7 @@ enum status forward_prepare(struct forward *f, struct error *e)
 {
     struct step padding = {0};
     int buckets[ROW_BUCKETS_MAX], n;
+    f->most_recorded = most_recorded(f->backend, f->comm, &f->limits); // the comm is attached
     if (!f->backend->records) return OK;
     n = row_buckets(f->limits.max_rows, buckets);
     for (int i = 0; i < n; i++) {

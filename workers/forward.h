@@ -17,12 +17,13 @@ struct forward {
     const struct backend *backend;
     struct device *device;
     struct comm *comm; // of activations
+    void *comm_memory, *comm_pinned; // the device's and the host's, for `comm`
     struct step_limits limits;
     enum precision precision;
     struct attention_shape attention;
     struct step_inputs inputs; // of the bucket of the step at hand
     int32_t *rows, *host_rows; // (RANK_ROW_ARRAYS, rows) the inputs; where they are put together
-    int most_recorded;         // rows of the largest recorded step; 0: none is recorded
+    int most_recorded;         // rows of the largest recorded step; 0: none is; once prepared
     char *kv;             // (layers) of kv_layer_bytes
     uint64_t kv_layer_bytes;
     float *x;             // (rows, hidden) the residual stream

@@ -32,10 +32,13 @@ static enum status broadcast(struct comm *c, void *data, size_t n, int root)
     return OK;
 }
 
-static enum status attach(struct comm *c, struct device *d, struct error *e)
+static enum status attach(struct comm *c, struct device *d, void *memory, void *pinned,
+                          struct error *e)
 {
     (void) c;
     (void) d;
+    (void) memory;
+    (void) pinned;
     (void) e;
     return OK;
 }

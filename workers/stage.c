@@ -165,9 +165,10 @@ static enum status load_rank(struct rank *r)
         try(o->backend->host_memory(r->device, beside.used, &base, &r->error));
         beside = (struct carve){.base = base, .size = beside.used};
     }
-    struct comm *comm = s->comms[r->index];
-    try(comm->ops->attach(comm, r->device, &r->error));
     try(layout_rank(r, &carve, host));
+    struct comm *comm = s->comms[r->index];
+    try(comm->ops->attach(comm, r->device, r->forward.comm_memory, r->forward.comm_pinned,
+                          &r->error));
     if (r->index == 0 && !o->tail && o->backend->pin != NULL) {
         try(o->backend->pin(r->device, o->memory, stage_memory_bytes(o), &r->error));
     }

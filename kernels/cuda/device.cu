@@ -186,13 +186,19 @@ enum status cuda_open(struct device **device, const struct device_options *optio
     return OK;
 }
 
+void device_forget(struct device *d)
+{
+    for (int i = 0; i < d->n_graphs; i++) cudaGraphExecDestroy(d->graphs[i].exec);
+    d->n_graphs = 0;
+}
+
 void cuda_close(struct device **device)
 {
     struct device *d = *device;
     if (d == NULL) return;
     if (d->stream != NULL) cudaStreamSynchronize(d->stream);
     if (d->out.stream != NULL) cudaStreamSynchronize(d->out.stream);
-    for (int i = 0; i < d->n_graphs; i++) cudaGraphExecDestroy(d->graphs[i].exec);
+    device_forget(d);
     for (int i = 0; i < 2; i++) {
         if (d->copied[i] != NULL) cudaEventDestroy(d->copied[i]);
     }

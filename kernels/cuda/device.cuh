@@ -60,6 +60,9 @@ struct device {
 // Keeps the first fault; `op` is a literal.
 void device_note(struct device *d, cudaError_t error, const char *op);
 
+// Forgets the recorded steps.
+void device_forget(struct device *d);
+
 // Until all that is on the stream is done, or the watch ends the wait.
 cudaError_t device_wait(struct device *d);
 

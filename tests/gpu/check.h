@@ -18,6 +18,9 @@ void result_figure(struct result *r, const char *name, double figure, const char
 // A figure that may be at most `bar` (0: none).
 void result_most(struct result *r, const char *name, double figure, const char *unit, double bar);
 
+// Of n values, which are sorted.
+double median(double *values, int n);
+
 void check_ops(struct result *r, enum precision p);
 
 // Golden files of the checkpoints in `fixtures` and the shipped model: prompts through one stage.
@@ -26,6 +29,21 @@ void check_golden(struct result *r, const char *fixtures, const char *model, boo
 
 // Whole steps: recorded ones against steps as they come, memory after READY, times.
 void check_steps(struct result *r, const char *fixtures);
+
+// The same in bf16 and f32 by tp ranks on n_gpus GPUs.
+void check_golden_ranks(struct result *r, const char *fixtures, const char *model, int tp,
+                        int n_gpus);
+
+// Collectives between 2 and 4 ranks on the machine's GPUs, which share one if there is no more; and
+// by NCCL between as many as there are.
+void check_ranks(struct result *r, int n_gpus);
+
+// The same without the use of each other's memory, where there are several GPUs.
+void check_ranks_staged(struct result *r, int n_gpus);
+
+// Times of sums between 2, 4, .. ranks that have a GPU each. `staged`: as if no GPU could use
+// another's memory, which NCCL takes for the whole process.
+void check_ranks_speed(struct result *r, int n_gpus, bool staged);
 
 // Times of the kernels beside limits probed in the same run.
 void check_speed(struct result *r);

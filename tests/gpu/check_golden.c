@@ -39,7 +39,8 @@ static void wait_for(struct model *m)
     check(read(p.fd, &events, sizeof events) == sizeof events);
 }
 
-static void open_model(struct model *m, const char *weights, const char *golden, enum precision p)
+static void open_model(struct model *m, const char *weights, const char *golden, enum precision p,
+                       int tp, int n_gpus)
 {
     struct error e = {0};
     must(model_config_load(&m->config, weights, &e), &e);
@@ -47,11 +48,12 @@ static void open_model(struct model *m, const char *weights, const char *golden,
     golden_load(&m->golden, golden);
     struct stage_options o = {
         .config = &m->config, .checkpoint = m->checkpoint, .backend = backend_cuda(), .first = 0,
-        .last = m->config.n_layers, .head = true, .tail = true, .tp = 1, .precision = p,
+        .last = m->config.n_layers, .head = true, .tail = true, .tp = tp, .n_gpus = n_gpus,
+        .precision = p,
         .limits = {.max_rows = CONTEXT, .slots = SLOTS, .max_blocks = CONTEXT / KV_BLOCK_ROWS,
                    .n_blocks = CONTEXT / KV_BLOCK_ROWS, .max_out = CONTEXT,
                    .vocab_size = m->config.vocab_size, .score = true},
-        .n_steps = 1};
+        .n_steps = 1, .collective_deadline_ms = 60000};
     m->memory = calloc(1, stage_memory_bytes(&o));
     m->staging = malloc(stage_staging_bytes(&o));
     check(m->memory != NULL && m->staging != NULL);
@@ -100,7 +102,7 @@ static int by_size(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static double median(double *values, int n)
+double median(double *values, int n)
 {
     qsort(values, (size_t) n, sizeof *values, by_size);
     return values[n / 2];
@@ -143,12 +145,12 @@ static void run_prompt(struct model *m, int prompt, int n_greedy)
 }
 
 static void check_model(struct result *r, const char *name, const char *weights, const char *golden,
-                        enum precision p, double bar, bool brief)
+                        enum precision p, double bar, bool brief, int tp, int n_gpus)
 {
     static struct model m;
     char line[160];
     m = (struct model){0};
-    open_model(&m, weights, golden, p);
+    open_model(&m, weights, golden, p, tp, n_gpus);
     int n_prompts = brief ? 3 : m.golden.n_prompts;
     for (int i = 0; i < n_prompts; i++) run_prompt(&m, i, brief ? 1 : CONTEXT);
     snprintf(line, sizeof line, "golden %s: median row error", name);
@@ -167,19 +169,31 @@ static void check_model(struct result *r, const char *name, const char *weights,
     golden_free(&m.golden);
 }
 
+static const struct {
+    const char *name;
+    double bf16;
+} MODELS[] = {{"tiny-fp8", 0.10}, {"tiny-bf16", 0.05}, {"shipped", 0.05}};
+
+// Number i: a checkpoint in f32 (even) or bf16.
+static void check_number(struct result *r, const char *fixtures, const char *model, int i,
+                         bool brief, int tp, int n_gpus)
+{
+    bool shipped = i / 2 == 2, f32 = i % 2 == 0;
+    char golden[512], name[80], of_ranks[40] = "";
+    snprintf(golden, sizeof golden, "%s/%s", fixtures, MODELS[i / 2].name);
+    if (tp > 1) snprintf(of_ranks, sizeof of_ranks, ", %d ranks on %d GPUs", tp, n_gpus);
+    snprintf(name, sizeof name, "%s %s%s", MODELS[i / 2].name, f32 ? "f32" : "bf16", of_ranks);
+    check_model(r, name, shipped ? model : golden, golden, f32 ? PRECISION_F32 : PRECISION_BF16,
+                f32 ? 1e-4 : MODELS[i / 2].bf16, brief, tp, n_gpus);
+}
+
 void check_golden(struct result *r, const char *fixtures, const char *model, bool brief)
 {
-    static const struct {
-        const char *name;
-        double bf16;
-    } models[] = {{"tiny-fp8", 0.10}, {"tiny-bf16", 0.05}, {"shipped", 0.05}};
-    for (int i = 0; i < (brief ? 2 : 6); i++) {
-        bool shipped = i / 2 == 2, f32 = i % 2 == 0;
-        char golden[512], name[64];
-        snprintf(golden, sizeof golden, "%s/%s", fixtures, models[i / 2].name);
-        snprintf(name, sizeof name, "%s %s", models[i / 2].name, f32 ? "f32" : "bf16");
-        check_model(r, name, shipped ? model : golden, golden,
-                    f32 ? PRECISION_F32 : PRECISION_BF16, f32 ? 1e-4 : models[i / 2].bf16,
-                    brief);
-    }
+    for (int i = 0; i < (brief ? 2 : 6); i++) check_number(r, fixtures, model, i, brief, 1, 0);
+}
+
+void check_golden_ranks(struct result *r, const char *fixtures, const char *model, int tp,
+                        int n_gpus)
+{
+    for (int i = 0; i < 6; i++) check_number(r, fixtures, model, i, false, tp, n_gpus);
 }

@@ -1,7 +1,10 @@
 // gpu_check PARTS FIXTURES MODEL: checks the CUDA backend on the GPU at hand and prints a table.
 // PARTS: letters of o (ops), g (golden files), b (few of them, for slow tools), r (steps, recorded
-// and not), s (speed), f (full size: rehearsals). Exit status 0: all bars are met, 77: no device.
+// and not), c (collectives and ranks on the GPUs there are), m (times of sums between several of
+// them), h (both as if GPUs could not use each other's memory), s (speed), f (full size:
+// rehearsals). Exit status 0: all bars are met, 77: no device.
 #include "tests/gpu/check.h"
+#include "tests/gpu/ranks.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -64,6 +67,18 @@ int main(int argc, char **argv)
     if (strchr(argv[1], 'g') != NULL) check_golden(&r, argv[2], argv[3], false);
     if (strchr(argv[1], 'b') != NULL) check_golden(&r, argv[2], argv[3], true);
     if (strchr(argv[1], 'r') != NULL) check_steps(&r, argv[2]);
+    int n_gpus = ranks_gpus();
+    if (strchr(argv[1], 'c') != NULL) {
+        check_ranks(&r, n_gpus);
+        for (int tp = 2; tp <= 4; tp *= 2) {
+            check_golden_ranks(&r, argv[2], argv[3], tp, n_gpus < tp ? n_gpus : tp);
+        }
+    }
+    if (strchr(argv[1], 'm') != NULL) check_ranks_speed(&r, n_gpus, false);
+    if (strchr(argv[1], 'h') != NULL) {
+        check_ranks_staged(&r, n_gpus);
+        check_ranks_speed(&r, n_gpus, true);
+    }
     if (strchr(argv[1], 's') != NULL) check_speed(&r);
     if (strchr(argv[1], 'f') != NULL) check_rehearse(&r, argv[2]);
     printf("%d passed, %d failed\n", r.passed, r.failed);

@@ -1,3 +1,4 @@
+#include "common/cuda_comm_sizes.h"
 #include "common/plan_cost.h"
 #include "common/rank_layout.h"
 #include "kernels/backend.h"
@@ -462,6 +463,7 @@ static void test_host_memory_of_ranks(void **state)
         uint64_t logits = tail ? 40ull * (uint64_t) (c.vocab_size / 8) * sizeof(float) : 0;
         assert_int_equal(l.bytes[LEDGER_STAGING], 2 * 8 * MIB);
         assert_int_equal(l.bytes[LEDGER_LOGITS], carve_aligned(logits));
+        assert_int_equal(l.bytes[LEDGER_COMM], cuda_comm_pinned(8).bytes);
         assert_int_equal(l.bytes[LEDGER_HISTORY] > 0, tail);
         assert_int_equal(l.bytes[LEDGER_SAMPLER] > 0, tail);
         assert_int_equal(l.bytes[LEDGER_WEIGHTS] + l.bytes[LEDGER_KV] + l.bytes[LEDGER_SCRATCH], 0);
@@ -472,6 +474,27 @@ static void test_host_memory_of_ranks(void **state)
         l = rank_host_ledger(&s);
         assert_memory_equal(&l, &none, sizeof l);
     }
+}
+
+// What ranks on GPUs have for their sums: slots for each rank in the device, two of its own and the
+// pieces of large sums in pinned memory.
+static void test_memory_of_sums_between_gpus(void **state)
+{
+    (void) state;
+    uint64_t slot = 8 * (uint64_t) CUDA_COMM_FLOATS;
+    uint64_t pieces = 1024 + 128ull * 9 * (4096 + 128);
+    assert_int_equal(cuda_comm_device(1).bytes, 0);
+    assert_int_equal(cuda_comm_pinned(1).bytes, 0);
+    assert_int_equal(cuda_comm_device(8).bytes, 3 * 512 + 16 * slot);
+    assert_int_equal(cuda_comm_pinned(8).bytes, 256 + 4 * slot + pieces);
+    struct model_config c = load("deepseek-v3");
+    struct rank_shape s = {.config = &c, .device = DEVICE_CUDA, .slots = 48, .max_blocks = 3,
+                           .n_blocks = 99, .max_rows = 128, .max_out = 40,
+                           .place = {.last = 2, .tp = 8}};
+    struct carve device = {0}, host = {0};
+    void *at[N_RANK_BUFFERS], *sampler;
+    rank_carve(&s, &device, &host, at, &sampler);
+    assert_int_equal(device.ledger.bytes[LEDGER_COMM], cuda_comm_device(8).bytes);
 }
 
 // Ranks on GPUs bring activations together in their devices: the host has room for the sampler's
@@ -510,6 +533,7 @@ int main(void)
         cmocka_unit_test(test_slots_of_a_gpu),
         cmocka_unit_test(test_host_memory_of_ranks),
         cmocka_unit_test(test_host_memory_of_collectives),
+        cmocka_unit_test(test_memory_of_sums_between_gpus),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

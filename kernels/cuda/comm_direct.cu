@@ -1,0 +1,329 @@
+// Sums of few values between ranks that have a GPU each, within recorded steps and without the
+// host: every rank writes its values where all others read them, each beside a flag that counts the
+// sums, and adds what it finds, in rank order. No value waits for another, and no memory barrier is
+// needed: 8 bytes with a value and its flag arrive together. Where GPUs use each other's memory,
+// values are written into all others' slots and waited for in the rank's own memory; else they are
+// written once into pinned memory of the host, which all read.
+//
+// Over the host, where reading is what takes time, more than two ranks add all but the smallest
+// sums in two steps: each writes its values of the others' shares, adds its own share from what
+// they wrote of it, writes that, and reads theirs.
+//
+// There are two slots, for even and odd sums: who writes the next sum but one has got all parts of
+// the next one, so all others have read this one. A block of threads always writes the whole of its
+// part of a slot, so that no flag is older than two sums.
+//
+// Larger sums are NCCL's where it is there, and go in pieces where not.
+#include "kernels/cuda/comm_coarse.cuh"
+
+#include <stdlib.h>
+
+enum {
+    DIRECT_THREADS = CUDA_COMM_BLOCK / 2, // two values each
+    LOOKS = 4096,                         // for a part, then a look whether all has ended
+    SHARED_LEAST = 4096,                  // values of a sum in two steps
+};
+
+struct direct_args {
+    float *x; // (n)
+    size_t n;
+    uint32_t *counters;         // of a block: sums so far
+    const volatile uint32_t *ended;
+    size_t half;                // words from the even slot to the odd one, for who writes or reads
+    uint4 *to[TP_MAX];          // (n_to) this rank's slots, wherever others read them
+    const uint4 *from[TP_MAX];  // the slot of each rank
+    int tp, rank, n_to;
+};
+
+// A sum in two steps: each rank adds one share.
+struct share_args {
+    float *x; // (n)
+    size_t n;
+    uint32_t *counters;
+    const volatile uint32_t *ended;
+    uint4 *shares[TP_MAX]; // of each rank: what it has of all ranks' shares, block by block
+    uint4 *sums[TP_MAX];   // of each rank: of its own
+    int tp, rank;
+};
+
+struct direct_rank {
+    struct direct_args args;
+    struct share_args shared;
+    bool staged;
+    volatile uint32_t *ended; // the host's word that lets kernels go
+};
+
+// --- the kernel
+
+static __device__ __forceinline__ void word_write(uint4 *to, float a, float b, uint32_t flag)
+{
+    asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to),
+                 "r"(__float_as_uint(a)), "r"(flag), "r"(__float_as_uint(b)), "r"(flag)
+                 : "memory");
+}
+
+static __device__ __forceinline__ uint4 word_read(const uint4 *from)
+{
+    uint4 w;
+    asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
+                 : "l"(from)
+                 : "memory");
+    return w;
+}
+
+static __device__ __forceinline__ float2 pair_take(const float *x, size_t i, size_t n)
+{
+    float2 pair = {};
+    if (i < n) pair.x = x[i];
+    if (i + 1 < n) pair.y = x[i + 1];
+    return pair;
+}
+
+static __device__ __forceinline__ void pair_give(float *x, size_t i, size_t n, float2 pair)
+{
+    if (i < n) x[i] = pair.x;
+    if (i + 1 < n) x[i + 1] = pair.y;
+}
+
+// The words of ranks [first, first + N), of which those from `tp` on and this rank's own are none.
+// All are asked for at once, and again until they have the flag.
+template <int N, typename P>
+static __device__ __forceinline__ void words_wait(const P &from, int tp, int rank,
+                                                  const volatile uint32_t *ended, int first,
+                                                  size_t word, uint32_t flag, uint4 w[N])
+{
+    uint32_t missing = 0;
+    for (int i = 0; i < N; i++) {
+        if (first + i < tp && first + i != rank) missing |= 1u << i;
+    }
+    for (uint32_t looks = 1; missing != 0; looks++) {
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            if (missing >> i & 1) w[i] = word_read(from[first + i] + word);
+        }
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            if (missing >> i & 1 && w[i].y == flag && w[i].w == flag) missing &= ~(1u << i);
+        }
+        if (looks % LOOKS == 0 && *ended != 0) return;
+    }
+}
+
+// Adds the words of ranks [first, first + N) in their order, with this rank's own values.
+template <int N>
+static __device__ __forceinline__ void add_words(const uint4 w[N], int first, int tp, int rank,
+                                                 float2 mine, float2 *sum)
+{
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        if (first + i >= tp) break;
+        bool own = first + i == rank;
+        float x = own ? mine.x : __uint_as_float(w[i].x);
+        float y = own ? mine.y : __uint_as_float(w[i].z);
+        sum->x = first + i == 0 ? x : sum->x + x;
+        sum->y = first + i == 0 ? y : sum->y + y;
+    }
+}
+
+template <int N>
+static __global__ void __launch_bounds__(DIRECT_THREADS)
+    add_direct(const __grid_constant__ struct direct_args a)
+{
+    uint32_t flag = a.counters[blockIdx.x] + 1;
+    __syncthreads(); // before it is counted
+    size_t word = (size_t) blockIdx.x * DIRECT_THREADS + threadIdx.x, i = 2 * word;
+    float2 mine = pair_take(a.x, i, a.n);
+    if (flag & 1) word += a.half;
+    for (int k = 0; k < a.n_to; k++) word_write(a.to[k] + word, mine.x, mine.y, flag);
+    float2 sum = {};
+    for (int first = 0; first < a.tp; first += N) {
+        uint4 w[N];
+        words_wait<N>(a.from, a.tp, a.rank, a.ended, first, word, flag, w);
+        add_words<N>(w, first, a.tp, a.rank, mine, &sum);
+    }
+    pair_give(a.x, i, a.n, sum);
+    if (threadIdx.x == 0) a.counters[blockIdx.x] = flag;
+}
+
+// The word of this thread in a share of the block's part, in rank r's memory.
+static __device__ __forceinline__ size_t share_word(const struct share_args &a, int share)
+{
+    return ((size_t) blockIdx.x * a.tp + share) * DIRECT_THREADS + threadIdx.x;
+}
+
+// No second half here: who writes the next sum's shares has all sums of this one, which came after
+// all shares were read; who writes its sum has the shares that others wrote after reading this one.
+template <int N>
+static __global__ void __launch_bounds__(DIRECT_THREADS)
+    add_shares(const __grid_constant__ struct share_args a)
+{
+    uint32_t flag = a.counters[blockIdx.x] + 1;
+    __syncthreads(); // before it is counted
+    size_t base = ((size_t) blockIdx.x * a.tp * DIRECT_THREADS + threadIdx.x) * 2;
+    for (int i = 1; i < a.tp; i++) {
+        int k = (a.rank + i) % a.tp;
+        float2 pair = pair_take(a.x, base + (size_t) k * CUDA_COMM_BLOCK, a.n);
+        word_write(a.shares[a.rank] + share_word(a, k), pair.x, pair.y, flag);
+    }
+    size_t own = base + (size_t) a.rank * CUDA_COMM_BLOCK;
+    float2 mine = pair_take(a.x, own, a.n), sum = {};
+    for (int first = 0; first < a.tp; first += N) {
+        uint4 w[N];
+        words_wait<N>(a.shares, a.tp, a.rank, a.ended, first, share_word(a, a.rank), flag, w);
+        add_words<N>(w, first, a.tp, a.rank, mine, &sum);
+    }
+    size_t word = (size_t) blockIdx.x * DIRECT_THREADS + threadIdx.x;
+    word_write(a.sums[a.rank] + word, sum.x, sum.y, flag);
+    pair_give(a.x, own, a.n, sum);
+    for (int first = 0; first < a.tp; first += N) {
+        uint4 w[N];
+        words_wait<N>(a.sums, a.tp, a.rank, a.ended, first, word, flag, w);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            int k = first + i;
+            if (k >= a.tp || k == a.rank) continue;
+            pair_give(a.x, base + (size_t) k * CUDA_COMM_BLOCK, a.n,
+                      make_float2(__uint_as_float(w[i].x), __uint_as_float(w[i].z)));
+        }
+    }
+    if (threadIdx.x == 0) a.counters[blockIdx.x] = flag;
+}
+
+static void share_piece(struct cuda_comm *c, float *x, size_t n)
+{
+    struct share_args a = c->direct->shared;
+    unsigned blocks = (unsigned) ceil_div(n, (uint64_t) CUDA_COMM_BLOCK * (uint64_t) a.tp);
+    a.x = x;
+    a.n = n;
+    if (a.tp <= 4) add_shares<4><<<blocks, DIRECT_THREADS, 0, c->device->stream>>>(a);
+    else add_shares<8><<<blocks, DIRECT_THREADS, 0, c->device->stream>>>(a);
+    device_launched(c->device, "all_reduce");
+}
+
+static void add_piece(struct cuda_comm *c, float *x, size_t n)
+{
+    struct direct_args a = c->direct->args;
+    unsigned blocks = (unsigned) ceil_div(n, CUDA_COMM_BLOCK);
+    a.x = x;
+    a.n = n;
+    if (a.tp <= 2) add_direct<2><<<blocks, DIRECT_THREADS, 0, c->device->stream>>>(a);
+    else if (a.tp <= 4) add_direct<4><<<blocks, DIRECT_THREADS, 0, c->device->stream>>>(a);
+    else add_direct<8><<<blocks, DIRECT_THREADS, 0, c->device->stream>>>(a);
+    device_launched(c->device, "all_reduce");
+}
+
+// --- collectives
+
+static enum status direct_all_reduce(struct comm *comm, float *x, size_t n)
+{
+    struct cuda_comm *c = cuda_comm_of(comm);
+    enum status ended = hub_status(c->group->hub);
+    if (ended != OK || comm->tp == 1) return ended;
+    if (n > CUDA_COMM_FLOATS && c->group->options.coarse) {
+        coarse_add(c, x, n);
+        return OK;
+    }
+    if (n > CUDA_COMM_FLOATS && c->nccl != NULL) return cuda_way_nccl.ops.all_reduce(comm, x, n);
+    for (size_t at = 0; at < n; at += CUDA_COMM_FLOATS) {
+        size_t piece = smaller(n - at, CUDA_COMM_FLOATS);
+        bool shared = c->direct->staged && comm->tp > 2 && piece >= SHARED_LEAST;
+        shared ? share_piece(c, x + at, piece) : add_piece(c, x + at, piece);
+    }
+    return OK;
+}
+
+static enum status direct_all_gather(struct comm *comm, const void *in, void *out, size_t n)
+{
+    struct cuda_comm *c = cuda_comm_of(comm);
+    if (c->nccl != NULL) return cuda_way_nccl.ops.all_gather(comm, in, out, n);
+    return cuda_way_peer.ops.all_gather(comm, in, out, n);
+}
+
+static enum status direct_broadcast(struct comm *comm, void *data, size_t n, int root)
+{
+    struct cuda_comm *c = cuda_comm_of(comm);
+    if (c->nccl != NULL) return cuda_way_nccl.ops.broadcast(comm, data, n, root);
+    return cuda_way_peer.ops.broadcast(comm, data, n, root);
+}
+
+// --- life
+
+// Others are written to beginning with the next rank, so that not all write to one.
+static void find_slots(struct cuda_comm *c, struct direct_args *a, struct share_args *shared)
+{
+    struct cuda_group *g = c->group;
+    struct cuda_comm_device device = cuda_comm_device(a->tp);
+    struct cuda_comm_pinned pinned = cuda_comm_pinned(a->tp);
+    size_t slot = cuda_comm_slot() / sizeof(uint4);
+    bool peer = c->links == LINKS_PEER;
+    a->half = peer ? (size_t) a->tp * slot : slot;
+    for (int i = 0; i < a->tp; i++) {
+        int r = (a->rank + i) % a->tp;
+        const struct cuda_comm *other = &g->ranks[r];
+        uint4 *theirs = (uint4 *) (peer ? other->memory + device.slots
+                                        : other->pinned + pinned.slots);
+        a->from[r] = peer ? (uint4 *) (c->memory + device.slots) + (size_t) r * slot : theirs;
+        if (peer && i > 0) a->to[a->n_to++] = theirs + (size_t) a->rank * slot;
+        if (!peer && i == 0) a->to[a->n_to++] = theirs;
+        shared->shares[r] = (uint4 *) (other->pinned + pinned.shares);
+        shared->sums[r] = (uint4 *) (other->pinned + pinned.sums);
+    }
+}
+
+static enum status direct_open(struct cuda_comm *c, struct error *e)
+{
+    struct error why = {};
+    if (!c->group->options.without_nccl && cuda_nccl_check(&why) == OK) {
+        enum status status = cuda_way_nccl.open(c, e);
+        if (status != OK) return status;
+    }
+    enum status status = cuda_way_peer.open(c, e); // its gathers
+    if (status != OK) return status;
+    struct direct_rank *d = c->direct = (struct direct_rank *) calloc(1, sizeof *d);
+    if (d == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for a rank's collectives");
+    int tp = c->comm.tp;
+    d->ended = (volatile uint32_t *) (c->pinned + cuda_comm_pinned(tp).ended);
+    d->staged = c->links != LINKS_PEER;
+    d->args.counters = (uint32_t *) (c->memory + cuda_comm_device(tp).direct);
+    d->shared.counters = (uint32_t *) (c->memory + cuda_comm_device(tp).shared);
+    d->args.ended = d->shared.ended = d->ended;
+    d->args.tp = d->shared.tp = tp;
+    d->args.rank = d->shared.rank = c->comm.rank;
+    if (tp > 1) find_slots(c, &d->args, &d->shared);
+    return OK;
+}
+
+static enum status direct_watch(struct cuda_comm *c)
+{
+    enum status ended = c->nccl != NULL ? cuda_way_nccl.watch(c) : hub_status(c->group->hub);
+    if (ended != OK && c->direct != NULL && c->comm.tp > 1) *c->direct->ended = 1;
+    return ended;
+}
+
+static void direct_close(struct cuda_comm *c)
+{
+    direct_watch(c);
+    if (c->nccl != NULL) cuda_way_nccl.close(c);
+    cudaStreamSynchronize(c->device->stream);
+    cuda_way_peer.close(c);
+    free(c->direct);
+    c->direct = NULL;
+}
+
+extern const struct cuda_way cuda_way_direct = {
+    .ops = {
+        .name = "direct",
+        .recordable = true,
+        .attach = cuda_attach,
+        .detach = cuda_detach,
+        .all_reduce = direct_all_reduce,
+        .all_gather = direct_all_gather,
+        .broadcast = direct_broadcast,
+        .abort = cuda_abort,
+        .destroy = cuda_destroy,
+    },
+    .open = direct_open,
+    .close = direct_close,
+    .watch = direct_watch,
+};
