@@ -210,7 +210,8 @@ static void test_keys_of_other_queues_are_left_alone(void **state)
     make_job("1", "a");
     char first[32];
     strcpy(first, library_tag);
-    snprintf(library_tag, sizeof library_tag, "%s-other", first);
+    assert_true(strlen(first) + sizeof "-other" <= sizeof library_tag);
+    strcat(library_tag, "-other");
     expect("[lead 1 b-1 3600000]", "lead", "b-1", "3600000", "0");
     expect("[[gone default a]]", "claim", "1", "1000", "10", "2", "g", "default", "a");
     expect("[unknown]", "cancel", "1", "default", "0", "a");
