@@ -69,7 +69,9 @@ static uint64_t mla_bytes(const struct scratch_shape *s)
     if (s->n_heads >= CUDA_MLA_MANY_HEADS) {
         heads = (uint64_t) CUDA_MLA_MANY_PARTS * CUDA_MLA_MANY_HEADS;
     }
-    return heads * CUDA_MLA_PART * sizeof(float);
+    uint64_t hopper = smaller((uint64_t) s->n_heads, CUDA_MLA_MANY_HEADS) * CUDA_MLA_BLOCKS * 2;
+    return larger(heads, hopper) * CUDA_MLA_PART * sizeof(float) +
+           (uint64_t) CUDA_MLA_CUT_ROWS * 2 * sizeof(int32_t);
 }
 
 // Room for any step of at most so many pairs: fewer pairs have wider panels.

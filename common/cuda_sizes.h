@@ -20,6 +20,8 @@ enum {
     CUDA_MLA_FEW_PARTS = 264,    // parts of a row's KV
     CUDA_MLA_MANY_HEADS = 64,
     CUDA_MLA_MANY_PARTS = 132,
+    CUDA_MLA_BLOCKS = 132,       // of Hopper's attention at once: twice as many leave parts
+    CUDA_MLA_CUT_ROWS = 512,     // rows of a step whose KV is cut there
     CUDA_MLA_LORA = 512,         // the shape that tensor cores take
     CUDA_MLA_ROPE = 64,
     CUDA_MLA_PART = CUDA_MLA_LORA + 2, // floats of a head's part: sums, maximum, mass

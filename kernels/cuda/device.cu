@@ -174,7 +174,8 @@ enum status cuda_open(struct device **device, const struct device_options *optio
         return status;
     }
     d->n_sm = properties.multiProcessorCount;
-    d->hopper = PENSTOCK_HAS_SM90A && properties.major == 9 && properties.minor == 0;
+    d->has_hopper = PENSTOCK_HAS_SM90A && properties.major == 9 && properties.minor == 0;
+    d->hopper = d->has_hopper;
     d->block_bytes = (int) properties.sharedMemPerBlockOptin;
     usage_join(d);
     if (error == cudaSuccess) error = create_parts(d);

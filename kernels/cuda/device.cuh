@@ -30,7 +30,7 @@ struct wire_way {
 struct device {
     enum precision precision;
     int ordinal, n_sm, block_bytes; // block_bytes: shared memory that a block may have
-    bool hopper; // code for sm_90a runs
+    bool has_hopper, hopper; // code for sm_90a can run; it runs
     uint64_t memory_bytes;
     cudaStream_t stream;
     void *arena, *host;

@@ -3,6 +3,7 @@
 #include "kernels/cuda/device.cuh"
 
 #include "kernels/cuda/mla_mma.cuh"
+#include "kernels/cuda/mla_wgmma.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 #include <cuda_bf16.h>
@@ -85,7 +86,8 @@ void cuda_mla(struct device *d, const struct attention_shape *a, const float *q_
     struct mla m = {a->n_heads, a->kv_lora, a->rope, n_rows, a->softmax_scale, q_abs, q_pe,
                     (size_t) q_stride, (size_t) q_head_stride, *in, *kv, out,
                     d->scratch.mla, 1};
-    if (d->precision == PRECISION_BF16 && mla_mma_takes(a->kv_lora, a->rope)) mla_mma_run(d, m);
-    else run_exact(d, m);
+    if (d->precision == PRECISION_F32 || !mla_mma_takes(a->kv_lora, a->rope)) run_exact(d, m);
+    else if (d->hopper) mla_wgmma_run(d, m);
+    else mla_mma_run(d, m);
     device_launched(d, "mla");
 }

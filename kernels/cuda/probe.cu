@@ -67,6 +67,8 @@ double cuda_probe_mma(struct device *d)
     return all / timer_stop(d, &t);
 }
 
+void cuda_probe_hopper(struct device *d, bool on) { d->hopper = on && d->has_hopper; }
+
 double cuda_probe_graph(struct device *d, int bucket, int n)
 {
     struct timer t;

@@ -18,6 +18,9 @@ double cuda_probe_copy(struct device *d, uint64_t bytes);
 // Floating-point operations a second of mma.sync (bf16, f32 sums) between registers alone.
 double cuda_probe_mma(struct device *d);
 
+// Whether kernels of sm_90a run where they can: without them a Hopper card runs what others do.
+void cuda_probe_hopper(struct device *d, bool on);
+
 // Seconds of one launch of the bucket's graph, the mean of `n` after one more.
 double cuda_probe_graph(struct device *d, int bucket, int n);
 

@@ -23,6 +23,9 @@ double median(double *values, int n);
 
 void check_ops(struct result *r, enum precision p);
 
+// Attention: what check_ops is to other ops.
+void check_attention(struct result *r, enum precision p);
+
 // Golden files of the checkpoints in `fixtures` and the shipped model: prompts through one stage.
 // `brief`: few prompts of the smallest, for tools under which all is slow.
 void check_golden(struct result *r, const char *fixtures, const char *model, bool brief);
@@ -47,6 +50,7 @@ void check_ranks_speed(struct result *r, int n_gpus, bool staged);
 
 // Times of the kernels beside limits probed in the same run.
 void check_speed(struct result *r);
+void check_attention_speed(struct result *r);
 
 // One rank of a deployment on 32 GPUs, and five layers, at full size with random weights.
 void check_rehearse(struct result *r, const char *fixtures);

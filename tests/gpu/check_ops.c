@@ -197,57 +197,6 @@ static void check_heads(enum dtype dtype, int n_heads, int n, int k, int phase_s
 
 // --- attention
 
-static void check_mla(int heads, int kv_lora, int rope, int n_rows, int context)
-{
-    int slots = n_rows < 5 ? n_rows : 5, max_blocks = context / KV_BLOCK_ROWS + 1;
-    int n_blocks = slots * max_blocks, width = kv_lora + rope, q_head = 7 + rope;
-    struct attention_shape a = {.n_heads = heads, .nope = 7, .rope = rope, .v = kv_lora,
-                                .kv_lora = kv_lora, .softmax_scale = 0.13f, .norm_eps = 1e-6f};
-    struct scratch_shape shape = {.max_rows = n_rows, .n_heads = heads, .kv_lora = kv_lora,
-                                  .rope = rope, .max_context = context, .slots = slots};
-    size_t pool = (size_t) n_blocks * KV_BLOCK_ROWS * (size_t) width, value =
-        precision == PRECISION_F32 ? 4 : 2;
-    float *kv = noises(pool, 1);
-    uint16_t *halves = (uint16_t *) (void *) kv;
-    if (value == 2) {
-        for (size_t i = 0; i < pool; i++) halves[i] = bf16_round(kv[i]);
-    }
-    int32_t *blocks = malloc((size_t) n_blocks * 4), *rows = malloc((size_t) n_rows * 8);
-    for (int i = 0; i < n_blocks; i++) blocks[i] = i * 7 % n_blocks; // 7 and n_blocks: no factor
-    if (n_blocks % 7 == 0) {
-        for (int i = 0; i < n_blocks; i++) blocks[i] = n_blocks - 1 - i;
-    }
-    for (int i = 0; i < n_rows; i++) {
-        rows[i] = i == 1 && n_rows > 2 ? -1 : (context - 1 - i * 37 % context);
-        rows[n_rows + i] = i % slots;
-    }
-    size_t n_q = (size_t) n_rows * (size_t) heads * (size_t) q_head;
-    size_t n_out = (size_t) n_rows * (size_t) heads * (size_t) kv_lora;
-    float *q = noises(n_q, 1), *q_abs = noises(n_out, 1), *out[3];
-    struct side *sides[] = {&cpu, &gpu, &gpu};
-    reset(&shape);
-    for (int i = 0; i < 3; i++) {
-        struct side *s = sides[i];
-        int32_t *in = side_put(s, rows, (size_t) n_rows * 8);
-        struct step_inputs inputs = {.pos = in, .slot = in + n_rows, .max_blocks = max_blocks,
-                                     .blocks = side_put(s, blocks, (size_t) n_blocks * 4)};
-        struct kv_layer layer = {side_put(s, kv, pool * value), n_blocks};
-        float *q_side = side_put(s, q, n_q * 4);
-        out[i] = take_out(s, n_out);
-        s->b->mla(s->d, &a, side_put(s, q_abs, n_out * 4), q_side + 7, heads * q_head, q_head,
-                  &inputs, &layer, out[i], n_rows);
-    }
-    char name[96];
-    snprintf(name, sizeof name, "mla %d heads of %d + %d, %d rows at %d", heads, kv_lora, rope,
-             n_rows, context);
-    compare(name, out[0], out[1], out[2], n_out);
-    free(kv);
-    free(blocks);
-    free(rows);
-    free(q);
-    free(q_abs);
-}
-
 static void check_kv_write(int kv_lora, int rope, int n_rows)
 {
     int width = kv_lora + rope, max_blocks = n_rows / KV_BLOCK_ROWS + 2, n_blocks = max_blocks;
@@ -522,12 +471,6 @@ void check_ops(struct result *r, enum precision p)
     check_heads(DTYPE_BF16, 3, 33, 70, 24, 100);
     check_kv_write(512, 64, 200);
     check_kv_write(48, 6, 3);
-    check_mla(16, 512, 64, 3, 700);
-    check_mla(128, 512, 64, 4, 100);
-    check_mla(70, 512, 64, 6, 333);
-    check_mla(16, 512, 64, 1, 4096);
-    check_mla(5, 512, 64, 300, 200);
-    check_mla(3, 100, 6, 5, 130);
     check_route(256, 8, 4, 8, 7168, 1);
     check_route(256, 8, 4, 8, 512, 77);
     check_route(256, 8, 4, 8, 7168, 600);

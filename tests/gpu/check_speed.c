@@ -156,49 +156,6 @@ static void speed_moe(void)
     }
 }
 
-static void speed_mla(int heads, int n_rows, int context, int slots)
-{
-    int max_blocks = context / KV_BLOCK_ROWS, n_blocks = max_blocks * slots, width = 576;
-    struct attention_shape a = {.n_heads = heads, .nope = 128, .rope = 64, .v = 128,
-                                .kv_lora = 512, .softmax_scale = 0.13f, .norm_eps = 1e-6f};
-    struct scratch_shape shape = {.max_rows = n_rows, .n_heads = heads, .kv_lora = 512,
-                                  .rope = 64};
-    side_reset(&gpu, &shape);
-    size_t pool = (size_t) n_blocks * KV_BLOCK_ROWS * (size_t) width;
-    struct matrix all = {.dtype = DTYPE_BF16, .n = 512, .k = width};
-    char *rows = noise_rows(&all);
-    struct kv_layer layer = {side_take(&gpu, pool * 2), n_blocks};
-    for (size_t i = 0; i < pool / ((size_t) 512 * (size_t) width); i++) {
-        gpu.b->upload(gpu.d, (char *) layer.pool + i * 1024 * (size_t) width, rows,
-                      1024 * (size_t) width);
-    }
-    free(rows);
-    int32_t *tables = malloc(((size_t) n_blocks + 2 * (size_t) n_rows) * 4);
-    check(tables != NULL);
-    for (int i = 0; i < n_blocks; i++) tables[i] = n_blocks - 1 - i;
-    bool prefill = n_rows > slots;
-    double tokens = 0;
-    for (int i = 0; i < n_rows; i++) {
-        tables[n_blocks + i] = prefill ? i : context - 1;
-        tables[n_blocks + n_rows + i] = prefill ? 0 : i;
-        tokens += tables[n_blocks + i] + 1;
-    }
-    int32_t *there = side_put(&gpu, tables, ((size_t) n_blocks + 2 * (size_t) n_rows) * 4);
-    free(tables);
-    struct step_inputs in = {.blocks = there, .max_blocks = max_blocks, .pos = there + n_blocks,
-                             .slot = there + n_blocks + n_rows};
-    size_t n = (size_t) n_rows * (size_t) heads;
-    float *q_abs = put_noise(n * 512, 1), *q = put_noise(n * 192, 1);
-    float *out = side_take(&gpu, n * 512 * sizeof *out);
-    speed_begin();
-    gpu.b->mla(gpu.d, &a, q_abs, q + 128, heads * 192, 192, &in, &layer, out, n_rows);
-    double s = speed_end();
-    char name[96];
-    snprintf(name, sizeof name, "mla %d heads, %d rows of %d at %d", heads, n_rows, slots, context);
-    line_flops(name, s, 2.0 * tokens * heads * (576 + 512), 0);
-    if (!prefill) line_bytes(name, s, tokens * width * 2, 0);
-}
-
 static void line_us(const char *name, int n_rows, double seconds)
 {
     char line[96];
@@ -260,11 +217,6 @@ void check_speed(struct result *r)
     speed_gemm(DTYPE_F8_E4M3, 576, 7168);
     speed_gemm(DTYPE_BF16, 16160, 7168);
     speed_moe();
-    speed_mla(16, 64, 4096, 64);
-    speed_mla(16, 1, 4096, 1);
-    speed_mla(128, 64, 4096, 64);
-    speed_mla(128, 1, 4096, 1);
-    speed_mla(128, 2048, 2048, 1);
     static const int row_counts[] = {1, 32, 128, 512, 2048};
     for (int i = 0; i < 5; i++) speed_route(row_counts[i]);
     for (int i = 0; i < 5; i++) speed_rows(row_counts[i]);

@@ -1,8 +1,8 @@
 // gpu_check PARTS FIXTURES MODEL: checks the CUDA backend on the GPU at hand and prints a table.
-// PARTS: letters of o (ops), g (golden files), b (few of them, for slow tools), r (steps, recorded
-// and not), c (collectives and ranks on the GPUs there are), m (times of sums between several of
-// them), h (both as if GPUs could not use each other's memory), s (speed), f (full size:
-// rehearsals). Exit status 0: all bars are met, 77: no device.
+// PARTS: letters of o (ops), a (attention, and its speed), g (golden files), b (few of them, for
+// slow tools), r (steps, recorded and not), c (collectives and ranks on the GPUs there are), m
+// (times of sums between several of them), h (both as if GPUs could not use each other's memory),
+// s (speed), f (full size: rehearsals). Exit status 0: all bars are met, 77: no device.
 #include "tests/gpu/check.h"
 #include "tests/gpu/ranks.h"
 
@@ -63,6 +63,12 @@ int main(int argc, char **argv)
         check_ops(&r, PRECISION_F32);
         printf("--- ops, bf16\n");
         check_ops(&r, PRECISION_BF16);
+    }
+    if (strchr(argv[1], 'a') != NULL) {
+        printf("--- attention\n");
+        check_attention(&r, PRECISION_F32);
+        check_attention(&r, PRECISION_BF16);
+        check_attention_speed(&r);
     }
     if (strchr(argv[1], 'g') != NULL) check_golden(&r, argv[2], argv[3], false);
     if (strchr(argv[1], 'b') != NULL) check_golden(&r, argv[2], argv[3], true);

@@ -1,0 +1,309 @@
+// Attention: CPU and CUDA on identical inputs, twice on CUDA (the same bits), on a Hopper card also
+// with what other cards run; then its speed beside limits probed in the same run.
+#include "tests/gpu/check.h"
+#include "tests/gpu/side.h"
+
+#include "kernels/cpu/bf16.h"
+#include "kernels/cuda/probe.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { REPEATS = 20 };
+#define ARENA (24ull << 30)
+
+static struct side cpu, gpu;
+static struct result *results;
+
+// A pool of random rows, what a sequence has not reached yet being no numbers; block tables in
+// which no block has its place; rows of positions and slots.
+struct scene {
+    int n_rows, slots, max_blocks, n_blocks, width;
+    size_t value; // bytes of a value
+    int32_t *blocks, *rows; // (slots, max_blocks), (2, n_rows): positions, then slots
+    char *pool;
+};
+
+static void shuffle(int32_t *x, int n)
+{
+    for (int i = 0; i < n; i++) x[i] = i;
+    for (int i = n - 1; i > 0; i--) {
+        int j = (int) (noise_bits() % (uint32_t) (i + 1));
+        int32_t swap = x[i];
+        x[i] = x[j];
+        x[j] = swap;
+    }
+}
+
+static void scene_pool(struct scene *s)
+{
+    size_t n = (size_t) s->n_blocks * KV_BLOCK_ROWS * (size_t) s->width;
+    s->blocks = malloc((size_t) s->n_blocks * 4);
+    s->pool = malloc(n * s->value);
+    check(s->blocks != NULL && s->pool != NULL);
+    shuffle(s->blocks, s->n_blocks);
+    memset(s->pool, 0xff, n * s->value);
+    for (int slot = 0; slot < s->slots; slot++) {
+        int last = -1;
+        for (int i = 0; i < s->n_rows; i++) {
+            if (s->rows[s->n_rows + i] == slot && s->rows[i] > last) last = s->rows[i];
+        }
+        for (int pos = 0; pos <= last; pos++) {
+            int block = s->blocks[slot * s->max_blocks + pos / KV_BLOCK_ROWS];
+            size_t row = (size_t) (block * KV_BLOCK_ROWS + pos % KV_BLOCK_ROWS);
+            for (int i = 0; i < s->width; i++) {
+                float x = noise();
+                uint16_t half = bf16_round(x);
+                char *to = s->pool + (row * (size_t) s->width + (size_t) i) * s->value;
+                memcpy(to, s->value == 4 ? (void *) &x : (void *) &half, s->value);
+            }
+        }
+    }
+}
+
+static void scene_free(struct scene *s)
+{
+    free(s->blocks);
+    free(s->pool);
+    free(s->rows);
+}
+
+static void put_scene(struct side *side, const struct scene *s, struct step_inputs *in,
+                      struct kv_layer *layer)
+{
+    int32_t *rows = side_put(side, s->rows, (size_t) s->n_rows * 8);
+    *in = (struct step_inputs){.pos = rows, .slot = rows + s->n_rows, .max_blocks = s->max_blocks,
+                               .blocks = side_put(side, s->blocks, (size_t) s->n_blocks * 4)};
+    size_t n = (size_t) s->n_blocks * KV_BLOCK_ROWS * (size_t) s->width;
+    *layer = (struct kv_layer){side_put(side, s->pool, n * s->value), s->n_blocks};
+}
+
+// NaN where nothing is written.
+static float *take_out(struct side *s, size_t n)
+{
+    float *out = side_take(s, n * sizeof *out);
+    void *poison = malloc(n * sizeof *out);
+    check(poison != NULL);
+    memset(poison, 0xff, n * sizeof *out);
+    s->b->upload(s->d, out, poison, n * sizeof *out);
+    free(poison);
+    return out;
+}
+
+static float *fetch(struct side *s, const float *from, const struct scene *scene, size_t width)
+{
+    size_t n = (size_t) scene->n_rows * width;
+    float *to = malloc(n * sizeof *to);
+    check(to != NULL);
+    side_get(s, to, from, n * sizeof *to);
+    for (int i = 0; i < scene->n_rows; i++) {
+        if (scene->rows[i] < 0) memset(to + (size_t) i * width, 0, width * sizeof *to);
+    }
+    return to;
+}
+
+// `have`: two runs.
+static void compare(const char *name, const float *want, float *const *have,
+                    const struct scene *scene, size_t width, enum precision p)
+{
+    float *a = fetch(&cpu, want, scene, width), *b = fetch(&gpu, have[0], scene, width);
+    float *c = fetch(&gpu, have[1], scene, width);
+    size_t n = (size_t) scene->n_rows * width;
+    double off = difference(b, a, n);
+    for (size_t i = 0; i < n; i++) {
+        if (isnan(a[i]) || isnan(b[i])) off = INFINITY;
+    }
+    if (memcmp(b, c, n * sizeof *b) != 0) off = INFINITY;
+    result_error(results, name, off, p == PRECISION_F32 ? 1e-4 : 1e-2);
+    free(a);
+    free(b);
+    free(c);
+}
+
+// Rows of up to 5 sequences, contexts from 1 to `context`; the second row is padding.
+static void check_mla(int heads, int kv_lora, int rope, int n_rows, int context, enum precision p)
+{
+    int slots = n_rows < 5 ? n_rows : 5, q_head = 7 + rope;
+    struct scene scene = {.n_rows = n_rows, .slots = slots, .width = kv_lora + rope,
+                          .max_blocks = context / KV_BLOCK_ROWS + 1,
+                          .value = p == PRECISION_F32 ? 4 : 2};
+    scene.n_blocks = slots * scene.max_blocks;
+    scene.rows = malloc((size_t) n_rows * 8);
+    check(scene.rows != NULL);
+    for (int i = 0; i < n_rows; i++) {
+        scene.rows[i] = i == 1 && n_rows > 2 ? -1 : (context - 1 - i * 37 % context);
+        scene.rows[n_rows + i] = i % slots;
+    }
+    scene_pool(&scene);
+    struct attention_shape a = {.n_heads = heads, .nope = 7, .rope = rope, .v = kv_lora,
+                                .kv_lora = kv_lora, .softmax_scale = 0.13f, .norm_eps = 1e-6f};
+    struct scratch_shape shape = {.max_rows = n_rows, .n_heads = heads, .kv_lora = kv_lora,
+                                  .rope = rope, .max_context = context, .slots = slots};
+    size_t n_q = (size_t) n_rows * (size_t) heads * (size_t) q_head;
+    size_t width = (size_t) heads * (size_t) kv_lora, n_out = (size_t) n_rows * width;
+    float *q = noises(n_q, 1), *q_abs = noises(n_out, 1), *out[5];
+    side_reset(&cpu, &shape);
+    side_reset(&gpu, &shape);
+    for (int i = 0; i < 5; i++) { // the CPU, the GPU, the GPU as if it were another
+        struct side *s = i == 0 ? &cpu : &gpu;
+        struct step_inputs in;
+        struct kv_layer layer;
+        put_scene(s, &scene, &in, &layer);
+        float *q_side = side_put(s, q, n_q * 4);
+        const float *abs_side = side_put(s, q_abs, n_out * 4);
+        out[i] = take_out(s, n_out);
+        if (i > 0) cuda_probe_hopper(gpu.d, i < 3);
+        s->b->mla(s->d, &a, abs_side, q_side + 7, heads * q_head, q_head, &in, &layer, out[i],
+                  n_rows);
+    }
+    cuda_probe_hopper(gpu.d, true);
+    char name[96];
+    for (int i = 1; i < 5; i += 2) {
+        snprintf(name, sizeof name, "mla %d heads of %d + %d, %d rows at %d%s", heads, kv_lora,
+                 rope, n_rows, context, i == 1 ? "" : ", mma.sync");
+        compare(name, out[0], out + i, &scene, width, p);
+    }
+    scene_free(&scene);
+    free(q);
+    free(q_abs);
+}
+
+void check_attention(struct result *r, enum precision p)
+{
+    results = r;
+    side_open(&cpu, backend_cpu(), p, 4ull << 30);
+    side_open(&gpu, backend_cuda(), p, 8ull << 30);
+    check_mla(16, 512, 64, 3, 700, p);
+    check_mla(128, 512, 64, 4, 100, p);
+    check_mla(70, 512, 64, 6, 333, p);
+    check_mla(16, 512, 64, 1, 4096, p);
+    check_mla(5, 512, 64, 300, 200, p);
+    check_mla(1, 512, 64, 600, 130, p); // more rows than are cut
+    check_mla(64, 512, 64, 40, 1000, p);
+    check_mla(128, 512, 64, 1, 1, p);
+    check_mla(3, 100, 6, 5, 130, p);
+    side_close(&gpu);
+    side_close(&cpu);
+}
+
+// --- speed
+
+static double copy_rate, mma_rate;
+static int bucket;
+
+static void speed_begin(void) { check(gpu.b->graph_begin(gpu.d, ++bucket)); }
+
+static double speed_end(void)
+{
+    gpu.b->graph_end(gpu.d, bucket);
+    double s = cuda_probe_graph(gpu.d, bucket, REPEATS);
+    side_sync(&gpu);
+    return s;
+}
+
+static void line_bytes(const char *name, double seconds, double bytes, double bar)
+{
+    char line[160];
+    snprintf(line, sizeof line, "%s: %.1f us, %.0f GB/s, of copy", name, seconds * 1e6,
+             bytes / seconds * 1e-9);
+    result_figure(results, line, bytes / seconds / copy_rate, "", bar);
+}
+
+// `bar`: TFLOP/s.
+static void line_flops(const char *name, double seconds, double flops, double bar)
+{
+    char line[160];
+    snprintf(line, sizeof line, "%s: %.1f us, %.2f of mma.sync, TFLOP/s", name, seconds * 1e6,
+             flops / seconds / mma_rate);
+    result_figure(results, line, flops / seconds * 1e-12, "", bar);
+}
+
+static float *put_noise(size_t n, float scale)
+{
+    float *x = noises(n, scale), *there = side_put(&gpu, x, n * sizeof *x);
+    side_sync(&gpu);
+    free(x);
+    return there;
+}
+
+// Blocks of one layer in reversed order, random rows that repeat.
+static struct kv_layer quick_layer(int n_blocks, int width)
+{
+    struct matrix all = {.dtype = DTYPE_BF16, .n = 512, .k = width};
+    size_t pool = (size_t) n_blocks * KV_BLOCK_ROWS * (size_t) width;
+    struct kv_layer layer = {side_take(&gpu, pool * 2), n_blocks};
+    char *rows = noise_rows(&all);
+    for (size_t at = 0; at < pool; at += (size_t) 512 * (size_t) width) {
+        size_t n = pool - at < (size_t) 512 * (size_t) width ? pool - at
+                                                             : (size_t) 512 * (size_t) width;
+        gpu.b->upload(gpu.d, (char *) layer.pool + at * 2, rows, n * 2);
+    }
+    free(rows);
+    return layer;
+}
+
+// n_rows of so many sequences, all of them at the context's end, or at random (`ragged`), or one
+// after the other in one sequence (more rows than slots).
+static void speed_mla(int heads, int n_rows, int context, int slots, bool ragged, double flops_bar,
+                      double bytes_bar)
+{
+    int max_blocks = context / KV_BLOCK_ROWS, n_blocks = max_blocks * slots, width = 576;
+    struct attention_shape a = {.n_heads = heads, .nope = 128, .rope = 64, .v = 128,
+                                .kv_lora = 512, .softmax_scale = 0.13f, .norm_eps = 1e-6f};
+    struct scratch_shape shape = {.max_rows = n_rows, .n_heads = heads, .kv_lora = 512,
+                                  .rope = 64};
+    side_reset(&gpu, &shape);
+    struct kv_layer layer = quick_layer(n_blocks, width);
+    int32_t *tables = malloc(((size_t) n_blocks + 2 * (size_t) n_rows) * 4);
+    check(tables != NULL);
+    for (int i = 0; i < n_blocks; i++) tables[i] = n_blocks - 1 - i;
+    bool prefill = n_rows > slots;
+    double tokens = 0;
+    for (int i = 0; i < n_rows; i++) {
+        int last = ragged ? (int) (noise_bits() % (uint32_t) context) : context - 1;
+        tables[n_blocks + i] = prefill ? i : last;
+        tables[n_blocks + n_rows + i] = prefill ? 0 : i;
+        tokens += tables[n_blocks + i] + 1;
+    }
+    int32_t *there = side_put(&gpu, tables, ((size_t) n_blocks + 2 * (size_t) n_rows) * 4);
+    free(tables);
+    struct step_inputs in = {.blocks = there, .max_blocks = max_blocks, .pos = there + n_blocks,
+                             .slot = there + n_blocks + n_rows};
+    size_t n = (size_t) n_rows * (size_t) heads;
+    float *q_abs = put_noise(n * 512, 1), *q = put_noise(n * 192, 1);
+    float *out = side_take(&gpu, n * 512 * sizeof *out);
+    speed_begin();
+    gpu.b->mla(gpu.d, &a, q_abs, q + 128, heads * 192, 192, &in, &layer, out, n_rows);
+    double s = speed_end();
+    char name[96];
+    snprintf(name, sizeof name, "mla %d heads, %d rows of %d %s %d", heads, n_rows, slots,
+             ragged ? "to" : "at", context);
+    line_flops(name, s, 2.0 * tokens * heads * (576 + 512), flops_bar);
+    if (!prefill) line_bytes(name, s, tokens * width * 2, bytes_bar);
+}
+
+void check_attention_speed(struct result *r)
+{
+    results = r;
+    side_open(&gpu, backend_cuda(), PRECISION_BF16, ARENA);
+    copy_rate = cuda_probe_copy(gpu.d, 4ull << 30);
+    mma_rate = cuda_probe_mma(gpu.d);
+    result_figure(r, "device copy, read and written", copy_rate * 1e-9, "GB/s", 0);
+    result_figure(r, "mma.sync between registers", mma_rate * 1e-12, "TFLOP/s", 0);
+    speed_mla(16, 64, 4096, 64, false, 0, 0.6);
+    speed_mla(16, 128, 4096, 128, true, 0, 0);
+    speed_mla(16, 8, 4096, 8, false, 0, 0);
+    speed_mla(16, 1, 4096, 1, false, 0, 0);
+    speed_mla(16, 1, 65536, 1, false, 0, 0);
+    speed_mla(128, 64, 4096, 64, false, 250, 0);
+    speed_mla(128, 64, 8192, 64, true, 0, 0);
+    speed_mla(128, 1, 4096, 1, false, 0, 0);
+    speed_mla(128, 2048, 2048, 1, false, 0, 0);
+    cuda_probe_hopper(gpu.d, false);
+    printf("--- attention by mma.sync\n");
+    speed_mla(16, 64, 4096, 64, false, 0, 0);
+    speed_mla(128, 64, 4096, 64, false, 0, 0);
+    side_close(&gpu);
+}
