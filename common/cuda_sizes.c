@@ -74,6 +74,35 @@ static uint64_t mla_bytes(const struct scratch_shape *s)
            (uint64_t) CUDA_MLA_CUT_ROWS * 2 * sizeof(int32_t);
 }
 
+uint64_t cuda_expanded_head(int context)
+{
+    uint64_t tokens = ((uint64_t) context + CUDA_MLA_KEYS - 1) / CUDA_MLA_KEYS * CUDA_MLA_KEYS;
+    return tokens * CUDA_MLA_HEAD * 2 * HALF_BYTES;
+}
+
+uint64_t cuda_widened_head(void)
+{
+    return (uint64_t) CUDA_MLA_LORA * CUDA_MLA_HEAD * 2 * HALF_BYTES;
+}
+
+int cuda_expanded_heads(int n_heads, int context)
+{
+    uint64_t most = smaller((uint64_t) n_heads, CUDA_HEADS_MAX);
+    return (int) larger(smaller(CUDA_EXPANDED_BYTES / cuda_expanded_head(context), most), 1);
+}
+
+// Of any run of a sequence in a step: shorter ones have more heads at once.
+static void carve_run(struct cuda_run_scratch *to, const struct scratch_shape *s, struct carve *c)
+{
+    bool takes = !s->f32 && s->kv_lora == CUDA_MLA_LORA && s->rope == CUDA_MLA_ROPE &&
+                 s->nope == CUDA_MLA_HEAD && s->v == CUDA_MLA_HEAD && s->max_context > 0;
+    if (!takes) return;
+    uint64_t heads = smaller((uint64_t) s->n_heads, CUDA_HEADS_MAX);
+    uint64_t head = cuda_expanded_head(s->max_context);
+    to->weights = carve_take(c, heads * cuda_widened_head());
+    to->expanded = carve_take(c, larger(smaller(heads * head, CUDA_EXPANDED_BYTES), head));
+}
+
 // Room for any step of at most so many pairs: fewer pairs have wider panels.
 static uint64_t output_bytes(const struct scratch_shape *s, uint64_t pairs)
 {
@@ -106,7 +135,10 @@ void cuda_scratch_carve(struct cuda_scratch *to, const struct scratch_shape *s, 
     to->input = carve_take(c, to->input_bytes);
     to->partial = carve_take(c, (uint64_t) CUDA_SPLIT_BLOCKS * CUDA_TILE_FLOATS * sizeof(float));
     to->counters = carve_take(c, CUDA_COUNTERS * sizeof *to->counters);
+    struct carve run = *c;
     carve_moe(&to->moe, s, c);
+    carve_run(&to->run, s, &run);
+    if (run.used > c->used) *c = run;
     to->mla = carve_take(c, mla_bytes(s));
     to->scores = carve_take(c, (uint64_t) s->max_rows * (uint64_t) s->n_experts * sizeof(float));
 }

@@ -25,6 +25,9 @@ enum {
     CUDA_MLA_LORA = 512,         // the shape that tensor cores take
     CUDA_MLA_ROPE = 64,
     CUDA_MLA_PART = CUDA_MLA_LORA + 2, // floats of a head's part: sums, maximum, mass
+    CUDA_MLA_HEAD = 128,         // values of a key without rope and of a value, where expanded
+    CUDA_MLA_KEYS = 128,         // tokens of a tile of those
+    CUDA_EXPANDED_BYTES = 128 * 1024 * 1024, // of keys and values at once, if one head's fit
 };
 
 // Where a matrix begins on the grid of k: only FP8 has scales to line up with.
@@ -37,6 +40,13 @@ uint64_t cuda_matrix_size(const struct matrix_shape *m);
 
 // Values of a row of activations for any matrix of k inputs, whatever its phase: whole blocks.
 uint64_t cuda_input_pitch(int k);
+
+// Heads whose keys and values of so many tokens are expanded at once.
+int cuda_expanded_heads(int n_heads, int context);
+
+// Bytes of a head's keys and values; of its two weights, widened.
+uint64_t cuda_expanded_head(int context);
+uint64_t cuda_widened_head(void);
 
 // Columns of the experts' output that are made at once for so many pairs of a row and an expert.
 int cuda_moe_panel(int hidden, uint64_t pairs);
@@ -60,6 +70,13 @@ struct cuda_moe_scratch {
     int32_t *n_tiles;
 };
 
+// Attention of many rows of a sequence (kernels/cuda/mla_run.cuh); lies where the experts' scratch
+// does, which is not in use then.
+struct cuda_run_scratch {
+    char *weights;  // (heads) of cuda_widened_head
+    char *expanded; // (cuda_expanded_heads) of cuda_expanded_head
+};
+
 struct cuda_scratch {
     char *wire;        // CUDA_STAGING_HALF bytes: activations in wire form
     char *input;       // a matrix product's rows in bf16
@@ -67,6 +84,7 @@ struct cuda_scratch {
     float *partial;    // sums of split products
     int32_t *counters; // (CUDA_COUNTERS) zeros between launches
     struct cuda_moe_scratch moe;
+    struct cuda_run_scratch run;
     float *mla;        // parts of attention
     float *scores;     // (max_rows, n_experts) of the router
 };

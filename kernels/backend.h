@@ -63,6 +63,11 @@ struct attention_shape {
     float norm_eps; // of the latent's norm
 };
 
+// Consecutive rows of one sequence in a step, known to the host.
+struct attention_run {
+    int slot, pos, n; // pos: of the first row in its sequence
+};
+
 struct router {
     const float *weight; // (n_experts, hidden), f32
     const float *bias;   // (n_experts) e_score_correction_bias
@@ -201,6 +206,19 @@ struct backend {
     // out (n_out, dim) f32 = rows out_rows[i] of x.
     void (*gather)(struct device *d, const float *x, const int32_t *out_rows, int dim, float *out,
                    int n_out);
+
+    // --- a way of its own that a device may have; both NULL where it has none.
+    // What gemm_heads by uk, mla and gemm_heads by uv make together, for one run of rows: keys and
+    // values are made from the latents of its sequence, which is less work where there are many
+    // rows. q (run.n, n_heads, nope + rope) f32, rope turned, 16-byte aligned with its strides;
+    // uk, uv (n_heads) as weights.h has them; out (run.n, n_heads, v) f32, rows out_stride apart.
+    // It takes host values: not for recorded steps. Only where run_least says so.
+    void (*mla_run)(struct device *d, const struct attention_shape *a, const float *q, int q_stride,
+                    int q_head_stride, const struct matrix *uk, const struct matrix *uv,
+                    const struct attention_run *run, const struct step_inputs *in,
+                    const struct kv_layer *kv, float *out, int out_stride);
+    // Rows of a run from which mla_run is the faster way; INT_MAX: none.
+    int (*run_least)(const struct device *d, const struct attention_shape *a);
 };
 
 // Bytes of m->data for its shape.

@@ -3,6 +3,7 @@
 #include "common/rank_layout.h"
 #include "common/row_buckets.h"
 
+#include <limits.h>
 #include <string.h>
 
 // The norms of the latents, q_a and kv_a, keep the default of the reference implementations,
@@ -118,7 +119,52 @@ void forward_layout(struct forward *f, const struct weights *weights, const stru
 
 // --- layers
 
-static void attention(struct forward *f, const struct layer *l, const struct kv_layer *kv, int n)
+// Rows [first, first + n), by latents.
+static void attend_rows(struct forward *f, const struct layer *l, const struct kv_layer *kv,
+                        int first, int n)
+{
+    const struct attention_shape *a = &f->attention;
+    struct step_inputs in = f->inputs;
+    size_t row = (size_t) first, n_heads = (size_t) a->n_heads;
+    int heads = a->n_heads, q_head = a->nope + a->rope, latent = a->kv_lora, v = a->v;
+    float *q = f->q + row * n_heads * (size_t) q_head;
+    float *q_abs = f->q_abs + row * n_heads * (size_t) latent;
+    float *o_lat = f->o_lat + row * n_heads * (size_t) latent;
+    float *o_v = f->o_v + row * n_heads * (size_t) v;
+    in.pos += first;
+    in.slot += first;
+    f->backend->gemm_heads(f->device, l->uk, heads, q, heads * q_head, q_head, q_abs,
+                           heads * latent, latent, n);
+    f->backend->mla(f->device, a, q_abs, q + a->nope, heads * q_head, q_head, &in, kv, o_lat, n);
+    f->backend->gemm_heads(f->device, l->uv, heads, o_lat, heads * latent, latent, o_v, heads * v,
+                           v, n);
+}
+
+// Long runs of the step one by one where the device has a way of its own for them, what is between
+// them at once. `s` NULL: all n rows by latents.
+static void attend(struct forward *f, const struct layer *l, const struct kv_layer *kv,
+                   const struct step *s, int n)
+{
+    const struct backend *b = f->backend;
+    const struct attention_shape *a = &f->attention;
+    int least = b->run_least != NULL ? b->run_least(f->device, a) : INT_MAX;
+    int first = 0, row = 0, q_head = a->nope + a->rope; // rows before `first` are done
+    for (int i = 0; s != NULL && i < s->n_runs; row += s->runs[i++].n) {
+        const struct step_run *r = &s->runs[i];
+        if (r->n < least) continue;
+        if (row > first) attend_rows(f, l, kv, first, row - first);
+        struct attention_run run = {r->slot, r->pos, r->n};
+        size_t heads = (size_t) row * (size_t) a->n_heads;
+        b->mla_run(f->device, a, f->q + heads * (size_t) q_head, a->n_heads * q_head, q_head,
+                   l->uk, l->uv, &run, &f->inputs, kv, f->o_v + heads * (size_t) a->v,
+                   a->n_heads * a->v);
+        first = row + r->n;
+    }
+    if (n > first) attend_rows(f, l, kv, first, n - first);
+}
+
+static void attention(struct forward *f, const struct layer *l, const struct kv_layer *kv,
+                      const struct step *s, int n)
 {
     const struct model_config *m = f->config;
     const struct backend *b = f->backend;
@@ -139,11 +185,7 @@ static void attention(struct forward *f, const struct layer *l, const struct kv_
     b->gemm(d, &l->kv_a, f->h, hidden, f->c, latent + rope, n);
     b->rope(d, f->q + nope, heads * q_head, q_head, heads, rope, f->cos_sin, n);
     b->kv_write(d, &f->attention, f->c, l->kv_a_norm, f->cos_sin, &f->inputs, kv, n);
-    b->gemm_heads(d, l->uk, heads, f->q, heads * q_head, q_head, f->q_abs, heads * latent, latent,
-                  n);
-    b->mla(d, &f->attention, f->q_abs, f->q + nope, heads * q_head, q_head, &f->inputs, kv,
-           f->o_lat, n);
-    b->gemm_heads(d, l->uv, heads, f->o_lat, heads * latent, latent, f->o_v, heads * v, v, n);
+    attend(f, l, kv, s, n);
     b->gemm(d, &l->o, f->o_v, heads * v, f->y, hidden, n);
 }
 
@@ -176,7 +218,7 @@ static void feed_forward(struct forward *f, const struct layer *l, int n)
     }
 }
 
-static enum status layers(struct forward *f, int n, struct error *e)
+static enum status layers(struct forward *f, const struct step *s, int n, struct error *e)
 {
     size_t values = (size_t) n * (size_t) f->config->hidden_size;
     f->backend->rope_angles(f->device, f->weights->inv_freq, f->weights->rope_multiplier,
@@ -184,7 +226,7 @@ static enum status layers(struct forward *f, int n, struct error *e)
     for (int i = 0; i < f->weights->place.last - f->weights->place.first; i++) {
         const struct layer *l = &f->weights->layers[i];
         struct kv_layer kv = {f->kv + (uint64_t) i * f->kv_layer_bytes, f->limits.n_blocks};
-        attention(f, l, &kv, n);
+        attention(f, l, &kv, s, n);
         enum status status = f->comm->ops->all_reduce(f->comm, f->y, values);
         if (status != OK) return error_set(e, status, NULL, "all-reduce ended in layer %d", i);
         f->backend->add(f->device, f->x, f->y, values);
@@ -196,8 +238,9 @@ static enum status layers(struct forward *f, int n, struct error *e)
     return OK;
 }
 
-// What a recorded step replays: on the head from ids, else from activations.
-static enum status body(struct forward *f, int n, struct error *e)
+// What a recorded step replays (`s` NULL: none of its values), on the head from ids, else from
+// activations.
+static enum status body(struct forward *f, const struct step *s, int n, struct error *e)
 {
     const struct weights *w = f->weights;
     if (w->place.head) {
@@ -207,7 +250,7 @@ static enum status body(struct forward *f, int n, struct error *e)
         enum status status = f->comm->ops->all_reduce(f->comm, f->x, values);
         if (status != OK) return error_set(e, status, NULL, "all-reduce of the embedding ended");
     }
-    return layers(f, n, e);
+    return layers(f, s, n, e);
 }
 
 // Steps with several rows of a sequence are recorded only while they are small: the kernels of
@@ -221,7 +264,7 @@ static enum status replay(struct forward *f, int bucket, struct error *e)
 {
     enum status status = OK;
     if (f->backend->graph_begin(f->device, bucket)) {
-        status = body(f, bucket, e);
+        status = body(f, NULL, bucket, e);
         f->backend->graph_end(f->device, bucket);
     }
     if (status == OK) f->backend->graph_launch(f->device, bucket);
@@ -318,7 +361,12 @@ enum status forward_prepare(struct forward *f, struct error *e)
     n = row_buckets(f->limits.max_rows, buckets);
     for (int i = 0; i < n; i++) {
         upload_rows(f, &padding, buckets[i]);
-        try(body(f, buckets[i], e));
+        struct step_run run = {.n = buckets[i]}; // of the first slot, wherever its blocks are
+        bool has_room = run.n <= f->limits.max_blocks * KV_BLOCK_ROWS;
+        padding.runs = &run;
+        padding.n_runs = 1;
+        try(body(f, has_room ? &padding : NULL, buckets[i], e));
+        try(body(f, NULL, buckets[i], e));
         if (f->weights->place.tail && buckets[i] <= f->limits.max_out) logits(f, buckets[i]);
     }
     n = row_buckets(f->most_recorded, buckets);
@@ -341,7 +389,7 @@ enum status forward_begin(struct forward *f, const struct step *s, const void *i
         int bucket = recorded ? row_bucket(n, f->most_recorded) : n;
         upload_rows(f, s, bucket);
         if (!w->place.head) f->backend->import_act(f->device, f->x, in, values);
-        try(recorded ? replay(f, bucket, e) : body(f, n, e));
+        try(recorded ? replay(f, bucket, e) : body(f, s, n, e));
     }
     if (w->place.tail) {
         try(tail(f, s, e));

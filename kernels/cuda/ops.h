@@ -77,6 +77,13 @@ void cuda_mla(struct device *d, const struct attention_shape *a, const float *q_
               const float *q_pe, int q_stride, int q_head_stride, const struct step_inputs *in,
               const struct kv_layer *kv, float *out, int n_rows);
 
+// --- mla_run.cu
+void cuda_mla_run(struct device *d, const struct attention_shape *a, const float *q, int q_stride,
+                  int q_head_stride, const struct matrix *uk, const struct matrix *uv,
+                  const struct attention_run *run, const struct step_inputs *in,
+                  const struct kv_layer *kv, float *out, int out_stride);
+int cuda_run_least(const struct device *d, const struct attention_shape *a);
+
 // --- route.cu
 void cuda_route(struct device *d, const struct router *r, const void *x, int32_t *chosen,
                 float *weights, int n_rows);

@@ -6,6 +6,7 @@
 #include "kernels/cpu/bf16.h"
 #include "kernels/cuda/probe.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -170,6 +171,90 @@ static void check_mla(int heads, int kv_lora, int rope, int n_rows, int context,
     free(q_abs);
 }
 
+// A run of the second of two sequences, against the CPU's three steps by latents.
+static void check_run(enum dtype dtype, int heads, int pos, int n)
+{
+    enum { LORA = 512, ROPE = 64, HEAD = 128, Q_HEAD = HEAD + ROPE };
+    struct scene scene = {.n_rows = n, .slots = 2, .width = LORA + ROPE,
+                          .max_blocks = (pos + n) / KV_BLOCK_ROWS + 1, .value = 2};
+    scene.n_blocks = 2 * scene.max_blocks;
+    scene.rows = malloc((size_t) n * 8);
+    check(scene.rows != NULL);
+    for (int i = 0; i < n; i++) {
+        scene.rows[i] = pos + i;
+        scene.rows[n + i] = 1;
+    }
+    scene_pool(&scene);
+    struct attention_shape a = {.n_heads = heads, .nope = HEAD, .rope = ROPE, .v = HEAD,
+                                .kv_lora = LORA, .softmax_scale = 0.13f, .norm_eps = 1e-6f};
+    struct scratch_shape shape = {.max_rows = n, .n_heads = heads, .kv_lora = LORA, .rope = ROPE,
+                                  .nope = HEAD, .v = HEAD, .max_context = pos + n, .slots = 2};
+    side_reset(&cpu, &shape);
+    side_reset(&gpu, &shape);
+    struct matrix *m[2][2]; // uk, uv of the CPU, of the GPU
+    for (int i = 0; i < 4; i++) m[i / 2][i % 2] = calloc((size_t) heads, sizeof ***m);
+    for (int i = 0; i < 2 * heads; i++) {
+        struct matrix one = {.dtype = dtype, .n = i % 2 ? HEAD : LORA, .k = i % 2 ? LORA : HEAD};
+        void *rows = noise_rows(&one);
+        if (dtype == DTYPE_BF16) {
+            for (int j = 0; j < LORA * HEAD; j++) ((uint16_t *) rows)[j] &= 0xbdff; // small
+        }
+        float *scales = noise_scales(&one);
+        m[0][i % 2][i / 2] = side_matrix(&cpu, &one, rows, scales);
+        m[1][i % 2][i / 2] = side_matrix(&gpu, &one, rows, scales);
+        free(rows);
+        free(scales);
+    }
+    size_t rows = (size_t) n * (size_t) heads, width = (size_t) heads * HEAD;
+    float *q = noises(rows * Q_HEAD, 1), *out[3];
+    struct attention_run run = {1, pos, n};
+    for (int i = 0; i < 3; i++) {
+        struct side *s = i == 0 ? &cpu : &gpu;
+        struct step_inputs in;
+        struct kv_layer layer;
+        put_scene(s, &scene, &in, &layer);
+        float *q_side = side_put(s, q, rows * Q_HEAD * 4);
+        out[i] = take_out(s, rows * HEAD);
+        if (i > 0) {
+            s->b->mla_run(s->d, &a, q_side, heads * Q_HEAD, Q_HEAD, m[1][0], m[1][1], &run, &in,
+                          &layer, out[i], heads * HEAD);
+            continue;
+        }
+        float *q_abs = side_take(s, rows * LORA * 4), *o_lat = side_take(s, rows * LORA * 4);
+        s->b->gemm_heads(s->d, m[0][0], heads, q_side, heads * Q_HEAD, Q_HEAD, q_abs,
+                         heads * LORA, LORA, n);
+        s->b->mla(s->d, &a, q_abs, q_side + HEAD, heads * Q_HEAD, Q_HEAD, &in, &layer, o_lat, n);
+        s->b->gemm_heads(s->d, m[0][1], heads, o_lat, heads * LORA, LORA, out[i], heads * HEAD,
+                         HEAD, n);
+    }
+    char name[96];
+    snprintf(name, sizeof name, "mla_run %s %d heads, %d rows from %d", dtype_name(dtype), heads, n,
+             pos);
+    compare(name, out[0], out + 1, &scene, width, PRECISION_BF16);
+    for (int i = 0; i < 4; i++) free(m[i / 2][i % 2]);
+    scene_free(&scene);
+    free(q);
+}
+
+static void check_runs(void)
+{
+    struct attention_shape a = {.n_heads = 1, .nope = 128, .rope = 64, .v = 128, .kv_lora = 512};
+    struct scratch_shape shape = {.max_rows = 1, .n_heads = 1, .kv_lora = 512, .rope = 64,
+                                  .nope = 128, .v = 128, .max_context = 64};
+    side_reset(&gpu, &shape);
+    if (gpu.b->run_least(gpu.d, &a) == INT_MAX) {
+        printf("       mla_run: not on this GPU\n");
+        return;
+    }
+    check_run(DTYPE_F8_E4M3, 1, 0, 1);
+    check_run(DTYPE_F8_E4M3, 2, 0, 128);
+    check_run(DTYPE_F8_E4M3, 3, 0, 300);
+    check_run(DTYPE_F8_E4M3, 16, 100, 257);
+    check_run(DTYPE_F8_E4M3, 70, 0, 130);
+    check_run(DTYPE_BF16, 5, 1000, 64);
+    check_run(DTYPE_F8_E4M3, 4, 37, 900);
+}
+
 void check_attention(struct result *r, enum precision p)
 {
     results = r;
@@ -184,6 +269,7 @@ void check_attention(struct result *r, enum precision p)
     check_mla(64, 512, 64, 40, 1000, p);
     check_mla(128, 512, 64, 1, 1, p);
     check_mla(3, 100, 6, 5, 130, p);
+    if (p == PRECISION_BF16) check_runs();
     side_close(&gpu);
     side_close(&cpu);
 }
@@ -284,6 +370,54 @@ static void speed_mla(int heads, int n_rows, int context, int slots, bool ragged
     if (!prefill) line_bytes(name, s, tokens * width * 2, bytes_bar);
 }
 
+// n rows from `pos` on, counted as the model's paper writes attention: scores of 192 values, sums
+// of 128, no row sees what comes after it.
+static void speed_run(int heads, int pos, int n, double bar)
+{
+    enum { LORA = 512, ROPE = 64, HEAD = 128, Q_HEAD = HEAD + ROPE };
+    int context = pos + n, n_blocks = (context + KV_BLOCK_ROWS - 1) / KV_BLOCK_ROWS;
+    struct attention_shape a = {.n_heads = heads, .nope = HEAD, .rope = ROPE, .v = HEAD,
+                                .kv_lora = LORA, .softmax_scale = 0.13f, .norm_eps = 1e-6f};
+    struct scratch_shape shape = {.max_rows = n, .n_heads = heads, .kv_lora = LORA, .rope = ROPE,
+                                  .nope = HEAD, .v = HEAD, .max_context = context, .slots = 1};
+    side_reset(&gpu, &shape);
+    if (gpu.b->run_least(gpu.d, &a) == INT_MAX) return;
+    struct kv_layer layer = quick_layer(n_blocks, LORA + ROPE);
+    int32_t *tables = malloc((size_t) n_blocks * 4);
+    check(tables != NULL);
+    for (int i = 0; i < n_blocks; i++) tables[i] = n_blocks - 1 - i;
+    struct step_inputs in = {.blocks = side_put(&gpu, tables, (size_t) n_blocks * 4),
+                             .max_blocks = n_blocks};
+    free(tables);
+    struct matrix *uk = calloc((size_t) heads, sizeof *uk);
+    struct matrix *uv = calloc((size_t) heads, sizeof *uv);
+    struct matrix one = {.dtype = DTYPE_F8_E4M3, .n = LORA, .k = HEAD};
+    void *rows = noise_rows(&one);
+    float *scales = noise_scales(&one);
+    for (int i = 0; i < heads; i++) {
+        one.n = LORA;
+        one.k = HEAD;
+        uk[i] = side_matrix(&gpu, &one, rows, scales);
+        one.n = HEAD;
+        one.k = LORA;
+        uv[i] = side_matrix(&gpu, &one, rows, scales);
+    }
+    size_t n_q = (size_t) n * (size_t) heads;
+    float *q = put_noise(n_q * Q_HEAD, 1), *out = side_take(&gpu, n_q * HEAD * sizeof *out);
+    struct attention_run run = {0, pos, n};
+    speed_begin();
+    gpu.b->mla_run(gpu.d, &a, q, heads * Q_HEAD, Q_HEAD, uk, uv, &run, &in, &layer, out,
+                   heads * HEAD);
+    double s = speed_end(), seen = (double) n * pos + 0.5 * n * (n + 1.0);
+    char name[96];
+    snprintf(name, sizeof name, "mla_run %d heads, %d rows from %d", heads, n, pos);
+    line_flops(name, s, 2.0 * seen * heads * (Q_HEAD + HEAD), bar);
+    free(rows);
+    free(scales);
+    free(uk);
+    free(uv);
+}
+
 void check_attention_speed(struct result *r)
 {
     results = r;
@@ -301,6 +435,16 @@ void check_attention_speed(struct result *r)
     speed_mla(128, 64, 8192, 64, true, 0, 0);
     speed_mla(128, 1, 4096, 1, false, 0, 0);
     speed_mla(128, 2048, 2048, 1, false, 0, 0);
+    const char *peer = getenv("SDPA_TFLOPS"); // PyTorch's, of this run (tests/gpu/peers)
+    double sdpa = peer != NULL ? atof(peer) : 0;
+    if (peer != NULL) result_figure(r, "PyTorch's SDPA, 128 heads, 4096 rows", sdpa, "TFLOP/s", 0);
+    speed_run(128, 0, 4096, 0.5 * sdpa);
+    speed_run(128, 0, 2048, 0);
+    speed_run(128, 2048, 2048, 0);
+    speed_run(16, 0, 4096, 0);
+    speed_run(16, 30720, 2048, 0);
+    speed_run(128, 0, 256, 0);
+    speed_run(128, 3840, 256, 0);
     cuda_probe_hopper(gpu.d, false);
     printf("--- attention by mma.sync\n");
     speed_mla(16, 64, 4096, 64, false, 0, 0);
