@@ -1,8 +1,6 @@
 // penstock bench pipeline: what a pipeline of this machine decodes in a second at several batches,
-// and what that is made of: the processor's time of leaders and of the one that sends the jobs, and
-// single steps of each stage, all of them busy at once. The CSV is what the simulator predicts the
-// first from the rest by (sim --calibrated). Machines are faster at one time than at another, so
-// pipeline and single steps are timed in turn, and medians count.
+// and what that is made of: the time of its stages for a step, and of their leaders. From the CSV
+// the simulator predicts the first by the rest (sim --calibrated).
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/options.h"
@@ -10,11 +8,8 @@
 #include "tools/csv.h"
 #include "tools/engine.h"
 #include "tools/engine_options.h"
-#include "tools/stage_times.h"
 
-#include <sched.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum {
@@ -25,21 +20,13 @@ enum {
 };
 
 static const int BATCHES[] = {1, 2, 4, 8, 16, 32};
-static const int DECODES[] = {1, 2, 3, 4, 5, 6, 8, 11, 16, 22, 32}; // rows of a step
-static const int PROMPTS[] = {1, 2, 4, 8};                           // prompts of a step
 
-enum {
-    N_BATCHES = sizeof BATCHES / sizeof *BATCHES,
-    N_DECODES = sizeof DECODES / sizeof *DECODES,
-    N_PROMPTS = sizeof PROMPTS / sizeof *PROMPTS,
-};
+enum { N_BATCHES = sizeof BATCHES / sizeof *BATCHES };
 
-// A batch, run by run, and of all its runs together what was done.
+// All runs of a batch.
 struct batch {
-    double tokens_s[REPEATS_MOST];
-    double steps, rows;
-    double leader_us[PP_MAX]; // processor's time
-    double caller_us;         // of the thread that sends jobs and hears of each token
+    double seconds;
+    struct engine_counts done;
 };
 
 struct bench {
@@ -47,25 +34,10 @@ struct bench {
     int n_prompt, n_tokens, repeats;
     struct plan plan; // of the engine
     struct batch batches[N_BATCHES];
-    struct stage_times times[REPEATS_MOST];
     const char *path; // of the CSV; NULL: none
 };
 
 // --- the whole pipeline
-
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *) a, y = *(const double *) b;
-    return x < y ? -1 : x > y;
-}
-
-static double median(const double *of, int n)
-{
-    double sorted[REPEATS_MOST];
-    memcpy(sorted, of, (size_t) n * sizeof *of);
-    qsort(sorted, (size_t) n, sizeof *sorted, by_size);
-    return sorted[n / 2];
-}
 
 static void on_result(void *arg, const struct job_key *key, struct wire_bytes result)
 {
@@ -95,6 +67,21 @@ static enum status run_jobs(const struct bench *b, struct engine *g, int batch, 
     return engine_run(g, jobs, batch, &events, e);
 }
 
+static void add_counts(struct engine_counts *to, const struct engine_counts *before,
+                       const struct engine_counts *after)
+{
+    to->decodes += after->decodes - before->decodes;
+    to->prompts += after->prompts - before->prompts;
+    to->rows += after->rows - before->rows;
+    to->prompt_rows += after->prompt_rows - before->prompt_rows;
+    for (int i = 0; i < PP_MAX; i++) {
+        to->stages[i].decode_us += after->stages[i].decode_us - before->stages[i].decode_us;
+        to->stages[i].prompt_us += after->stages[i].prompt_us - before->stages[i].prompt_us;
+        to->stages[i].leader_ns += after->stages[i].leader_ns - before->stages[i].leader_ns;
+        to->stages[i].wait_ns += after->stages[i].wait_ns - before->stages[i].wait_ns;
+    }
+}
+
 static enum status run_batch(const struct bench *b, struct engine *g, int n, int repeat,
                              struct batch *to, struct error *e)
 {
@@ -102,14 +89,9 @@ static enum status run_batch(const struct bench *b, struct engine *g, int n, int
     try(engine_count(g, &before, e));
     int64_t from = clock_ns();
     try(run_jobs(b, g, n, repeat, e));
-    to->tokens_s[repeat] = (double) n * b->n_tokens / ((double) (clock_ns() - from) / 1e9);
+    to->seconds += (double) (clock_ns() - from) / 1e9;
     try(engine_count(g, &after, e));
-    to->steps += (double) (after.steps - before.steps);
-    to->rows += (double) (after.rows - before.rows);
-    to->caller_us += (double) (after.caller_ns - before.caller_ns) / 1e3;
-    for (int i = 0; i < b->plan.pp; i++) {
-        to->leader_us[i] += (double) (after.leader_ns[i] - before.leader_ns[i]) / 1e3;
-    }
+    add_counts(&to->done, &before, &after);
     return OK;
 }
 
@@ -126,48 +108,33 @@ static enum status run_batches(struct bench *b, int repeat, struct error *e)
     return status;
 }
 
-// --- single steps
-
-static void add_kind(const struct bench *b, struct stage_times *t, struct stage_time kind)
-{
-    if (kind.seqs * kind.rows <= b->plan.max_rows) t->at[t->n++] = kind;
-}
-
-// Decoding in the middle of what a run generates, and prompts.
-static enum status time_steps(struct bench *b, struct stage_times *t, struct error *e)
-{
-    for (int i = 0; i < N_DECODES; i++) {
-        add_kind(b, t, (struct stage_time){DECODES[i], 1, b->n_prompt + b->n_tokens / 2, {0}});
-    }
-    for (int i = 0; i < N_PROMPTS; i++) {
-        add_kind(b, t, (struct stage_time){PROMPTS[i], b->n_prompt, 0, {0}});
-    }
-    return stage_times_take(t, &b->options, &b->plan, e);
-}
-
-static double step_us(const struct bench *b, int kind, int stage)
-{
-    double us[REPEATS_MOST];
-    for (int r = 0; r < b->repeats; r++) us[r] = b->times[r].at[kind].us[stage];
-    return median(us, b->repeats);
-}
-
 // --- what is told
 
-// That this process may use.
-static int cores(void)
+static double tokens_s(const struct bench *b, int batch)
 {
-    cpu_set_t set;
-    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    return (double) b->repeats * BATCHES[batch] * b->n_tokens / b->batches[batch].seconds;
 }
 
-// Cores, and how many of them the ranks of a stage compute on: none, where a device does.
-static void write_machine(const struct bench *b, FILE *to)
+static double share(uint64_t of, uint64_t n) { return n > 0 ? (double) of / (double) n : 0; }
+
+// Of a step. Rows that decode beside a prompt count as if they did so alone.
+struct spent {
+    double decode_rows, prompt_rows;
+    double decode_us, prompt_us, leader_us, wait_us;
+};
+
+static struct spent spent_by(const struct bench *b, int batch, int stage)
 {
-    const struct engine_options *o = &b->options;
-    int threads = o->n_threads > 0 ? o->n_threads : cores();
-    if (o->backend->kind != DEVICE_CPU) threads = 0;
-    fprintf(to, "machine,%d,%d\n", cores(), threads * o->tp);
+    const struct engine_counts *c = &b->batches[batch].done;
+    uint64_t steps = c->decodes + c->prompts;
+    return (struct spent){
+        .decode_rows = share(c->rows - c->prompt_rows, c->decodes),
+        .prompt_rows = share(c->prompt_rows, c->prompts),
+        .decode_us = share(c->stages[stage].decode_us, c->decodes),
+        .prompt_us = share(c->stages[stage].prompt_us, c->prompts),
+        .leader_us = share((uint64_t) c->stages[stage].leader_ns, steps) / 1e3,
+        .wait_us = share((uint64_t) c->stages[stage].wait_ns, steps) / 1e3,
+    };
 }
 
 static void write_csv(const struct bench *b, FILE *to)
@@ -175,58 +142,39 @@ static void write_csv(const struct bench *b, FILE *to)
     const struct plan *p = &b->plan;
     fprintf(to, "pipeline,%d,%d,%d,%d,%d,%d,%d,%d\n", p->pp, p->slots, p->kv_blocks,
             p->max_context, p->max_rows, p->chunk, b->n_prompt, b->n_tokens);
-    write_machine(b, to);
-    for (int i = 0; i < p->pp; i++) {
-        fprintf(to, "stage,%d,%d\n", i, p->layers[i]);
-        for (int k = 0; k < b->times->n; k++) {
-            const struct stage_time *t = &b->times->at[k];
-            fprintf(to, "%s,%d,%d,%.1f\n", t->rows == 1 ? "step" : "prefill", i, t->seqs * t->rows,
-                    step_us(b, k, i));
+    for (int i = 0; i < p->pp; i++) fprintf(to, "stage,%d,%d\n", i, p->layers[i]);
+    for (int k = 0; k < N_BATCHES; k++) {
+        struct spent s = spent_by(b, k, 0);
+        fprintf(to, "decode,%d,%.1f,%.2f,%.2f\n", BATCHES[k], tokens_s(b, k), s.decode_rows,
+                s.prompt_rows);
+        for (int i = 0; i < p->pp; i++) {
+            s = spent_by(b, k, i);
+            fprintf(to, "spent,%d,%d,%.1f,%.1f,%.1f,%.1f\n", BATCHES[k], i, s.decode_us,
+                    s.prompt_us, s.leader_us, s.wait_us);
         }
-        for (int k = 0; k < N_BATCHES; k++) {
-            const struct batch *t = &b->batches[k];
-            fprintf(to, "leader,%d,%.2f,%.1f\n", i, t->rows / t->steps, t->leader_us[i] / t->steps);
-        }
-    }
-    for (int i = 0; i < N_BATCHES; i++) {
-        const struct batch *t = &b->batches[i];
-        fprintf(to, "caller,%.2f,%.1f\n", t->rows / t->steps, t->caller_us / t->steps);
-        fprintf(to, "decode,%d,%.1f\n", BATCHES[i], median(t->tokens_s, b->repeats));
     }
 }
 
 static void show(const struct bench *b)
 {
-    int pp = b->plan.pp;
-    printf("%d stages, %d prompt tokens, %d generated; us of the processor a step\n%8s %12s %8s",
-           pp, b->n_prompt, b->n_tokens, "batch", "tokens/s", "rows");
-    for (int i = 0; i < pp; i++) printf("     leader %d", i);
-    printf("       caller\n");
-    for (int i = 0; i < N_BATCHES; i++) {
-        const struct batch *t = &b->batches[i];
-        printf("%8d %12.1f %8.2f", BATCHES[i], median(t->tokens_s, b->repeats),
-               t->rows / t->steps);
-        for (int k = 0; k < pp; k++) printf(" %12.1f", t->leader_us[k] / t->steps);
-        printf(" %12.1f\n", t->caller_us / t->steps);
+    printf("%d stages, %d prompt tokens, %d generated; us of a step with decodes alone, of one "
+           "with prompts, of the leader for a step, and until this has a core\n"
+           "%6s %10s %6s %6s %6s %10s %10s %8s %8s\n", b->plan.pp, b->n_prompt, b->n_tokens,
+           "batch", "tokens/s", "stage", "rows", "rows", "decode", "prompt", "leader", "waits");
+    for (int k = 0; k < N_BATCHES; k++) {
+        for (int i = 0; i < b->plan.pp; i++) {
+            struct spent s = spent_by(b, k, i);
+            printf("%6d %10.1f %6d %6.2f %6.1f %10.1f %10.1f %8.1f %8.1f\n", BATCHES[k],
+                   tokens_s(b, k), i, s.decode_rows, s.prompt_rows, s.decode_us, s.prompt_us,
+                   s.leader_us, s.wait_us);
+        }
     }
-    printf("%8s", "rows");
-    for (int i = 0; i < pp; i++) printf("    stage %d, us", i);
-    for (int k = 0; k < b->times->n; k++) {
-        const struct stage_time *t = &b->times->at[k];
-        printf("\n%8d", t->seqs * t->rows);
-        for (int i = 0; i < pp; i++) printf(" %14.1f", step_us(b, k, i));
-        if (t->rows > 1) printf("  %d prompts", t->seqs);
-    }
-    printf("\n");
 }
 
 static enum status run_all(struct bench *b, struct error *e)
 {
     FILE *csv;
-    for (int r = 0; r < b->repeats; r++) {
-        try(run_batches(b, r, e));
-        try(time_steps(b, &b->times[r], e));
-    }
+    for (int r = 0; r < b->repeats; r++) try(run_batches(b, r, e));
     show(b);
     try(csv_open(&csv, b->path, e));
     if (csv != NULL) write_csv(b, csv);
@@ -243,14 +191,14 @@ int bench_pipeline(int argc, char **argv)
         {.name = "tokens", .kind = OPTION_INT, .value = &n_tokens, .argument = "N",
          .help = "Generated for each sequence (default 128).", .least = 1, .most = 1 << 20},
         {.name = "repeats", .kind = OPTION_INT, .value = &repeats, .argument = "N",
-         .help = "Runs of each batch, whose median counts (default 5).", .least = 1,
+         .help = "Runs of each batch (default 5).", .least = 1,
          .most = REPEATS_MOST},
         CSV_FLAG_ROW(b.path),
     };
     struct options o = {.program = "penstock bench pipeline",
                         .usage = "--model DIR [OPTIONS]",
-                        .about = "Times decoding by a pipeline in this process, and the single "
-                                 "steps of its stages.",
+                        .about = "Times decoding by a pipeline in this process, its stages and "
+                                 "their leaders.",
                         .specs = specs,
                         .n_specs = sizeof specs / sizeof *specs};
     struct error e = {0};

@@ -12,7 +12,7 @@ static const struct {
     {"hop", bench_hop, "activations from one stage's device to the next's, beside a socket"},
     {"kernels", bench_kernels, "matrix products: rates beside what the CPU can do at most"},
     {"load", bench_load, "a checkpoint into memory, beside its disk and a copy with a check"},
-    {"pipeline", bench_pipeline, "decoding by stages on this machine, and their single steps"},
+    {"pipeline", bench_pipeline, "decoding by stages on this machine, and what it is made of"},
     {"queue", bench_queue, "jobs taken in a second, memory, claims over a long backlog"},
     {"sampler", bench_sampler, "choosing tokens: us a row beside reading the logits once"},
     {"sched", bench_sched, "choosing the rows of a step: us beside reading the slots once"},

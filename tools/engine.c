@@ -36,6 +36,7 @@ struct group_thread {
     int index;
     pthread_t thread;
     bool started;
+    _Atomic pid_t id; // of the thread, as the system names it
     char name[GROUP_NAME_MAX];
     char data[ENDPOINT_MAX];
     int stop_fd;
@@ -172,6 +173,7 @@ static void *group_main(void *arg)
 {
     struct group_thread *t = arg;
     struct engine *g = t->engine;
+    t->id = gettid();
     struct group_options o = {.zmq = g->zmq,
                               .control = {.brokers = {{.endpoint = BROKER_ENDPOINT}},
                                           .n_brokers = 1},
@@ -265,9 +267,15 @@ static void count(struct engine *g, const struct peer *from, const struct wire_p
 {
     const struct group *group = fleet_find(&g->fleet, from);
     if (g->counts == NULL || group == NULL || group->stage < 0 || !pong->counted) return;
+    const struct wire_figures *f = &pong->figures;
+    struct engine_counts *c = g->counts;
+    c->stages[group->stage].decode_us = f->decode_steps.sum_us;
+    c->stages[group->stage].prompt_us = f->prefill_steps.sum_us;
     if (group->stage == 0) {
-        g->counts->steps = pong->steps;
-        g->counts->rows = pong->figures.rows;
+        c->decodes = histogram_count(&f->decode_steps, HISTOGRAM_BUCKETS - 1);
+        c->prompts = histogram_count(&f->prefill_steps, HISTOGRAM_BUCKETS - 1);
+        c->rows = f->rows;
+        c->prompt_rows = f->prefill_tokens;
     }
     g->n_counted++;
 }
@@ -359,15 +367,29 @@ static int64_t clock_of(clockid_t clock)
     return clock_gettime(clock, &t) == 0 ? t.tv_sec * NS_A_S + t.tv_nsec : 0;
 }
 
+// The second figure of Linux' schedstat.
+static int64_t wait_of(pid_t thread)
+{
+    char path[64];
+    long long ran, waited = 0;
+    snprintf(path, sizeof path, "/proc/self/task/%d/schedstat", (int) thread);
+    FILE *f = fopen(path, "r");
+    if (f == NULL) return 0;
+    if (fscanf(f, "%lld %lld", &ran, &waited) != 2) waited = 0;
+    fclose(f);
+    return waited;
+}
+
 enum status engine_count(struct engine *g, struct engine_counts *to, struct error *e)
 {
     enum status status = OK;
-    *to = (struct engine_counts){.caller_ns = clock_of(CLOCK_THREAD_CPUTIME_ID)};
+    *to = (struct engine_counts){0};
     for (int i = 0; i < g->options.pp; i++) {
         clockid_t clock;
         int stage = stage_of(g, g->groups[i].name);
         if (stage < 0 || pthread_getcpuclockid(g->groups[i].thread, &clock) != 0) continue;
-        to->leader_ns[stage] = clock_of(clock);
+        to->stages[stage].leader_ns = clock_of(clock);
+        to->stages[stage].wait_ns = wait_of(g->groups[i].id);
     }
     g->counts = to;
     g->n_counted = 0;

@@ -57,9 +57,13 @@ enum status engine_run(struct engine *g, struct wire_job *jobs, int n_jobs,
 
 // What has been done since engine_open.
 struct engine_counts {
-    uint64_t steps, rows;      // of the pipeline
-    int64_t leader_ns[PP_MAX]; // the processor's time of each stage's leader
-    int64_t caller_ns;         // and of this thread
+    uint64_t decodes, prompts;   // steps with one row of each sequence, and with more of any
+    uint64_t rows, prompt_rows;  // of all steps; of ids that came with jobs
+    struct {
+        uint64_t decode_us, prompt_us; // of these steps, by rank 0's clock
+        int64_t leader_ns;             // the processor's time of its leader
+        int64_t wait_ns;               // in which that was ready, and had no core; 0: nobody tells
+    } stages[PP_MAX];
 };
 
 // Asks the groups, between two calls of engine_run.

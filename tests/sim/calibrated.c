@@ -11,76 +11,98 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { POINTS_MAX = 32, BATCHES_MAX = 32, SEED = 1,
-       TOGETHER_MS = 2000 /* until then all jobs of a batch are admitted, and come at once */ };
+enum {
+    BATCHES_MAX = 32,
+    SEED = 1,
+    TOGETHER_MS = 2000, // until then all jobs of a batch are admitted, and come at once
+};
 
 #define PATIENCE_NS (3600 * SIM_S)
 #define WITHIN 0.10
 
-// A time in microseconds over the rows of a step.
+// The time of a step over its rows.
 struct curve {
     int n;
-    struct { double rows, us; } at[POINTS_MAX]; // by rows
+    struct { double rows, us; } at[BATCHES_MAX]; // by rows
 };
 
 // What was measured.
 static struct {
     int n_stages, slots, kv_blocks, max_context, max_rows, chunk, n_prompt, n_tokens;
-    int cores, threads; // of the machine; of each stage's ranks, 0 where a device computes
     int layers[PP_MAX];
-    struct curve decode[PP_MAX], prefill[PP_MAX], leader[PP_MAX], caller;
+    struct curve decode[PP_MAX], prompt[PP_MAX]; // of all batches
     int n_batches;
-    struct { int batch; double tokens_s; } batches[BATCHES_MAX];
+    struct batch {
+        int batch;
+        double tokens_s, decode_rows, prompt_rows; // rows: of a step
+        struct { double decode_us, prompt_us, leader_us, wait_us; } stages[PP_MAX];
+    } batches[BATCHES_MAX];
 } csv;
+
+static const struct batch *playing;
 
 // --- the file
 
-// Batches may have steps of the same size: their mean counts.
-static bool add_point(struct curve *c, double rows, double us)
+static bool read_stage(struct batch *b, const char *line)
 {
-    if (c->n > 0 && c->at[c->n - 1].rows >= rows) {
-        c->at[c->n - 1].us = (c->at[c->n - 1].us + us) / 2;
-        return true;
+    int n, i;
+    double decode, prompt, leader, wait;
+    if (sscanf(line, "spent,%d,%d,%lf,%lf,%lf,%lf", &n, &i, &decode, &prompt, &leader,
+               &wait) != 6) {
+        return false;
     }
-    if (c->n == POINTS_MAX) return false;
-    c->at[c->n].rows = rows;
-    c->at[c->n++].us = us;
-    return true;
-}
-
-// Of each stage one.
-static struct curve *curves_named(const char *name)
-{
-    if (strcmp(name, "step") == 0) return csv.decode;
-    if (strcmp(name, "prefill") == 0) return csv.prefill;
-    return strcmp(name, "leader") == 0 ? csv.leader : NULL;
+    if (n != b->batch || i < 0 || i >= csv.n_stages) return false;
+    b->stages[i].decode_us = decode;
+    b->stages[i].prompt_us = prompt;
+    b->stages[i].leader_us = leader;
+    b->stages[i].wait_us = wait;
+    return decode > 0 && prompt > 0 && leader >= 0 && wait >= 0;
 }
 
 static bool read_line(const char *line)
 {
     int i, n;
-    double rows, us;
-    char name[16];
     if (sscanf(line, "pipeline,%d,%d,%d,%d,%d,%d,%d,%d", &csv.n_stages, &csv.slots, &csv.kv_blocks,
                &csv.max_context, &csv.max_rows, &csv.chunk, &csv.n_prompt, &csv.n_tokens) == 8) {
-        return csv.n_stages >= 1 && csv.n_stages <= PP_MAX && csv.n_tokens >= 1;
-    }
-    if (sscanf(line, "machine,%d,%d", &csv.cores, &csv.threads) == 2) {
-        return csv.cores >= 1 && csv.threads >= 0;
+        return csv.n_stages >= 1 && csv.n_stages <= PP_MAX && csv.n_tokens >= 2;
     }
     if (sscanf(line, "stage,%d,%d", &i, &n) == 2 && i >= 0 && i < csv.n_stages) {
         csv.layers[i] = n;
         return true;
     }
-    if (sscanf(line, "caller,%lf,%lf", &rows, &us) == 2) return add_point(&csv.caller, rows, us);
-    if (sscanf(line, "decode,%d,%lf", &n, &us) == 2 && csv.n_batches < BATCHES_MAX) {
-        csv.batches[csv.n_batches].batch = n;
-        csv.batches[csv.n_batches++].tokens_s = us;
-        return true;
+    if (strncmp(line, "decode,", 7) == 0 && csv.n_batches < BATCHES_MAX) {
+        struct batch *b = &csv.batches[csv.n_batches++];
+        return sscanf(line, "decode,%d,%lf,%lf,%lf", &b->batch, &b->tokens_s, &b->decode_rows,
+                      &b->prompt_rows) == 4 &&
+               b->batch >= 1 && b->tokens_s > 0 && b->decode_rows > 0 && b->prompt_rows > 0;
     }
-    if (sscanf(line, "%15[a-z],%d,%lf,%lf", name, &i, &rows, &us) != 4) return false;
-    struct curve *of = curves_named(name);
-    return of != NULL && i >= 0 && i < csv.n_stages && add_point(&of[i], rows, us);
+    return csv.n_batches > 0 && read_stage(&csv.batches[csv.n_batches - 1], line);
+}
+
+// Of batches with about the same steps the mean counts.
+static void add_point(struct curve *c, double rows, double us)
+{
+    if (c->n > 0 && rows < 1.1 * c->at[c->n - 1].rows) {
+        c->at[c->n - 1].us = (c->at[c->n - 1].us + us) / 2;
+        return;
+    }
+    c->at[c->n].rows = rows;
+    c->at[c->n++].us = us;
+}
+
+// False: not each stage of each batch is there.
+static bool make_curves(void)
+{
+    if (csv.n_batches < 1 || csv.batches[0].batch != 1) return false;
+    for (int k = 0; k < csv.n_batches; k++) {
+        const struct batch *b = &csv.batches[k];
+        for (int i = 0; i < csv.n_stages; i++) {
+            if (b->stages[i].decode_us <= 0) return false;
+            add_point(&csv.decode[i], b->decode_rows, b->stages[i].decode_us);
+            add_point(&csv.prompt[i], b->prompt_rows, b->stages[i].prompt_us);
+        }
+    }
+    return true;
 }
 
 static enum status read_file(const char *path, struct error *e)
@@ -96,13 +118,7 @@ static enum status read_file(const char *path, struct error *e)
         good = read_line(line);
     }
     fclose(f);
-    for (int i = 0; i < csv.n_stages; i++) {
-        good = good && csv.decode[i].n >= 2 && csv.prefill[i].n >= 1 && csv.leader[i].n >= 1;
-    }
-    if (good && csv.n_batches >= 1 && csv.batches[0].batch == 1 && csv.caller.n >= 1 &&
-        csv.cores >= 1) {
-        return OK;
-    }
+    if (good && make_curves()) return OK;
     return error_set(e, ERR_INPUT, "bad_csv", "%s, line %d: not what penstock bench pipeline "
                      "writes, with a batch of 1 first", path, n);
 }
@@ -122,7 +138,7 @@ static int stage_index(const struct stage_options *o)
 static double at(const struct curve *c, double rows)
 {
     int i = 1;
-    if (c->n == 1) return c->at[0].us;
+    if (c->n == 1) return c->at[0].us * fmax(rows / c->at[0].rows, 1);
     while (i + 1 < c->n && c->at[i].rows < rows) i++;
     double r0 = c->at[i - 1].rows, r1 = c->at[i].rows;
     double t0 = c->at[i - 1].us, t1 = c->at[i].us;
@@ -130,20 +146,34 @@ static double at(const struct curve *c, double rows)
     return us > 0 ? us : 0;
 }
 
+// A step of so many rows while this batch runs. A machine is faster at one time than at another, so
+// the curve is moved to where the batch's own steps lie.
+static double decode_us(const struct batch *b, int stage, double rows)
+{
+    const struct curve *c = &csv.decode[stage];
+    return b->stages[stage].decode_us * at(c, rows) / at(c, b->decode_rows);
+}
+
+static double prompt_us(const struct batch *b, int stage, double rows)
+{
+    const struct curve *c = &csv.prompt[stage];
+    return b->stages[stage].prompt_us * at(c, rows) / at(c, b->prompt_rows);
+}
+
 static int64_t step_ns(const struct stage_options *o, const struct step *s)
 {
-    const struct curve *of = s->n_rows > s->n_runs ? csv.prefill : csv.decode;
-    return (int64_t) (at(&of[stage_index(o)], s->n_rows) * 1e3);
+    int i = stage_index(o);
+    bool prompts = s->n_rows > s->n_runs;
+    return (int64_t) ((prompts ? prompt_us(playing, i, s->n_rows)
+                               : decode_us(playing, i, s->n_rows)) * 1e3);
 }
 
-static int64_t leader_ns(const struct stage_options *o, const struct step *s)
+static int64_t leader_ns(const struct stage_options *o, const struct step *s, int64_t *wait_ns)
 {
-    return (int64_t) (at(&csv.leader[stage_index(o)], s->n_rows) * 1e3);
-}
-
-static int64_t caller_ns(const struct step *s)
-{
-    return (int64_t) (at(&csv.caller, s->n_rows) * 1e3);
+    int i = stage_index(o);
+    (void) s;
+    *wait_ns = (int64_t) (playing->stages[i].wait_us * 1e3);
+    return (int64_t) (playing->stages[i].leader_us * 1e3);
 }
 
 static int64_t load_ns(const struct stage_options *o)
@@ -156,10 +186,11 @@ static int64_t load_ns(const struct stage_options *o)
 // wake.
 static double hop_us(void)
 {
-    double us = 1e6 / csv.batches[0].tokens_s * csv.n_tokens;
+    const struct batch *b = csv.batches;
+    double us = 1e6 / b->tokens_s * csv.n_tokens;
     for (int i = 0; i < csv.n_stages; i++) {
-        us -= at(&csv.prefill[i], csv.n_prompt) + at(&csv.leader[i], csv.n_prompt);
-        us -= (at(&csv.decode[i], 1) + at(&csv.leader[i], 1)) * (csv.n_tokens - 1);
+        us -= prompt_us(b, i, csv.n_prompt) + b->stages[i].decode_us * (csv.n_tokens - 1);
+        us -= b->stages[i].leader_us * csv.n_tokens;
     }
     return us > 0 ? us / csv.n_tokens / csv.n_stages : 0;
 }
@@ -201,9 +232,8 @@ static void push_jobs(int first, int n)
 
 static void open_world(const struct model_config *c, bool trace)
 {
-    const struct sim_devices devices = {.step_ns = step_ns, .load_ns = load_ns, .cores = csv.cores,
-                                        .threads = csv.threads,
-                                        .leader_ns = leader_ns, .caller_ns = caller_ns};
+    const struct sim_devices devices = {.step_ns = step_ns, .load_ns = load_ns,
+                                        .leader_ns = leader_ns};
     int64_t hop = (int64_t) (hop_us() * 1e3);
     const struct sim_net net = {.least_ns = hop, .most_ns = hop};
     struct world_options w = {.config = c, .n_brokers = 1, .n_groups = csv.n_stages,
@@ -220,13 +250,14 @@ static void open_world(const struct model_config *c, bool trace)
 }
 
 // Jobs from `first` on; returns tokens a second.
-static double play(int first, int batch)
+static double play(int first, const struct batch *b)
 {
-    push_jobs(first, batch);
+    playing = b;
+    push_jobs(first, b->batch);
     run_until(some_run);
     int64_t from = sim_now();
     run_until(none_run);
-    return (double) batch * csv.n_tokens / ((double) (sim_now() - from) / 1e9);
+    return (double) b->batch * csv.n_tokens / ((double) (sim_now() - from) / 1e9);
 }
 
 enum status calibrated_show(const struct model_config *c, const char *path, bool trace, bool *good,
@@ -234,15 +265,17 @@ enum status calibrated_show(const struct model_config *c, const char *path, bool
 {
     *good = true;
     try(read_file(path, e));
-    printf("# predicted from the times of single steps and %.1f us a hop, as one sequence shows "
-           "them\n# %8s %12s %12s %8s\n", hop_us(), "batch", "predicted", "measured", "ratio");
+    printf("# predicted from the times of steps and leaders, and %.1f us a hop, as one sequence "
+           "shows them\n# %8s %12s %12s %8s\n",
+           hop_us(), "batch", "predicted", "measured", "ratio");
     // In the order of the benchmark, by one head: it learns from each batch how to cut the next.
+    playing = csv.batches;
     open_world(c, trace);
     for (int i = 0, first = 0; i < csv.n_batches; first += csv.batches[i++].batch) {
-        int batch = csv.batches[i].batch;
-        double predicted = play(first, batch), ratio = predicted / csv.batches[i].tokens_s;
-        printf("# %8d %12.1f %12.1f %8.3f\n", batch, predicted, csv.batches[i].tokens_s, ratio);
-        if (batch > 1) *good = *good && fabs(ratio - 1) <= WITHIN;
+        const struct batch *b = &csv.batches[i];
+        double predicted = play(first, b), ratio = predicted / b->tokens_s;
+        printf("# %8d %12.1f %12.1f %8.3f\n", b->batch, predicted, b->tokens_s, ratio);
+        if (b->batch > 1) *good = *good && fabs(ratio - 1) <= WITHIN;
     }
     world_close();
     return OK;

@@ -125,6 +125,8 @@ int64_t sim_now(void) { return sim.now_ns + sim.spent_ns; }
 
 void sim_spend(int64_t ns) { sim.spent_ns += ns; }
 
+bool sim_spent(void) { return sim.spent_ns > 0; }
+
 int64_t sim_wall_ms(int64_t ns) { return WALL_BASE_MS + ns / SIM_MS; }
 
 // Splitmix64 (Steele, Lea, Flood 2014).

@@ -37,6 +37,7 @@ bool sim_traced(void);
 
 int64_t sim_now(void);                     // ns since the seed began, as the process has it
 void sim_spend(int64_t ns);                // the process works so long: what it does is later
+bool sim_spent(void);                      // it has, in this turn
 int64_t sim_wall_ms(int64_t ns);           // the same as Unix time
 void sim_at(int64_t ns, sim_fn *fn, void *arg);
 uint64_t sim_random(void);

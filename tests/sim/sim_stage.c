@@ -1,7 +1,6 @@
 #include "tests/sim/sim_stage.h"
 
 #include "common/carve.h"
-#include "tests/sim/sim_cores.h"
 
 #include <string.h>
 
@@ -20,11 +19,7 @@ struct stage {
     struct stage_step *steps; // (n_steps)
     uint64_t submitted, done, released;
     int64_t busy_ns;          // until then
-    // Where cores are counted:
-    int64_t *takes_ns;        // (n_steps)
-    uint64_t given, computed; // steps that the ranks have
-    bool computing;
-    struct sim_work work;
+    int64_t *ends_ns;         // (n_steps) of each step
     bool fails;
     enum status status;
     struct slot *slots;       // (slots)
@@ -43,7 +38,6 @@ void sim_stage_begin(const struct sim_devices *devices)
     room.devices = *devices;
     room.stages = NULL;
     room.counts = (struct sim_stage_counts){0};
-    if (devices->cores > 0) sim_cores_begin(devices->cores);
 }
 
 const struct sim_stage_counts *sim_stage_counts(void) { return &room.counts; }
@@ -173,46 +167,23 @@ static void on_step_done(void *arg)
     sim_fd_write(s->fd, 1);
 }
 
-static void compute_next(struct stage *s);
-
-static void on_computed(void *arg)
+// When the ranks stop, or go on with the next step.
+static int64_t step_ends(const struct stage *s)
 {
-    struct stage *s = arg;
-    s->computing = false;
-    s->computed++;
-    on_step_done(s);
-    compute_next(s);
+    if (s->done == s->submitted) return 0;
+    return s->ends_ns[s->done % (uint64_t) s->options.n_steps];
 }
 
-static void compute_next(struct stage *s)
-{
-    if (s->computing || s->computed == s->given) return;
-    s->computing = true;
-    int64_t ns = s->takes_ns[s->computed % (uint64_t) s->options.n_steps];
-    sim_cores_compute(&s->work, ns, room.devices.threads, on_computed, s);
-}
-
-static void on_given(void *arg)
-{
-    struct stage *s = arg;
-    s->given++;
-    compute_next(s);
-}
-
-// Half of what the leader does for a step.
+// Half of what the leader does for a step, as it wakes twice for it. While the ranks compute it may
+// have to wait for a core.
 static void spend_half(const struct stage *s, const struct step *step)
 {
-    if (room.devices.cores == 0) return;
-    int64_t ns = room.devices.leader_ns(&s->options, step) / 2;
-    sim_cores_take(sim_now(), ns);
+    if (room.devices.leader_ns == NULL) return;
+    int64_t wait_ns, ns = room.devices.leader_ns(&s->options, step, &wait_ns) / 2;
+    int64_t until_ns = sim_now() + wait_ns / 2;
+    if (step_ends(s) < until_ns) until_ns = step_ends(s);
+    while (!sim_spent() && sim_now() < until_ns) sim_sleep(until_ns);
     sim_spend(ns);
-}
-
-static void submit_among_others(struct stage *s, const struct step *step, int64_t takes)
-{
-    if (s->options.head) sim_cores_take(sim_now(), room.devices.caller_ns(step));
-    s->takes_ns[(s->submitted - 1) % (uint64_t) s->options.n_steps] = takes;
-    sim_at(sim_now(), on_given, s);
 }
 
 void stage_submit(struct stage *s)
@@ -226,11 +197,8 @@ void stage_submit(struct stage *s)
     int64_t takes = room.devices.step_ns(&s->options, step);
     int64_t begins = s->busy_ns > sim_now() ? s->busy_ns : sim_now();
     count_busy(&s->options, takes);
-    if (room.devices.cores > 0) {
-        submit_among_others(s, step, takes);
-        return;
-    }
     s->busy_ns = begins + takes;
+    s->ends_ns[(s->submitted - 1) % (uint64_t) s->options.n_steps] = s->busy_ns;
     sim_at(s->busy_ns, on_step_done, s);
 }
 
@@ -267,7 +235,7 @@ static void create_steps(struct stage *s)
 {
     const struct stage_options *o = &s->options;
     s->steps = sim_alloc((size_t) o->n_steps * sizeof *s->steps);
-    s->takes_ns = sim_alloc((size_t) o->n_steps * sizeof *s->takes_ns);
+    s->ends_ns = sim_alloc((size_t) o->n_steps * sizeof *s->ends_ns);
     for (int i = 0; i < o->n_steps; i++) {
         struct stage_step *step = &s->steps[i];
         step->index = i;
@@ -394,7 +362,7 @@ bool stage_idle(struct stage *s) { return s->status != OK || s->done == s->submi
 
 void stage_reset(struct stage *s)
 {
-    while (!stage_idle(s)) sim_sleep(s->busy_ns > sim_now() ? s->busy_ns : sim_now() + SIM_MS);
+    while (!stage_idle(s)) sim_sleep(s->busy_ns);
     s->released = s->submitted;
     for (int i = 0; i < s->options.limits.slots; i++) close_slot(s, i);
 }

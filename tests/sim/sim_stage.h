@@ -16,12 +16,9 @@ struct sim_devices {
     int64_t (*step_ns)(const struct stage_options *o, const struct step *s);
     int64_t (*load_ns)(const struct stage_options *o);
     bool light; // a word for each row of a stage, not of each layer, and nothing else in a row
-    // Of one machine with so many cores (0: nobody waits for one): the threads of a stage's ranks;
-    // what a step costs its leader, half of it before it begins here and half when it leaves; and
-    // who hears of its tokens.
-    int cores, threads;
-    int64_t (*leader_ns)(const struct stage_options *o, const struct step *s);
-    int64_t (*caller_ns)(const struct step *s);
+    // What a step costs its leader, half of it before the stage has it and half before it leaves;
+    // and how long it waits for a core, if the stage's ranks compute so long. NULL: nothing.
+    int64_t (*leader_ns)(const struct stage_options *o, const struct step *s, int64_t *wait_ns);
 };
 
 void sim_stage_begin(const struct sim_devices *devices);

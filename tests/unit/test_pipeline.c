@@ -270,7 +270,7 @@ static void test_bf16(void **state)
     }
 }
 
-// Jobs one after the other: a step for each prompt and each token that is decoded.
+// Jobs one after the other: a step for each prompt, which gives a token, and for each further one.
 static void test_what_is_counted(void **state)
 {
     struct golden g;
@@ -280,19 +280,27 @@ static void test_what_is_counted(void **state)
     golden_load(&g, MODELS[0].golden);
     struct engine *engine = open_engine(MODELS[0].model, 1, 3, 0, 1, PRECISION_F32, false);
     struct outputs out = {.golden = &g};
-    uint64_t steps = 0, rows = 0;
+    uint64_t decodes = 0, prompts = 0, rows = 0, known = 0;
     assert_int_equal(engine_count(engine, &before, &e), OK);
-    assert_int_equal(before.steps, 0);
+    assert_int_equal(before.decodes + before.prompts, 0);
     run(engine, &g, false, &out);
     assert_int_equal(engine_count(engine, &after, &e), OK);
     for (int i = 0; i < g.n_prompts; i++) {
-        steps += (uint64_t) out.n_tokens[i];
+        bool one = g.prompts[i].n_ids == 1; // its step is as one that decodes
+        decodes += (uint64_t) (out.n_tokens[i] - 1 + one);
+        prompts += !one;
+        known += (uint64_t) g.prompts[i].n_ids;
         rows += (uint64_t) (g.prompts[i].n_ids + out.n_tokens[i] - 1);
     }
-    assert_int_equal(after.steps, steps);
+    assert_int_equal(after.decodes, decodes);
+    assert_int_equal(after.prompts, prompts);
+    assert_int_equal(after.prompt_rows, known);
     assert_int_equal(after.rows, rows);
-    for (int i = 0; i < 3; i++) assert_true(after.leader_ns[i] > before.leader_ns[i]);
-    assert_true(after.caller_ns > before.caller_ns);
+    for (int i = 0; i < 3; i++) {
+        assert_true(after.stages[i].decode_us > 0 && after.stages[i].prompt_us > 0);
+        assert_true(after.stages[i].leader_ns > before.stages[i].leader_ns);
+        assert_true(after.stages[i].wait_ns >= before.stages[i].wait_ns);
+    }
     engine_close(&engine);
     golden_free(&g);
 }
