@@ -250,10 +250,7 @@ static uint64_t scan_sum(const float *l, int n, struct softmax s, struct sampler
     uint64_t sum = 0;
     int i = 0;
     if (s.plain && (bounds.least == bounds.most || mass_none(s, bounds.most))) {
-#if defined(__AVX2__)
-        if (ahead != NULL) prefetch(ahead, n);
-#endif
-        return (uint64_t) n * mass_plain(s, bounds.most);
+        return (uint64_t) n * mass_plain(s, bounds.most); // nothing to hide a prefetch behind
     }
     if (!s.plain) bounds = BOUNDS_NONE;
     s = plain_of(s, &l, n, t);
