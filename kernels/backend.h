@@ -155,6 +155,9 @@ struct backend {
     // out (n_rows, dim) act = x * rsqrt(mean(x^2) + eps) * weight. x f32, rows `x_stride` apart.
     void (*rmsnorm)(struct device *d, const float *x, int x_stride, const float *weight, float eps,
                     void *out, int dim, int n_rows);
+    // x (n_rows, dim) f32 += y (n_rows, dim), then out as above: what `add` and `rmsnorm` give.
+    void (*add_rmsnorm)(struct device *d, float *x, const float *y, const float *weight, float eps,
+                        void *out, int dim, int n_rows);
     // out (n_rows, n) f32 = x (n_rows, k) act times W^T; strides in elements.
     void (*gemm)(struct device *d, const struct matrix *w, const void *x, int x_stride, float *out,
                  int out_stride, int n_rows);

@@ -81,6 +81,12 @@ static void rmsnorm(struct device *d, const float *x, int x_stride, const float 
     at(REHEARSE_NORM)->rmsnorm(d, x, x_stride, weight, eps, out, dim, n_rows);
 }
 
+static void add_rmsnorm(struct device *d, float *x, const float *y, const float *weight, float eps,
+                        void *out, int dim, int n_rows)
+{
+    at(REHEARSE_NORM)->add_rmsnorm(d, x, y, weight, eps, out, dim, n_rows);
+}
+
 static void gemm(struct device *d, const struct matrix *w, const void *x, int x_stride, float *out,
                  int out_stride, int n_rows)
 {
@@ -194,6 +200,7 @@ static void set_table(struct rehearse_times *t)
     b->graph_launch = graph_launch;
     b->embed = embed;
     b->rmsnorm = rmsnorm;
+    b->add_rmsnorm = add_rmsnorm;
     b->gemm = gemm;
     b->gemm_heads = gemm_heads;
     b->rope_angles = rope_angles;

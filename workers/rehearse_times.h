@@ -10,7 +10,7 @@
 enum rehearse_op {
     REHEARSE_INPUTS,    // ids, positions, tables to the device
     REHEARSE_IMPORT,    // activations of the stage before; the embedding on the head
-    REHEARSE_NORM,
+    REHEARSE_NORM,      // with the sum before it
     REHEARSE_Q_A, REHEARSE_Q, REHEARSE_KV_A,
     REHEARSE_ROPE,      // angles and rotation
     REHEARSE_KV_WRITE,

@@ -23,6 +23,7 @@ static const struct backend cpu = {
     .graph_launch = cpu_graph_end,
     .embed = cpu_embed,
     .rmsnorm = cpu_rmsnorm,
+    .add_rmsnorm = cpu_add_rmsnorm,
     .gemm = cpu_gemm,
     .gemm_heads = cpu_gemm_heads,
     .rope_angles = cpu_rope_angles,

@@ -12,6 +12,8 @@ void cpu_embed(struct device *d, const void *table, enum dtype dtype, int vocab_
                int hidden, const int32_t *ids, float *x, int n_rows);
 void cpu_rmsnorm(struct device *d, const float *x, int x_stride, const float *weight, float eps,
                  void *out, int dim, int n_rows);
+void cpu_add_rmsnorm(struct device *d, float *x, const float *y, const float *weight, float eps,
+                     void *out, int dim, int n_rows);
 void cpu_swiglu(struct device *d, const float *gate, const float *up, void *out, int n, int n_rows);
 void cpu_add(struct device *d, float *x, const float *y, size_t n);
 void cpu_gather(struct device *d, const float *x, const int32_t *out_rows, int dim, float *out,

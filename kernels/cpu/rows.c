@@ -74,6 +74,8 @@ struct rmsnorm {
     int x_stride, dim;
     float eps;
     float *out;
+    float *sum;       // x, where a row of `add` is added to it first
+    const float *add; // NULL: none is
 };
 
 static void rmsnorm_rows(void *arg, int begin, int end, int thread)
@@ -81,6 +83,8 @@ static void rmsnorm_rows(void *arg, int begin, int end, int thread)
     (void) thread;
     const struct rmsnorm *r = arg;
     for (int row = begin; row < end; row++) {
+        size_t at = (size_t) row * r->dim;
+        for (int i = 0; i < r->dim && r->add != NULL; i++) r->sum[at + i] += r->add[at + i];
         row_rmsnorm(r->x + (size_t) row * r->x_stride, r->weight, r->eps,
                     r->out + (size_t) row * r->dim, r->dim);
     }
@@ -89,7 +93,14 @@ static void rmsnorm_rows(void *arg, int begin, int end, int thread)
 void cpu_rmsnorm(struct device *d, const float *x, int x_stride, const float *weight, float eps,
                  void *out, int dim, int n_rows)
 {
-    struct rmsnorm r = {x, weight, x_stride, dim, eps, out};
+    struct rmsnorm r = {x, weight, x_stride, dim, eps, out, NULL, NULL};
+    team_run(d->team, rmsnorm_rows, &r, n_rows, rows_per_piece(dim));
+}
+
+void cpu_add_rmsnorm(struct device *d, float *x, const float *y, const float *weight, float eps,
+                     void *out, int dim, int n_rows)
+{
+    struct rmsnorm r = {x, weight, dim, dim, eps, out, x, y};
     team_run(d->team, rmsnorm_rows, &r, n_rows, rows_per_piece(dim));
 }
 

@@ -27,6 +27,7 @@ static const struct backend cuda = {
     .graph_launch = cuda_graph_launch,
     .embed = cuda_embed,
     .rmsnorm = cuda_rmsnorm,
+    .add_rmsnorm = cuda_add_rmsnorm,
     .gemm = cuda_gemm,
     .gemm_heads = cuda_gemm_heads,
     .rope_angles = cuda_rope_angles,

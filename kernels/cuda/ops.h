@@ -57,6 +57,8 @@ void cuda_embed(struct device *d, const void *table, enum dtype dtype, int vocab
                 int vocab_n, int hidden, const int32_t *ids, float *x, int n_rows);
 void cuda_rmsnorm(struct device *d, const float *x, int x_stride, const float *weight, float eps,
                   void *out, int dim, int n_rows);
+void cuda_add_rmsnorm(struct device *d, float *x, const float *y, const float *weight, float eps,
+                      void *out, int dim, int n_rows);
 void cuda_swiglu(struct device *d, const float *gate, const float *up, void *out, int n,
                  int n_rows);
 void cuda_add(struct device *d, float *x, const float *y, size_t n);

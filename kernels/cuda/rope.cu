@@ -6,7 +6,7 @@
 
 #include <cuda_bf16.h>
 
-enum { THREADS = 128 };
+enum { THREADS = 128, WRITE_EACH = 4 };
 
 static __global__ void angles(const float *inv_freq, float multiplier, int rope,
                               const int32_t *pos, float *cos_sin, int n)
@@ -70,27 +70,71 @@ struct kv_write {
 
 static __device__ void store(float *to, float value) { *to = value; }
 static __device__ void store(__nv_bfloat16 *to, float value) { *to = __float2bfloat16_rn(value); }
-
-// One block a row. A position without a block is a bug: the kernel traps, and sync tells.
-template <typename T> static __global__ void write_rows(struct kv_write w)
+static __device__ void store_4(float *to, float4 v) { *(float4 *) to = v; }
+static __device__ void store_4(__nv_bfloat16 *to, float4 v)
 {
-    int row = blockIdx.x, pos = w.in.pos[row], width = w.lora + w.rope;
-    if (pos < 0) return;
-    int index = pos / KV_BLOCK_ROWS;
+    ((__nv_bfloat162 *) to)[0] = __floats2bfloat162_rn(v.x, v.y);
+    ((__nv_bfloat162 *) to)[1] = __floats2bfloat162_rn(v.z, v.w);
+}
+
+// Where the row's position lies in the pool; NULL: it is padding. A position without a block is a
+// bug: the kernel traps, and sync tells.
+template <typename T> static __device__ __forceinline__ T *place_of(const struct kv_write &w)
+{
+    int row = blockIdx.x, pos = w.in.pos[row], index = pos / KV_BLOCK_ROWS;
+    if (pos < 0) return nullptr;
     if (index >= w.in.max_blocks) __trap();
     int id = w.in.blocks[(size_t) w.in.slot[row] * w.in.max_blocks + index];
     if (id < 0 || id >= w.kv.n_blocks) __trap();
-    T *to = (T *) w.kv.pool + ((size_t) id * KV_BLOCK_ROWS + pos % KV_BLOCK_ROWS) * width;
-    const float *c = w.c + (size_t) row * width, *turn = w.cos_sin + (size_t) row * w.rope;
-    float sum = 0;
-    for (int i = threadIdx.x; i < w.lora; i += THREADS) sum = fmaf(c[i], c[i], sum);
-    float scale = 1.0f / sqrtf(block_sum<THREADS>(sum) / (float) w.lora + w.eps);
-    for (int i = threadIdx.x; i < w.lora; i += THREADS) store(to + i, c[i] * scale * w.norm[i]);
+    return (T *) w.kv.pool +
+           ((size_t) id * KV_BLOCK_ROWS + pos % KV_BLOCK_ROWS) * (w.lora + w.rope);
+}
+
+template <typename T>
+static __device__ __forceinline__ void write_rope(const struct kv_write &w, const float *c, T *to)
+{
+    const float *turn = w.cos_sin + (size_t) blockIdx.x * w.rope;
     for (int i = threadIdx.x * 2; i < w.rope; i += THREADS * 2) {
         float2 value = turned(c[w.lora + i], c[w.lora + i + 1], turn + i);
         store(to + w.lora + i, value.x);
         store(to + w.lora + i + 1, value.y);
     }
+}
+
+// One block a row.
+template <typename T> static __global__ void write_rows(struct kv_write w)
+{
+    const float *c = w.c + (size_t) blockIdx.x * (w.lora + w.rope);
+    T *to = place_of<T>(w);
+    if (to == nullptr) return;
+    float sum = 0;
+    for (int i = threadIdx.x; i < w.lora; i += THREADS) sum = fmaf(c[i], c[i], sum);
+    float scale = 1.0f / sqrtf(block_sum<THREADS>(sum) / (float) w.lora + w.eps);
+    for (int i = threadIdx.x; i < w.lora; i += THREADS) store(to + i, c[i] * scale * w.norm[i]);
+    write_rope(w, c, to);
+}
+
+// The same where a thread has WRITE_EACH values of the latent, which it asks for before it asks for
+// the row's place.
+template <typename T> static __global__ void write_vectors(struct kv_write w)
+{
+    const float *c = w.c + (size_t) blockIdx.x * (w.lora + w.rope);
+    float4 v = ((const float4 *) c)[threadIdx.x], by = ((const float4 *) w.norm)[threadIdx.x];
+    T *to = place_of<T>(w);
+    float sum = fmaf(v.x, v.x, v.y * v.y) + fmaf(v.z, v.z, v.w * v.w);
+    float scale = 1.0f / sqrtf(block_sum<THREADS>(sum) / (float) w.lora + w.eps);
+    if (to == nullptr) return;
+    store_4(to + threadIdx.x * WRITE_EACH,
+            make_float4(v.x * scale * by.x, v.y * scale * by.y, v.z * scale * by.z,
+                        v.w * scale * by.w));
+    write_rope(w, c, to);
+}
+
+template <typename T> static void run_write(struct device *d, const struct kv_write &w, int n_rows)
+{
+    bool vectors = w.lora == THREADS * WRITE_EACH && w.rope % WRITE_EACH == 0;
+    if (vectors) write_vectors<T><<<n_rows, THREADS, 0, d->stream>>>(w);
+    else write_rows<T><<<n_rows, THREADS, 0, d->stream>>>(w);
 }
 
 void cuda_kv_write(struct device *d, const struct attention_shape *a, const float *c,
@@ -99,7 +143,7 @@ void cuda_kv_write(struct device *d, const struct attention_shape *a, const floa
 {
     if (n_rows == 0) return;
     struct kv_write w = {a->kv_lora, a->rope, a->norm_eps, c, norm, cos_sin, *in, *kv};
-    if (d->precision == PRECISION_F32) write_rows<float><<<n_rows, THREADS, 0, d->stream>>>(w);
-    else write_rows<__nv_bfloat16><<<n_rows, THREADS, 0, d->stream>>>(w);
+    if (d->precision == PRECISION_F32) run_write<float>(d, w, n_rows);
+    else run_write<__nv_bfloat16>(d, w, n_rows);
     device_launched(d, "kv_write");
 }

@@ -48,31 +48,50 @@ static __global__ void rmsnorm_rows(const float *x, int x_stride, const float *w
     for (int i = threadIdx.x; i < dim; i += THREADS) to[i] = from[i] * scale * weight[i];
 }
 
-// A row stays in registers: NORM_VECTORS a thread, which are asked for at once, as are the weights.
-template <int N> static __global__ void __launch_bounds__(N)
-rmsnorm_vectors(const float *x, int x_stride, const float *weight, float eps, float *out, int dim)
+struct norm {
+    const float *x, *weight;
+    int x_stride, dim;
+    float eps;
+    float *out;
+    float *sum;       // x, where a row of `add` is added to it first
+    const float *add; // null: none is
+};
+
+static __device__ __forceinline__ float4 plus(float4 a, float4 b)
 {
-    const float4 *from = (const float4 *) (x + (size_t) blockIdx.x * x_stride);
-    const float4 *by = (const float4 *) weight;
-    float4 *to = (float4 *) (out + (size_t) blockIdx.x * dim);
-    float4 v[NORM_VECTORS], w[NORM_VECTORS];
+    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+// A row stays in registers: NORM_VECTORS a thread, which are asked for at once, as are the weights.
+template <int N, bool ADD> static __global__ void __launch_bounds__(N) norm_vectors(struct norm n)
+{
+    const float4 *from = (const float4 *) (n.x + (size_t) blockIdx.x * n.x_stride);
+    const float4 *by = (const float4 *) n.weight;
+    size_t row = (size_t) blockIdx.x * n.dim;
+    float4 *to = (float4 *) (n.out + row), v[NORM_VECTORS], w[NORM_VECTORS];
     float sum = 0;
 #pragma unroll
     for (int j = 0; j < NORM_VECTORS; j++) {
         int i = threadIdx.x + j * N;
-        v[j] = i < dim / 4 ? from[i] : make_float4(0, 0, 0, 0);
-        w[j] = i < dim / 4 ? by[i] : make_float4(0, 0, 0, 0);
+        v[j] = i < n.dim / 4 ? from[i] : make_float4(0, 0, 0, 0);
+        if (ADD && i < n.dim / 4) v[j] = plus(v[j], ((const float4 *) (n.add + row))[i]);
+        w[j] = i < n.dim / 4 ? by[i] : make_float4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int j = 0; ADD && j < NORM_VECTORS; j++) {
+        int i = threadIdx.x + j * N;
+        if (i < n.dim / 4) ((float4 *) (n.sum + row))[i] = v[j];
     }
 #pragma unroll
     for (int j = 0; j < NORM_VECTORS; j++) {
         sum = fmaf(v[j].x, v[j].x, fmaf(v[j].y, v[j].y, sum));
         sum = fmaf(v[j].z, v[j].z, fmaf(v[j].w, v[j].w, sum));
     }
-    float s = 1.0f / sqrtf(block_sum<N>(sum) / (float) dim + eps);
+    float s = 1.0f / sqrtf(block_sum<N>(sum) / (float) n.dim + n.eps);
 #pragma unroll
     for (int j = 0; j < NORM_VECTORS; j++) {
         int i = threadIdx.x + j * N;
-        if (i >= dim / 4) continue;
+        if (i >= n.dim / 4) continue;
         to[i] = make_float4(v[j].x * s * w[j].x, v[j].y * s * w[j].y, v[j].z * s * w[j].z,
                             v[j].w * s * w[j].w);
     }
@@ -83,20 +102,24 @@ static bool in_vectors(const void *a, const void *b, const void *c)
     return (((uintptr_t) a | (uintptr_t) b | (uintptr_t) c) & (sizeof(float4) - 1)) == 0;
 }
 
-// The way depends on the shape alone, so that a row's sum has one order however many there are.
+// False: these rows are not for whole vectors. The way depends on the shape alone, so that a row's
+// sum has one order however many there are.
+template <bool ADD> static bool run_vectors(struct device *d, const struct norm &n, int n_rows)
+{
+    int few = NORM_FEW * NORM_VECTORS * 4, many = NORM_MANY * NORM_VECTORS * 4;
+    bool whole = in_vectors(n.x, n.weight, n.out) && n.x_stride % 4 == 0 && n.dim % 4 == 0;
+    if (!whole || (ADD && !in_vectors(n.add, n.add, n.add)) || n.dim > many) return false;
+    if (n.dim <= few) norm_vectors<NORM_FEW, ADD><<<n_rows, NORM_FEW, 0, d->stream>>>(n);
+    else norm_vectors<NORM_MANY, ADD><<<n_rows, NORM_MANY, 0, d->stream>>>(n);
+    return true;
+}
+
 void cuda_rmsnorm(struct device *d, const float *x, int x_stride, const float *weight, float eps,
                   void *out, int dim, int n_rows)
 {
     float *to = (float *) out;
-    bool vectors = in_vectors(x, weight, out) && x_stride % 4 == 0 && dim % 4 == 0;
     if (n_rows == 0) return;
-    if (vectors && dim <= NORM_FEW * NORM_VECTORS * 4) {
-        rmsnorm_vectors<NORM_FEW><<<n_rows, NORM_FEW, 0, d->stream>>>(x, x_stride, weight, eps, to,
-                                                                      dim);
-    } else if (vectors && dim <= NORM_MANY * NORM_VECTORS * 4) {
-        rmsnorm_vectors<NORM_MANY><<<n_rows, NORM_MANY, 0, d->stream>>>(x, x_stride, weight, eps,
-                                                                        to, dim);
-    } else {
+    if (!run_vectors<false>(d, {x, weight, x_stride, dim, eps, to, nullptr, nullptr}, n_rows)) {
         rmsnorm_rows<<<n_rows, THREADS, 0, d->stream>>>(x, x_stride, weight, eps, to, dim);
     }
     device_launched(d, "rmsnorm");
@@ -128,8 +151,7 @@ static __global__ void add_vectors(float4 *x, const float4 *y, size_t n)
 {
     size_t i = (size_t) blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
-    float4 a = x[i], b = y[i];
-    x[i] = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+    x[i] = plus(x[i], y[i]);
 }
 
 void cuda_add(struct device *d, float *x, const float *y, size_t n)
@@ -142,6 +164,18 @@ void cuda_add(struct device *d, float *x, const float *y, size_t n)
         add_elements<<<(unsigned) ceil_div(n, THREADS), THREADS, 0, d->stream>>>(x, y, n);
     }
     device_launched(d, "add");
+}
+
+void cuda_add_rmsnorm(struct device *d, float *x, const float *y, const float *weight, float eps,
+                      void *out, int dim, int n_rows)
+{
+    if (n_rows == 0) return;
+    if (run_vectors<true>(d, {x, weight, dim, dim, eps, (float *) out, x, y}, n_rows)) {
+        device_launched(d, "add_rmsnorm");
+        return;
+    }
+    cuda_add(d, x, y, (size_t) n_rows * (size_t) dim);
+    cuda_rmsnorm(d, x, dim, weight, eps, out, dim, n_rows);
 }
 
 static __global__ void gather_rows(const float *x, const int32_t *out_rows, int dim, float *out)

@@ -405,7 +405,7 @@ static void check_rows(int dim, int n_rows)
     struct scratch_shape shape = {.max_rows = n_rows, .hidden = dim};
     int rope = 64, vocab = 50;
     size_t n = (size_t) n_rows * (size_t) dim;
-    float *x = noises(n, 2), *y = noises(n, 4), *weight = noises((size_t) dim, 1), *out[2][6];
+    float *x = noises(n, 2), *y = noises(n, 4), *weight = noises((size_t) dim, 1), *out[2][7];
     float *table = noises((size_t) vocab * (size_t) dim, 1);
     float *turn = noises((size_t) n_rows * (size_t) rope, 1);
     int32_t *ids = malloc((size_t) n_rows * 4), *rows = malloc((size_t) n_rows * 4);
@@ -419,7 +419,7 @@ static void check_rows(int dim, int n_rows)
     for (int i = 0; i < 2; i++) {
         struct side *s = sides[i];
         float *in = side_put(s, x, n * 4), *other = side_put(s, y, n * 4);
-        for (int j = 0; j < 6; j++) out[i][j] = take_out(s, n);
+        for (int j = 0; j < 7; j++) out[i][j] = take_out(s, n);
         s->b->embed(s->d, side_put(s, table, (size_t) vocab * (size_t) dim * 4), DTYPE_F32, 3,
                     vocab - 3, dim, side_put(s, ids, (size_t) n_rows * 4), out[i][0], n_rows);
         s->b->rmsnorm(s->d, in, dim, side_put(s, weight, (size_t) dim * 4), 1e-6f, out[i][1], dim,
@@ -430,8 +430,12 @@ static void check_rows(int dim, int n_rows)
         side_sync(s);
         s->b->import_act(s->d, out[i][5], wire, n);
         side_sync(s);
+        float *sum = side_put(s, x, n * 4);
+        s->b->add_rmsnorm(s->d, sum, other, side_put(s, weight, (size_t) dim * 4), 1e-6f, out[i][6],
+                          dim, n_rows);
         out[i][4] = in;
         s->b->add(s->d, in, other, n);
+        s->b->add(s->d, out[i][6], sum, n); // both results
         if (dim >= 2 * rope) {
             int heads = dim / (rope + 2);
             s->b->rope(s->d, in, dim, rope + 2, heads, rope,
@@ -439,8 +443,8 @@ static void check_rows(int dim, int n_rows)
         }
     }
     static const char *const names[] = {"embed", "rmsnorm", "swiglu", "gather", "add, rope",
-                                        "export_act, import_act"};
-    for (int j = 0; j < 6; j++) {
+                                        "export_act, import_act", "add_rmsnorm"};
+    for (int j = 0; j < 7; j++) {
         char name[96];
         snprintf(name, sizeof name, "%s %d, %d rows", names[j], dim, n_rows);
         compare(name, out[0][j], out[1][j], NULL, n);

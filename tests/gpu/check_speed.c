@@ -196,6 +196,9 @@ static void speed_rows(int n_rows)
     gpu.b->rmsnorm(gpu.d, x, HIDDEN, weight, 1e-6f, y, HIDDEN, n_rows);
     line_us("rmsnorm 7168", n_rows, speed_end());
     speed_begin();
+    gpu.b->add_rmsnorm(gpu.d, x, y, weight, 1e-6f, q, HIDDEN, n_rows);
+    line_us("add_rmsnorm 7168", n_rows, speed_end());
+    speed_begin();
     gpu.b->add(gpu.d, x, y, n);
     line_us("add 7168", n_rows, speed_end());
     speed_begin();

@@ -92,6 +92,29 @@ static void test_rmsnorm_follows_the_formula_and_one_order(void **state)
     team_destroy(&many.team);
 }
 
+static void test_add_rmsnorm_is_both(void **state)
+{
+    (void) state;
+    enum { DIM = 1001, ROWS = 9 };
+    struct device d = device_of(isa_best(), PRECISION_F32, 3);
+    float *x = noises(ROWS * DIM), *y = noises(ROWS * DIM), *weight = noises(DIM);
+    float *sum = malloc(sizeof *sum * ROWS * DIM), *out = malloc(sizeof *out * ROWS * DIM);
+    float *wanted = malloc(sizeof *wanted * ROWS * DIM);
+    memcpy(sum, x, sizeof *sum * ROWS * DIM);
+    cpu_add(&d, sum, y, ROWS * DIM);
+    cpu_rmsnorm(&d, sum, DIM, weight, 1e-6f, wanted, DIM, ROWS);
+    cpu_add_rmsnorm(&d, x, y, weight, 1e-6f, out, DIM, ROWS);
+    assert_memory_equal(x, sum, sizeof *x * ROWS * DIM);
+    assert_memory_equal(out, wanted, sizeof *out * ROWS * DIM);
+    free(x);
+    free(y);
+    free(weight);
+    free(sum);
+    free(out);
+    free(wanted);
+    team_destroy(&d.team);
+}
+
 static void test_embed_serves_its_slice_only(void **state)
 {
     (void) state;
@@ -276,6 +299,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rmsnorm_of_a_row),
         cmocka_unit_test(test_rmsnorm_follows_the_formula_and_one_order),
+        cmocka_unit_test(test_add_rmsnorm_is_both),
         cmocka_unit_test(test_embed_serves_its_slice_only),
         cmocka_unit_test(test_gather_and_add),
         cmocka_unit_test(test_swiglu_in_every_instruction_set),
