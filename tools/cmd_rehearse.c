@@ -119,9 +119,9 @@ static enum status rehearse(const struct asked *a, struct answer *n, struct erro
         struct rehearse_time *t = &v->decodes[v->n_decodes];
         status = rehearse_decode(r, n->batches[i], t, e);
         if (status != OK) break;
-        v->predictions[v->n_decodes++] =
-            rehearse_predict(&n->plan, &n->request, &v->rates, o.stage, t->rows, o.context,
-                             rehearse_time_own(t));
+        struct rehearse_own own = rehearse_time_own(t);
+        v->predictions[v->n_decodes++] = rehearse_predict(&n->plan, &n->request, &v->rates, o.stage,
+                                                          t->rows, o.context, &own);
     }
     int prompt = (int) a->prefill < n->plan.max_context ? (int) a->prefill : n->plan.max_context;
     int step = n->plan.chunk < prompt ? n->plan.chunk : prompt;

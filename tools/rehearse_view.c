@@ -35,8 +35,9 @@ static void print_ledger(const struct rehearse_view *v)
         if (m->planned.bytes[i] == 0 && m->carved.bytes[i] == 0) continue;
         printf("%-12s %16" PRIu64 " %16" PRIu64 "%s\n", ledger_name((enum ledger_line) i),
                m->planned.bytes[i], m->carved.bytes[i],
-               i == LEDGER_CONTEXT     ? "  measured, other processes included"
-               : i == LEDGER_LIBRARIES ? "  stand-in of the collectives"
+               i == LEDGER_CONTEXT     ? m->alone ? "  measured"
+                                                  : "  measured, other processes included"
+               : i == LEDGER_LIBRARIES ? "  recorded steps, and a stand-in for the collectives"
                                        : "");
     }
     printf("%-12s %16" PRIu64 " %16" PRIu64 "\n", "total", ledger_total(&m->planned),
@@ -61,6 +62,8 @@ static void print_times(const struct rehearse_time *t, int n, const char *what)
     for (int k = 0; k < n; k++) printf(" %9d%s", t[k].rows, t[k].shared_kv ? "*" : " ");
     printf("\n%-14s", "ms, measured");
     for (int k = 0; k < n; k++) printf(" %9.3f ", 1e3 * t[k].seconds);
+    printf("\n%-14s", "  pace");
+    for (int k = 0; k < n; k++) printf(" %9.3f ", 1e3 * t[k].pace);
     printf("\n%-14s", "  layers");
     for (int k = 0; k < n; k++) printf(" %9.3f ", 1e3 * t[k].layers);
     printf("\n%-14s", "  ops, marked");
@@ -104,7 +107,7 @@ static void print_predictions(const struct rehearse_view *v)
         bool more = (int64_t) p->rows * v->plan->pp > sequences(v);
         beyond = beyond || more;
         printf("%6d %8.3f | %8.3f %9.3f %7.3f %9.3f | %8.1f %9.1f%s | %8.1f %9.1f\n", p->rows,
-               1e3 * p->measured_s, 1e3 * p->scaled_s, 1e3 * p->reduces_s, 1e3 * p->link_s,
+               1e3 * p->measured.step, 1e3 * p->scaled.step, 1e3 * p->reduces_s, 1e3 * p->link_s,
                1e3 * p->latency_s, p->alone, p->filled, more ? "*" : " ", p->model_alone,
                p->model_filled);
     }
@@ -134,8 +137,8 @@ void rehearse_view_table(const struct rehearse_view *v)
 
 static void csv_row(FILE *out, const char *kind, const struct rehearse_time *t)
 {
-    fprintf(out, "%s,%d,%.9f,%.9f,%.9f,%d,%d", kind, t->rows, t->seconds, t->layers, sum(t),
-            t->experts, t->shared_kv);
+    fprintf(out, "%s,%d,%.9f,%.9f,%.9f,%.9f,%d,%d", kind, t->rows, t->seconds, t->pace, t->layers,
+            sum(t), t->experts, t->shared_kv);
     for (int op = 0; op < REHEARSE_OPS; op++) fprintf(out, ",%.9f", t->ops[op]);
     fprintf(out, "\n");
 }
@@ -143,7 +146,7 @@ static void csv_row(FILE *out, const char *kind, const struct rehearse_time *t)
 void rehearse_view_csv(const struct rehearse_view *v, FILE *out)
 {
     if (out == NULL) return;
-    fprintf(out, "step,rows,seconds,layers_seconds,ops_seconds,experts,shared_kv");
+    fprintf(out, "step,rows,seconds,pace_seconds,layers_seconds,ops_seconds,experts,shared_kv");
     for (int op = 0; op < REHEARSE_OPS; op++) {
         fprintf(out, ",%s", rehearse_op_name((enum rehearse_op) op));
     }
@@ -176,10 +179,10 @@ static json_t *memory_json(const struct rehearse_view *v)
     if (m->heap_watched) json_object_set_new(j, "heap_calls", number(m->heap_calls));
     if (m->total == 0) return j;
     json_object_set_new(j, "device",
-                        json_pack("{s:o, s:o, s:o, s:o, s:f}", "total", number(m->total),
-                                  "free_opened", number(m->free_opened), "free_ready",
-                                  number(m->free_ready), "free_now", number(m->free_now), "off",
-                                  rehearse_view_off(m)));
+                        json_pack("{s:o, s:o, s:o, s:b, s:o, s:f}", "total", number(m->total),
+                                  "free_ready", number(m->free_ready), "free_now",
+                                  number(m->free_now), "context_alone", (int) m->alone, "stand_in",
+                                  number(m->stand_in), "off", rehearse_view_off(m)));
     return j;
 }
 
@@ -192,11 +195,11 @@ static json_t *times_json(const struct rehearse_time *t, int n)
             json_object_set_new(ops, rehearse_op_name((enum rehearse_op) op),
                                 json_real(t[k].ops[op]));
         }
-        json_array_append_new(list, json_pack("{s:i, s:f, s:f, s:i, s:i, s:b, s:o}", "rows",
-                                              t[k].rows, "seconds", t[k].seconds, "layers_seconds",
-                                              t[k].layers, "repeats", t[k].repeats, "experts",
-                                              t[k].experts, "shared_kv", (int) t[k].shared_kv,
-                                              "ops", ops));
+        json_array_append_new(
+            list, json_pack("{s:i, s:f, s:f, s:f, s:i, s:i, s:b, s:o}", "rows", t[k].rows,
+                            "seconds", t[k].seconds, "pace_seconds", t[k].pace, "layers_seconds",
+                            t[k].layers, "repeats", t[k].repeats, "experts", t[k].experts,
+                            "shared_kv", (int) t[k].shared_kv, "ops", ops));
     }
     return list;
 }
@@ -208,8 +211,8 @@ static json_t *predictions_json(const struct rehearse_view *v)
         const struct rehearse_prediction *p = &v->predictions[k];
         json_array_append_new(
             list, json_pack("{s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "rows",
-                            p->rows, "measured_seconds", p->measured_s, "scaled_seconds",
-                            p->scaled_s, "reduces_seconds", p->reduces_s,
+                            p->rows, "measured_seconds", p->measured.step, "scaled_seconds",
+                            p->scaled.step, "reduces_seconds", p->reduces_s,
                             "link_seconds", p->link_s, "slowest_stage_seconds", p->slowest_s,
                             "step_seconds", p->latency_s, "tokens_s_alone", p->alone,
                             "tokens_s_filled", p->filled, "model_tokens_s_alone", p->model_alone,

@@ -32,7 +32,8 @@ struct rehearsal {
     struct rehearse_memory memory;
     struct step step;
     void *step_memory;
-    void *in, *out;      // (max_rows, hidden) wire form: the links
+    char *links;         // the three that follow
+    char *in, *out[DEVICE_STEPS]; // (max_rows, hidden) wire form
     int32_t *chosen;     // (max_rows, n_chosen), to count experts
     bool *touched;       // (n_routed_experts)
     float *host_peers;   // where the host reads the device's memory
@@ -138,6 +139,10 @@ static enum status take_memory(struct rehearsal *r, struct error *e)
         try(o->backend->host_memory(r->device, beside.used, &base, e));
         beside = (struct carve){.base = base, .size = beside.used};
     }
+    if (!place_of(o).tail && o->backend->pin != NULL) {
+        size_t link = (size_t) (r->out[0] - r->in);
+        try(o->backend->pin(r->device, r->links, (1 + DEVICE_STEPS) * link, e));
+    }
     return lay_out(r, &carve, host, e);
 }
 
@@ -145,19 +150,20 @@ static enum status take_host(struct rehearsal *r, struct error *e)
 {
     const struct model_config *c = r->options.request->config;
     struct step_limits limits = limits_of(&r->options);
-    size_t rows = (size_t) limits.max_rows, row_bytes = stage_row_bytes(c, r->precision);
+    size_t rows = (size_t) limits.max_rows, link = rows * stage_row_bytes(c, r->precision);
     r->step_memory = calloc(1, step_bytes(&limits));
-    r->in = malloc(rows * row_bytes);
-    r->out = malloc(rows * row_bytes);
+    r->links = calloc(1 + DEVICE_STEPS, link);
     r->chosen = calloc(rows * (size_t) (c->n_experts_per_token + 1), sizeof *r->chosen);
     r->touched = calloc((size_t) c->n_routed_experts + 1, sizeof *r->touched);
     if (r->options.backend->host_memory == NULL) {
         r->comm.peers = r->host_peers = calloc(peers_of(r) + 1, sizeof(float));
     }
-    if (r->step_memory == NULL || r->in == NULL || r->out == NULL || r->chosen == NULL ||
-        r->touched == NULL || (r->options.backend->host_memory == NULL && r->host_peers == NULL)) {
+    if (r->step_memory == NULL || r->links == NULL || r->chosen == NULL || r->touched == NULL ||
+        (r->options.backend->host_memory == NULL && r->host_peers == NULL)) {
         return error_set(e, ERR_NOMEM, NULL, "no memory for the steps of a rehearsal");
     }
+    r->in = r->links;
+    for (int i = 0; i < DEVICE_STEPS; i++) r->out[i] = r->links + (size_t) (i + 1) * link;
     step_init(&r->step, &limits, r->step_memory);
     rehearse_noise_wire(&r->noise, r->precision, r->in, rows * (size_t) c->hidden_size);
     return OK;
@@ -165,11 +171,18 @@ static enum status take_host(struct rehearsal *r, struct error *e)
 
 // --- steps
 
-static enum status run(struct rehearsal *r, struct error *e)
+// Puts the step at hand on the device, as the i-th of those that overlap.
+static enum status begin(struct rehearsal *r, int i, struct error *e)
 {
     bool tail = r->weights.place.tail;
     step_expand(&r->step);
-    return forward_run(&r->forward, &r->step, r->in, tail ? NULL : r->out, e);
+    return forward_begin(&r->forward, &r->step, r->in, tail ? NULL : r->out[i], e);
+}
+
+static enum status run(struct rehearsal *r, struct error *e)
+{
+    try(begin(r, 0, e));
+    return r->options.backend->sync(r->device, e);
 }
 
 // Every slot has a sequence; where the pool is too small, later ones have blocks of earlier ones.
@@ -219,39 +232,53 @@ static void put_prefill(struct rehearsal *r, int pos, int n, bool last)
     put_ids(r);
 }
 
-// What is timed: rows that decode, or a prompt; with times by op in `ops` unless that is NULL.
+// What is timed: rows that decode, or a prompt.
 struct work {
     bool prefill;
     int rows;
 };
 
-// Adds the seconds of each op to `ops`, or those of the layers to `layers`, where `ops` is NULL.
-static enum status run_marked(struct rehearsal *r, double *ops, double *layers, struct error *e)
+// How a step is run: by itself, with marks at its ops or at its layers, whose seconds are added to
+// `ops` or `layers`; or while the one before it ends, if `overlaps`.
+struct way {
+    double *ops, *layers;
+    bool overlaps;
+    int64_t begun; // steps that overlap
+};
+
+static enum status run_overlapping(struct rehearsal *r, struct way *way, struct error *e)
 {
-    if (ops != NULL) {
-        rehearse_times_begin(&r->times);
-        enum status status = run(r, e);
-        rehearse_times_end(&r->times, ops);
-        return status;
-    }
-    rehearse_times_layers_begin(&r->times);
+    const struct backend *b = r->options.backend;
+    int place = (int) (way->begun % DEVICE_STEPS);
+    if (way->begun++ >= DEVICE_STEPS) try(b->step_wait(r->device, place, e));
+    try(begin(r, place, e));
+    b->step_end(r->device, place);
+    return OK;
+}
+
+static enum status run_way(struct rehearsal *r, struct way *way, struct error *e)
+{
+    if (way->overlaps) return run_overlapping(r, way, e);
+    if (way->ops != NULL) rehearse_times_begin(&r->times);
+    else rehearse_times_layers_begin(&r->times);
     enum status status = run(r, e);
-    *layers += rehearse_times_layers(&r->times);
+    if (way->ops != NULL) rehearse_times_end(&r->times, way->ops);
+    else *way->layers += rehearse_times_layers(&r->times);
     return status;
 }
 
-static enum status run_work(struct rehearsal *r, const struct work *w, double *ops, double *layers,
+static enum status run_work(struct rehearsal *r, const struct work *w, struct way *way,
                             struct error *e)
 {
     int chunk = r->options.plan->chunk;
     if (!w->prefill) {
         put_decode(r, w->rows);
-        return run_marked(r, ops, layers, e);
+        return run_way(r, way, e);
     }
     for (int pos = 0; pos < w->rows; pos += chunk) {
         int n = w->rows - pos < chunk ? w->rows - pos : chunk;
         put_prefill(r, pos, n, pos + n == w->rows);
-        try(run_marked(r, ops, layers, e));
+        try(run_way(r, way, e));
     }
     return OK;
 }
@@ -287,7 +314,7 @@ static enum status time_ops(struct rehearsal *r, const struct work *w, struct re
                             struct error *e)
 {
     double all[MARKED][REHEARSE_OPS] = {{0}}, of_op[MARKED];
-    for (int i = 0; i < MARKED; i++) try(run_work(r, w, all[i], NULL, e));
+    for (int i = 0; i < MARKED; i++) try(run_work(r, w, &(struct way){.ops = all[i]}, e));
     for (int op = 0; op < REHEARSE_OPS; op++) {
         for (int i = 0; i < MARKED; i++) of_op[i] = all[i][op];
         t->ops[op] = median(of_op, MARKED);
@@ -300,19 +327,34 @@ static enum status time_steps(struct rehearsal *r, const struct work *w, struct 
 {
     double seconds[REPEATS_MAX], layers[REPEATS_MAX] = {0};
     int64_t begun_ns, before_ns;
-    for (int i = 0; i < WARM; i++) try(run_work(r, w, NULL, layers, e));
+    for (int i = 0; i < WARM; i++) try(run_work(r, w, &(struct way){.layers = layers}, e));
     begun_ns = before_ns = clock_ns();
     while (t->repeats < REPEATS_MAX) {
         double all = (double) (before_ns - begun_ns) * 1e-9;
         if (t->repeats >= REPEATS_LEAST && all > REPEAT_S) break;
         layers[t->repeats] = 0;
-        try(run_work(r, w, NULL, &layers[t->repeats], e));
+        try(run_work(r, w, &(struct way){.layers = &layers[t->repeats]}, e));
         int64_t now_ns = clock_ns();
         seconds[t->repeats++] = (double) (now_ns - before_ns) * 1e-9;
         before_ns = now_ns;
     }
     t->seconds = median(seconds, t->repeats);
     t->layers = median(layers, t->repeats);
+    return OK;
+}
+
+// As a rank runs steps that follow each other: the device never waits for the host or for links. A
+// tail's host has something to do in the middle of each.
+static enum status time_pace(struct rehearsal *r, const struct work *w, struct rehearse_time *t,
+                             struct error *e)
+{
+    struct way way = {.overlaps = true};
+    t->pace = t->seconds;
+    if (r->options.backend->step_end == NULL || r->weights.place.tail) return OK;
+    int64_t begun_ns = clock_ns();
+    for (int i = 0; i < t->repeats; i++) try(run_work(r, w, &way, e));
+    try(r->options.backend->sync(r->device, e));
+    t->pace = (double) (clock_ns() - begun_ns) * 1e-9 / t->repeats;
     return OK;
 }
 
@@ -326,15 +368,17 @@ static enum status time_work(struct rehearsal *r, const struct work *w, struct r
     bool was = seal_set(true);
     uint64_t before = seal_counts().broken;
     enum status status = time_steps(r, w, t, e);
+    if (status == OK) status = time_pace(r, w, t, e);
     r->memory.heap_calls += seal_counts().broken - before;
     seal_set(was);
     if (status == OK) count_experts(r, t);
     return status == OK ? time_ops(r, w, t, e) : status;
 }
 
-double rehearse_time_own(const struct rehearse_time *t)
+struct rehearse_own rehearse_time_own(const struct rehearse_time *t)
 {
-    return t->seconds - t->ops[REHEARSE_REDUCE];
+    double reduce = t->ops[REHEARSE_REDUCE];
+    return (struct rehearse_own){t->seconds - reduce, t->pace - reduce};
 }
 
 enum status rehearse_decode(struct rehearsal *r, int rows, struct rehearse_time *t,
@@ -371,7 +415,7 @@ static enum status open_device(struct rehearsal *r, struct error *e)
     try(rehearse_times_create(&r->times, o->backend, r->measures, r->device, &r->weights,
                               place.last - place.first, e));
     rehearse_comm_init(&r->comm, o->rank, o->plan->tp, &r->times, r->device, NULL, peers_of(r));
-    return r->measures->memory(r->device, &m->free_opened, &m->total, e);
+    return OK;
 }
 
 static enum status fill(struct rehearsal *r, struct error *e)
@@ -391,7 +435,13 @@ static enum status ready(struct rehearsal *r, struct error *e)
     struct rehearse_memory *m = &r->memory;
     try(r->measures->memory(r->device, &m->free_ready, &m->total, e));
     m->free_now = m->free_ready;
-    m->carved.bytes[LEDGER_CONTEXT] = m->total - m->free_opened;
+    if (r->options.backend->usage == NULL) return OK;
+    struct device_usage usage;
+    r->options.backend->usage(r->device, &usage);
+    m->alone = usage.alone;
+    m->stand_in = m->carved.bytes[LEDGER_LIBRARIES];
+    m->carved.bytes[LEDGER_CONTEXT] = usage.context;
+    m->carved.bytes[LEDGER_LIBRARIES] += usage.libraries;
     return OK;
 }
 
@@ -433,8 +483,7 @@ void rehearse_close(struct rehearsal **rehearsal)
     if (r->device != NULL) r->options.backend->close(&r->device);
     rehearse_noise_destroy(&r->noise);
     free(r->step_memory);
-    free(r->in);
-    free(r->out);
+    free(r->links);
     free(r->chosen);
     free(r->touched);
     free(r->host_peers);

@@ -6,6 +6,7 @@
 #define PENSTOCK_WORKERS_REHEARSE_H
 
 #include "common/plan.h"
+#include "workers/rehearse_predict.h"
 #include "workers/rehearse_times.h"
 
 struct rehearse_options {
@@ -25,7 +26,9 @@ struct rehearse_memory {
                                    // in the lines that a process does not carve
     struct ledger host_planned, host_carved;
     uint64_t arena_bytes;
-    uint64_t total, free_opened, free_ready, free_now; // opened: after the device was, before arena
+    uint64_t stand_in; // of the collectives, among the line of the libraries that it replaces
+    bool alone;        // the driver's context is told apart from other processes'
+    uint64_t total, free_ready, free_now;
     bool heap_watched;
     uint64_t heap_calls;           // of this thread in the steps since READY
     double fill_s;                 // of weights and KV
@@ -35,6 +38,7 @@ struct rehearse_memory {
 struct rehearse_time {
     int rows;
     double seconds;           // as a rank takes, from inputs to outputs, by the host's clock
+    double pace;              // between the ends of steps that follow each other
     double layers;            // of it by the device's clock, between import and export
     double ops[REHEARSE_OPS]; // the device's, op by op, each given by the host
     int repeats;
@@ -42,8 +46,8 @@ struct rehearse_time {
     bool shared_kv;           // sequences share blocks: the pool does not hold so many
 };
 
-// Seconds without the stand-in of the collectives.
-double rehearse_time_own(const struct rehearse_time *t);
+// A rank's seconds without the stand-in of the collectives.
+struct rehearse_own rehearse_time_own(const struct rehearse_time *t);
 
 // The device is opened and capped at the request's device_bytes, and filled. ERR_NOMEM
 // does_not_fit; ERR_UNAVAILABLE no_device; ERR_STATE bad_ledger if what is carved is not what was

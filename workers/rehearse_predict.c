@@ -17,27 +17,29 @@ static struct stage_times stage_times(const struct plan *p, const struct cost_mo
 
 struct rehearse_prediction rehearse_predict(const struct plan *p, const struct plan_request *r,
                                             const struct rehearse_rates *rates, int stage,
-                                            int rows, int context, double compute_s)
+                                            int rows, int context,
+                                            const struct rehearse_own *own)
 {
     struct cost_form form = {.tp = p->tp, .kv_ranks = 1, .f32 = r->f32,
                              .fp8_gemm = r->device == DEVICE_CUDA && !r->f32};
     struct cost_model model;
     struct cost_step step = {0};
-    struct rehearse_prediction t = {.rows = rows, .measured_s = compute_s,
-                                    .scaled_s = compute_s};
+    struct rehearse_prediction t = {.rows = rows, .measured = *own, .scaled = *own};
     cost_model_init(&model, r->config, &form);
     for (int i = 0; i < rows; i++) cost_step_add(&step, context - 1, 1, 1);
-    double own = stage_times(p, &model, rates->there, &step, stage).compute;
+    double there = stage_times(p, &model, rates->there, &step, stage).compute;
     if (rates->here != NULL) {
-        t.scaled_s *= own / stage_times(p, &model, rates->here, &step, stage).compute;
+        double here = stage_times(p, &model, rates->here, &step, stage).compute;
+        t.scaled.step *= there / here;
+        t.scaled.pace *= there / here;
     }
     double hops = p->pp > 1 ? p->pp : 0; // the last one carries the tokens back
     t.link_s = p->pp > 1 ? cost_link(&model, rates->there, &step) : 0;
     double latency = hops * t.link_s, model_latency = latency, model_slowest = 0;
     for (int i = 0; i < p->pp; i++) {
         struct stage_times s = stage_times(p, &model, rates->there, &step, i);
-        double seconds = t.scaled_s * s.compute / own + s.reduces;
-        latency += seconds;
+        double seconds = t.scaled.pace * s.compute / there + s.reduces;
+        latency += t.scaled.step * s.compute / there + s.reduces;
         model_latency += s.compute + s.reduces;
         if (s.compute + s.reduces > model_slowest) model_slowest = s.compute + s.reduces;
         if (seconds <= t.slowest_s) continue;

@@ -7,14 +7,19 @@
 #include "common/cost_model.h"
 #include "common/plan.h"
 
+// Of a rank, measured, without the stand-in of its collectives.
+struct rehearse_own {
+    double step; // seconds of a step by itself
+    double pace; // between the ends of steps that follow each other
+};
+
 // All seconds are of one step of `rows` sequences that decode a token at the end of `context`.
 struct rehearse_prediction {
     int rows;
-    double measured_s;  // of the rank's own ops, as measured: the stand-in's part is left out
-    double scaled_s;    // predicted: the same on a device of the deployment
+    struct rehearse_own measured, scaled; // scaled: predicted of a device of the deployment
     double reduces_s;   // predicted: collectives of the slowest stage
     double link_s;      // predicted: of one hop
-    double slowest_s;   // the slowest stage, with its collectives
+    double slowest_s;   // the slowest stage at its pace, with its collectives
     double latency_s;   // of one step through all stages, and of its tokens back to the head
     double alone;       // tokens a second of one step in flight
     double filled;      // tokens a second of as many steps in flight as there are stages
@@ -26,9 +31,9 @@ struct rehearse_rates {
     const struct device_rates *here;  // of the device at hand; NULL: it is one of them
 };
 
-// `compute_s`: of the rank, without the stand-in of its collectives.
 struct rehearse_prediction rehearse_predict(const struct plan *p, const struct plan_request *r,
                                             const struct rehearse_rates *rates, int stage,
-                                            int rows, int context, double compute_s);
+                                            int rows, int context,
+                                            const struct rehearse_own *own);
 
 #endif

@@ -76,8 +76,9 @@ static void rehearse(struct result *r, const struct rehearsal_case *c, struct mo
     uint64_t calls = counted_calls();
     for (int i = 0; i < BATCHES; i++, v.n_decodes++) {
         must(rehearse_decode(rehearsal, c->batches[i], &v.decodes[i], &e), &e);
+        struct rehearse_own own = rehearse_time_own(&v.decodes[i]);
         v.predictions[i] = rehearse_predict(&plan, &request, &v.rates, c->stage, c->batches[i],
-                                            CONTEXT, rehearse_time_own(&v.decodes[i]));
+                                            CONTEXT, &own);
     }
     must(rehearse_prefill(rehearsal, PROMPT, &v.prefills[v.n_prefills++], &e), &e);
     must(rehearse_memory(rehearsal, &v.memory, &e), &e);

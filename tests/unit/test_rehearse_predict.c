@@ -59,11 +59,13 @@ static void test_a_rank_as_the_model_has_it(void **state)
     for (int stage = 0; stage < 4; stage++) {
         for (int rows = 1; rows <= 64; rows *= 4) {
             double measured = own_ops(&d, here, stage, rows);
+            struct rehearse_own own = {measured, measured};
             struct rehearse_prediction p =
                 rehearse_predict(&d.plan, &d.request, &(struct rehearse_rates){there, here}, stage,
-                                 rows, 4096, measured);
-            assert_true(p.measured_s == measured);
-            assert_true(near(p.scaled_s, own_ops(&d, there, stage, rows)));
+                                 rows, 4096, &own);
+            assert_true(p.measured.step == measured && p.measured.pace == measured);
+            assert_true(near(p.scaled.step, own_ops(&d, there, stage, rows)));
+            assert_true(near(p.scaled.pace, p.scaled.step));
             assert_true(near(p.alone, p.model_alone) && near(p.filled, p.model_filled));
             assert_true(near(p.alone, rows / p.latency_s) && near(p.filled, rows / p.slowest_s));
             assert_true(p.link_s > 0 && p.reduces_s > 0 && p.slowest_s < p.latency_s);
@@ -77,11 +79,12 @@ static void test_one_stage_of_one_rank_has_no_peers(void **state)
     struct deployment d;
     make(&d, 1, 1, 1ull << 40);
     struct rehearse_rates rates = {device_rates_find("h100"), NULL};
-    struct rehearse_prediction p = rehearse_predict(&d.plan, &d.request, &rates, 0, 8, 4096, 0.25);
-    assert_true(p.measured_s == 0.25 && p.scaled_s == 0.25);
-    assert_true(near(p.latency_s, 0.25) && near(p.slowest_s, 0.25));
+    struct rehearse_prediction p = rehearse_predict(&d.plan, &d.request, &rates, 0, 8, 4096,
+                                                    &(struct rehearse_own){0.25, 0.125});
+    assert_true(p.scaled.step == 0.25 && p.scaled.pace == 0.125);
+    assert_true(near(p.latency_s, 0.25) && near(p.slowest_s, 0.125));
     assert_true(p.link_s == 0 && p.reduces_s == 0);
-    assert_true(near(p.alone, 32) && near(p.filled, 32));
+    assert_true(near(p.alone, 32) && near(p.filled, 64));
 }
 
 int main(void)
