@@ -163,6 +163,7 @@ static void attend(struct forward *f, const struct layer *l, const struct kv_lay
     if (n > first) attend_rows(f, l, kv, first, n - first);
 }
 
+// y = attention of h.
 static void attention(struct forward *f, const struct layer *l, const struct kv_layer *kv,
                       const struct step *s, int n)
 {
@@ -173,7 +174,6 @@ static void attention(struct forward *f, const struct layer *l, const struct kv_
     int nope = m->qk_nope_head_dim, rope = m->qk_rope_head_dim;
     int latent = m->kv_lora_rank, v = m->v_head_dim, q_head = nope + rope;
 
-    b->rmsnorm(d, f->x, hidden, l->input_norm, (float) m->rms_norm_eps, f->h, hidden, n);
     if (m->q_lora_rank > 0) {
         b->gemm(d, &l->q_a, f->h, hidden, f->q_a, m->q_lora_rank, n);
         b->rmsnorm(d, f->q_a, m->q_lora_rank, l->q_a_norm, LATENT_NORM_EPS, f->q_a_normed,
@@ -199,12 +199,11 @@ static void gated(struct forward *f, const struct layer *l, float *y, int n)
     b->gemm(f->device, &l->down, f->act, width, y, hidden, n);
 }
 
+// y = the FFN of h.
 static void feed_forward(struct forward *f, const struct layer *l, int n)
 {
     const struct model_config *m = f->config;
     const struct backend *b = f->backend;
-    b->rmsnorm(f->device, f->x, m->hidden_size, l->post_norm, (float) m->rms_norm_eps, f->h,
-               m->hidden_size, n);
     if (l->dense) {
         gated(f, l, f->y, n);
         return;
@@ -218,22 +217,36 @@ static void feed_forward(struct forward *f, const struct layer *l, int n)
     }
 }
 
+// x += y of all ranks together, then h = x normed for what follows; `norm` NULL: nothing does.
+static enum status end_part(struct forward *f, int layer, const float *norm, int n, struct error *e)
+{
+    const struct backend *b = f->backend;
+    int hidden = f->config->hidden_size;
+    size_t values = (size_t) n * (size_t) hidden;
+    enum status status = f->comm->ops->all_reduce(f->comm, f->y, values);
+    if (status != OK) return error_set(e, status, NULL, "all-reduce ended in layer %d", layer);
+    float eps = (float) f->config->rms_norm_eps;
+    if (norm == NULL) b->add(f->device, f->x, f->y, values);
+    else b->add_rmsnorm(f->device, f->x, f->y, norm, eps, f->h, hidden, n);
+    return OK;
+}
+
 static enum status layers(struct forward *f, const struct step *s, int n, struct error *e)
 {
-    size_t values = (size_t) n * (size_t) f->config->hidden_size;
+    int n_layers = f->weights->place.last - f->weights->place.first;
+    const struct layer *l = f->weights->layers, *end = l + n_layers;
+    int hidden = f->config->hidden_size;
     f->backend->rope_angles(f->device, f->weights->inv_freq, f->weights->rope_multiplier,
                             f->config->qk_rope_head_dim, f->inputs.pos, f->cos_sin, n);
-    for (int i = 0; i < f->weights->place.last - f->weights->place.first; i++) {
-        const struct layer *l = &f->weights->layers[i];
+    if (n_layers == 0) return OK;
+    f->backend->rmsnorm(f->device, f->x, hidden, l->input_norm, (float) f->config->rms_norm_eps,
+                        f->h, hidden, n);
+    for (int i = 0; l < end; i++, l++) {
         struct kv_layer kv = {f->kv + (uint64_t) i * f->kv_layer_bytes, f->limits.n_blocks};
         attention(f, l, &kv, s, n);
-        enum status status = f->comm->ops->all_reduce(f->comm, f->y, values);
-        if (status != OK) return error_set(e, status, NULL, "all-reduce ended in layer %d", i);
-        f->backend->add(f->device, f->x, f->y, values);
+        try(end_part(f, i, l->post_norm, n, e));
         feed_forward(f, l, n);
-        status = f->comm->ops->all_reduce(f->comm, f->y, values);
-        if (status != OK) return error_set(e, status, NULL, "all-reduce ended in layer %d", i);
-        f->backend->add(f->device, f->x, f->y, values);
+        try(end_part(f, i, l + 1 < end ? l[1].input_norm : NULL, n, e));
     }
     return OK;
 }

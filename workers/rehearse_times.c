@@ -127,6 +127,15 @@ static void mla(struct device *d, const struct attention_shape *a, const float *
     at(REHEARSE_MLA)->mla(d, a, q_abs, q_pe, q_stride, q_head_stride, in, kv, out, n_rows);
 }
 
+static void mla_run(struct device *d, const struct attention_shape *a, const float *q, int q_stride,
+                    int q_head_stride, const struct matrix *uk, const struct matrix *uv,
+                    const struct attention_run *run, const struct step_inputs *in,
+                    const struct kv_layer *kv, float *out, int out_stride)
+{
+    at(REHEARSE_MLA)->mla_run(d, a, q, q_stride, q_head_stride, uk, uv, run, in, kv, out,
+                              out_stride);
+}
+
 static void route(struct device *d, const struct router *r, const void *x, int32_t *chosen,
                   float *weights, int n_rows)
 {
@@ -207,6 +216,7 @@ static void set_table(struct rehearse_times *t)
     b->rope = rotate;
     b->kv_write = kv_write;
     b->mla = mla;
+    if (b->mla_run != NULL) b->mla_run = mla_run;
     b->route = route;
     b->moe = moe;
     b->swiglu = swiglu;
