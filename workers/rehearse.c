@@ -27,7 +27,7 @@ struct rehearsal {
     struct weights weights;
     struct forward forward;
     struct rehearse_times times;
-    struct rehearse_comm comm;
+    struct rehearse_comm comm, host_comm;
     struct rehearse_noise noise;
     struct rehearse_memory memory;
     struct step step;
@@ -78,10 +78,10 @@ static enum status lay_out(struct rehearsal *r, struct carve *carve, struct carv
     bool apart = o->backend->host_memory != NULL;
     try(weights_layout(&r->weights, o->request->config, &place, NULL, o->backend, carve, e));
     forward_layout(&r->forward, &r->weights, &r->times.table, r->device, &r->comm.comm,
-                   &r->comm.comm, r->precision, &limits, carve, host);
+                   &r->host_comm.comm, r->precision, &limits, carve, host);
     if (!apart) return OK;
     carve_line(carve, LEDGER_LIBRARIES); // in place of those that the peers would need
-    r->comm.peers = carve_take(carve, peers_of(r) * sizeof(float));
+    rehearse_comm_peers(&r->comm, carve_take(carve, peers_of(r) * sizeof(float)), peers_of(r));
     return OK;
 }
 
@@ -156,7 +156,8 @@ static enum status take_host(struct rehearsal *r, struct error *e)
     r->chosen = calloc(rows * (size_t) (c->n_experts_per_token + 1), sizeof *r->chosen);
     r->touched = calloc((size_t) c->n_routed_experts + 1, sizeof *r->touched);
     if (r->options.backend->host_memory == NULL) {
-        r->comm.peers = r->host_peers = calloc(peers_of(r) + 1, sizeof(float));
+        r->host_peers = calloc(peers_of(r) + 1, sizeof(float));
+        rehearse_comm_peers(&r->comm, r->host_peers, peers_of(r));
     }
     if (r->step_memory == NULL || r->links == NULL || r->chosen == NULL || r->touched == NULL ||
         (r->options.backend->host_memory == NULL && r->host_peers == NULL)) {
@@ -414,7 +415,8 @@ static enum status open_device(struct rehearsal *r, struct error *e)
     try(o->backend->open(&r->device, &device, e));
     try(rehearse_times_create(&r->times, o->backend, r->measures, r->device, &r->weights,
                               place.last - place.first, e));
-    rehearse_comm_init(&r->comm, o->rank, o->plan->tp, &r->times, r->device, NULL, peers_of(r));
+    rehearse_comm_init(&r->comm, o->rank, o->plan->tp, &r->times, r->device, false);
+    rehearse_comm_init(&r->host_comm, o->rank, o->plan->tp, &r->times, r->device, true);
     return OK;
 }
 

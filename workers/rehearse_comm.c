@@ -8,6 +8,7 @@ static enum status all_reduce(struct comm *comm, float *x, size_t n)
 {
     struct rehearse_comm *c = of(comm);
     if (comm->tp == 1) return OK;
+    check(c->n_peers > 0, "a sum of what the host gathers");
     rehearse_times_mark(c->times, REHEARSE_REDUCE);
     for (size_t done = 0; done < n; done += c->n_peers) {
         size_t now = n - done < c->n_peers ? n - done : c->n_peers;
@@ -16,10 +17,15 @@ static enum status all_reduce(struct comm *comm, float *x, size_t n)
     return OK;
 }
 
-// Host memory: the peers say what this rank says.
-static enum status all_gather(struct comm *c, const void *in, void *out, size_t n)
+// The peers say what this rank says.
+static enum status all_gather(struct comm *comm, const void *in, void *out, size_t n)
 {
-    for (int i = 0; i < c->tp; i++) memcpy((char *) out + (size_t) i * n, in, n);
+    struct rehearse_comm *c = of(comm);
+    for (int i = 0; i < comm->tp; i++) {
+        char *to = (char *) out + (size_t) i * n;
+        if (c->host) memcpy(to, in, n);
+        else c->times->measures->copy(c->device, to, in, n);
+    }
     return OK;
 }
 
@@ -58,11 +64,14 @@ static const struct comm_ops ops = {.name = "alone",
                                     .destroy = leave};
 
 void rehearse_comm_init(struct rehearse_comm *c, int rank, int tp, struct rehearse_times *times,
-                        struct device *device, float *peers, size_t n_peers)
+                        struct device *device, bool host)
 {
-    *c = (struct rehearse_comm){.comm = {&ops, rank, tp},
-                                .times = times,
-                                .device = device,
-                                .peers = peers,
-                                .n_peers = n_peers};
+    *c = (struct rehearse_comm){.comm = {&ops, rank, tp}, .times = times, .device = device,
+                                .host = host};
+}
+
+void rehearse_comm_peers(struct rehearse_comm *c, float *peers, size_t n_peers)
+{
+    c->peers = peers;
+    c->n_peers = n_peers;
 }

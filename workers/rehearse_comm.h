@@ -9,14 +9,16 @@
 
 struct rehearse_comm {
     struct comm comm; // for forward
+    bool host;        // what is gathered is in the host's memory, not the device's
     struct rehearse_times *times;
     struct device *device;
     float *peers;     // (n_peers) zeros of the device: what the others' sums would be
     size_t n_peers;
 };
 
-// `peers` is the caller's, and device memory.
+// `peers` is the caller's, and device memory; one that is of the host's memory sums nothing.
 void rehearse_comm_init(struct rehearse_comm *c, int rank, int tp, struct rehearse_times *times,
-                        struct device *device, float *peers, size_t n_peers);
+                        struct device *device, bool host);
+void rehearse_comm_peers(struct rehearse_comm *c, float *peers, size_t n_peers);
 
 #endif
