@@ -78,7 +78,11 @@ static void add_counts(struct engine_counts *to, const struct engine_counts *bef
         to->stages[i].decode_us += after->stages[i].decode_us - before->stages[i].decode_us;
         to->stages[i].prompt_us += after->stages[i].prompt_us - before->stages[i].prompt_us;
         to->stages[i].leader_ns += after->stages[i].leader_ns - before->stages[i].leader_ns;
-        to->stages[i].wait_ns += after->stages[i].wait_ns - before->stages[i].wait_ns;
+        to->stages[i].leader_wait_ns +=
+            after->stages[i].leader_wait_ns - before->stages[i].leader_wait_ns;
+        to->stages[i].rank_ns += after->stages[i].rank_ns - before->stages[i].rank_ns;
+        to->stages[i].rank_wait_ns +=
+            after->stages[i].rank_wait_ns - before->stages[i].rank_wait_ns;
     }
 }
 
@@ -120,20 +124,26 @@ static double share(uint64_t of, uint64_t n) { return n > 0 ? (double) of / (dou
 // Of a step. Rows that decode beside a prompt count as if they did so alone.
 struct spent {
     double decode_rows, prompt_rows;
-    double decode_us, prompt_us, leader_us, wait_us;
+    double decode_us, prompt_us, late_us; // late: from when a rank is woken until it begins
+    double leader_us, wait_us;            // wait: of the leader, for a core
 };
 
 static struct spent spent_by(const struct bench *b, int batch, int stage)
 {
     const struct engine_counts *c = &b->batches[batch].done;
     uint64_t steps = c->decodes + c->prompts;
+    uint64_t busy_us = c->stages[stage].decode_us + c->stages[stage].prompt_us;
+    // What it waits while it computes is in the steps' own time.
+    int64_t late = c->stages[stage].rank_ns + c->stages[stage].rank_wait_ns -
+                   (int64_t) busy_us * 1000;
     return (struct spent){
         .decode_rows = share(c->rows - c->prompt_rows, c->decodes),
         .prompt_rows = share(c->prompt_rows, c->prompts),
         .decode_us = share(c->stages[stage].decode_us, c->decodes),
         .prompt_us = share(c->stages[stage].prompt_us, c->prompts),
+        .late_us = late > 0 ? share((uint64_t) late, steps) / 1e3 : 0,
         .leader_us = share((uint64_t) c->stages[stage].leader_ns, steps) / 1e3,
-        .wait_us = share((uint64_t) c->stages[stage].wait_ns, steps) / 1e3,
+        .wait_us = share((uint64_t) c->stages[stage].leader_wait_ns, steps) / 1e3,
     };
 }
 
@@ -149,8 +159,8 @@ static void write_csv(const struct bench *b, FILE *to)
                 s.prompt_rows);
         for (int i = 0; i < p->pp; i++) {
             s = spent_by(b, k, i);
-            fprintf(to, "spent,%d,%d,%.1f,%.1f,%.1f,%.1f\n", BATCHES[k], i, s.decode_us,
-                    s.prompt_us, s.leader_us, s.wait_us);
+            fprintf(to, "spent,%d,%d,%.1f,%.1f,%.1f,%.1f,%.1f\n", BATCHES[k], i, s.decode_us,
+                    s.prompt_us, s.late_us, s.leader_us, s.wait_us);
         }
     }
 }
@@ -158,15 +168,16 @@ static void write_csv(const struct bench *b, FILE *to)
 static void show(const struct bench *b)
 {
     printf("%d stages, %d prompt tokens, %d generated; us of a step with decodes alone, of one "
-           "with prompts, of the leader for a step, and until this has a core\n"
-           "%6s %10s %6s %6s %6s %10s %10s %8s %8s\n", b->plan.pp, b->n_prompt, b->n_tokens,
-           "batch", "tokens/s", "stage", "rows", "rows", "decode", "prompt", "leader", "waits");
+           "with prompts,\nuntil a rank that is woken has a core, of the leader for a step, and "
+           "until this has one\n%6s %10s %6s %6s %6s %10s %10s %8s %8s %8s\n", b->plan.pp,
+           b->n_prompt, b->n_tokens, "batch", "tokens/s", "stage", "rows", "rows", "decode",
+           "prompt", "late", "leader", "waits");
     for (int k = 0; k < N_BATCHES; k++) {
         for (int i = 0; i < b->plan.pp; i++) {
             struct spent s = spent_by(b, k, i);
-            printf("%6d %10.1f %6d %6.2f %6.1f %10.1f %10.1f %8.1f %8.1f\n", BATCHES[k],
+            printf("%6d %10.1f %6d %6.2f %6.1f %10.1f %10.1f %8.1f %8.1f %8.1f\n", BATCHES[k],
                    tokens_s(b, k), i, s.decode_rows, s.prompt_rows, s.decode_us, s.prompt_us,
-                   s.leader_us, s.wait_us);
+                   s.late_us, s.leader_us, s.wait_us);
         }
     }
 }

@@ -7,8 +7,12 @@
 #include "common/log.h"
 #include "common/plan.h"
 #include "workers/group.h"
+#include "workers/stage.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -26,8 +30,6 @@ enum {
     ENGINE_DEAD_MS = 3600000,  // groups are threads of this process
     LOGITS_BYTES_MAX = WIRE_BODY_MAX / 2,
 };
-
-#define NS_A_S 1000000000ll
 
 #define BROKER_ENDPOINT "inproc://broker"
 
@@ -361,23 +363,54 @@ static int stage_of(const struct engine *g, const char *name)
     return -1;
 }
 
-static int64_t clock_of(clockid_t clock)
+// What Linux tells of a thread of this process: the processor's time, and the time in which it was
+// ready and had no core.
+static bool read_schedstat(const char *thread, int64_t *ran_ns, int64_t *waited_ns)
 {
-    struct timespec t;
-    return clock_gettime(clock, &t) == 0 ? t.tv_sec * NS_A_S + t.tv_nsec : 0;
+    char path[NAME_MAX + 32];
+    snprintf(path, sizeof path, "/proc/self/task/%s/schedstat", thread);
+    FILE *f = fopen(path, "r");
+    if (f == NULL) return false;
+    bool good = fscanf(f, "%" SCNd64 " %" SCNd64, ran_ns, waited_ns) == 2;
+    fclose(f);
+    return good && *ran_ns > 0; // a kernel that does not count says zeros
 }
 
-// The second figure of Linux' schedstat.
-static int64_t wait_of(pid_t thread)
+static bool is_named(const char *thread, const char *name)
 {
-    char path[64];
-    long long ran, waited = 0;
-    snprintf(path, sizeof path, "/proc/self/task/%d/schedstat", (int) thread);
+    char path[NAME_MAX + 32], got[STAGE_THREAD_NAME_MAX + 1] = "";
+    snprintf(path, sizeof path, "/proc/self/task/%s/comm", thread);
     FILE *f = fopen(path, "r");
-    if (f == NULL) return 0;
-    if (fscanf(f, "%lld %lld", &ran, &waited) != 2) waited = 0;
+    if (f == NULL) return false;
+    bool read = fgets(got, sizeof got, f) != NULL;
     fclose(f);
-    return waited;
+    got[strcspn(got, "\n")] = '\0';
+    return read && strcmp(got, name) == 0;
+}
+
+// The first of its threads, which are in the order in which they began.
+static void count_rank(int first, int64_t *ran_ns, int64_t *waited_ns)
+{
+    char name[STAGE_THREAD_NAME_MAX];
+    DIR *tasks = opendir("/proc/self/task");
+    stage_thread_name(name, first, 0);
+    for (struct dirent *t; tasks != NULL && (t = readdir(tasks)) != NULL;) {
+        if (!is_named(t->d_name, name)) continue;
+        read_schedstat(t->d_name, ran_ns, waited_ns);
+        break;
+    }
+    if (tasks != NULL) closedir(tasks);
+}
+
+static void count_leader(const struct group_thread *t, int64_t *ran_ns, int64_t *waited_ns)
+{
+    char name[16];
+    clockid_t clock;
+    struct timespec ran;
+    snprintf(name, sizeof name, "%d", (int) t->id);
+    if (read_schedstat(name, ran_ns, waited_ns)) return;
+    if (pthread_getcpuclockid(t->thread, &clock) != 0 || clock_gettime(clock, &ran) != 0) return;
+    *ran_ns = ran.tv_sec * 1000000000ll + ran.tv_nsec;
 }
 
 enum status engine_count(struct engine *g, struct engine_counts *to, struct error *e)
@@ -385,11 +418,12 @@ enum status engine_count(struct engine *g, struct engine_counts *to, struct erro
     enum status status = OK;
     *to = (struct engine_counts){0};
     for (int i = 0; i < g->options.pp; i++) {
-        clockid_t clock;
         int stage = stage_of(g, g->groups[i].name);
-        if (stage < 0 || pthread_getcpuclockid(g->groups[i].thread, &clock) != 0) continue;
-        to->stages[stage].leader_ns = clock_of(clock);
-        to->stages[stage].wait_ns = wait_of(g->groups[i].id);
+        if (stage < 0) continue;
+        count_leader(&g->groups[i], &to->stages[stage].leader_ns,
+                     &to->stages[stage].leader_wait_ns);
+        count_rank(g->plan.first[stage], &to->stages[stage].rank_ns,
+                   &to->stages[stage].rank_wait_ns);
     }
     g->counts = to;
     g->n_counted = 0;

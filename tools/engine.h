@@ -61,8 +61,9 @@ struct engine_counts {
     uint64_t rows, prompt_rows;  // of all steps; of ids that came with jobs
     struct {
         uint64_t decode_us, prompt_us; // of these steps, by rank 0's clock
-        int64_t leader_ns;             // the processor's time of its leader
-        int64_t wait_ns;               // in which that was ready, and had no core; 0: nobody tells
+        // Of the processor's time; and in which it was ready, and had no core (0: nobody tells).
+        int64_t rank_ns, rank_wait_ns; // of rank 0
+        int64_t leader_ns, leader_wait_ns;
     } stages[PP_MAX];
 };
 

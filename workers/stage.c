@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -60,6 +61,12 @@ struct stage {
 size_t stage_row_bytes(const struct model_config *c, enum precision p)
 {
     return (size_t) c->hidden_size * (p == PRECISION_F32 ? 4 : 2);
+}
+
+void stage_thread_name(char to[STAGE_THREAD_NAME_MAX], int first, int rank)
+{
+    snprintf(to, STAGE_THREAD_NAME_MAX, "rank-%u-%u", (unsigned) first % 10000,
+             (unsigned) rank % 100);
 }
 
 static void notify(struct stage *s)
@@ -343,6 +350,9 @@ static void *rank_main(void *arg)
 {
     struct rank *r = arg;
     struct stage *s = r->stage;
+    char name[STAGE_THREAD_NAME_MAX];
+    stage_thread_name(name, s->options.first, r->index);
+    pthread_setname_np(pthread_self(), name); // threads that it starts inherit it
     enum status status = load_rank(r);
     if (status == OK) status = forward_prepare(&r->forward, &r->error);
     if (status == OK) status = measure_rank(r);

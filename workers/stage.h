@@ -115,6 +115,10 @@ bool stage_idle(struct stage *s);
 // Waits until the ranks are idle, then forgets steps and sequences: a new epoch. Weights stay.
 void stage_reset(struct stage *s);
 
+// What the system shows of a rank's thread, as in `top -H`; first: layer of the stage.
+enum { STAGE_THREAD_NAME_MAX = 16 };
+void stage_thread_name(char to[STAGE_THREAD_NAME_MAX], int first, int rank);
+
 // Bytes of a row's activations between stages.
 size_t stage_row_bytes(const struct model_config *c, enum precision p);
 

@@ -35,7 +35,7 @@ static struct {
     struct batch {
         int batch;
         double tokens_s, decode_rows, prompt_rows; // rows: of a step
-        struct { double decode_us, prompt_us, leader_us, wait_us; } stages[PP_MAX];
+        struct { double decode_us, prompt_us, late_us, leader_us, wait_us; } stages[PP_MAX];
     } batches[BATCHES_MAX];
 } csv;
 
@@ -46,17 +46,18 @@ static const struct batch *playing;
 static bool read_stage(struct batch *b, const char *line)
 {
     int n, i;
-    double decode, prompt, leader, wait;
-    if (sscanf(line, "spent,%d,%d,%lf,%lf,%lf,%lf", &n, &i, &decode, &prompt, &leader,
-               &wait) != 6) {
+    double decode, prompt, late, leader, wait;
+    if (sscanf(line, "spent,%d,%d,%lf,%lf,%lf,%lf,%lf", &n, &i, &decode, &prompt, &late,
+               &leader, &wait) != 7) {
         return false;
     }
     if (n != b->batch || i < 0 || i >= csv.n_stages) return false;
     b->stages[i].decode_us = decode;
     b->stages[i].prompt_us = prompt;
+    b->stages[i].late_us = late;
     b->stages[i].leader_us = leader;
     b->stages[i].wait_us = wait;
-    return decode > 0 && prompt > 0 && leader >= 0 && wait >= 0;
+    return decode > 0 && prompt > 0 && late >= 0 && leader >= 0 && wait >= 0;
 }
 
 static bool read_line(const char *line)
@@ -176,6 +177,11 @@ static int64_t leader_ns(const struct stage_options *o, const struct step *s, in
     return (int64_t) (playing->stages[i].leader_us * 1e3);
 }
 
+static int64_t late_ns(const struct stage_options *o)
+{
+    return (int64_t) (playing->stages[stage_index(o)].late_us * 1e3);
+}
+
 static int64_t load_ns(const struct stage_options *o)
 {
     (void) o;
@@ -190,7 +196,7 @@ static double hop_us(void)
     double us = 1e6 / b->tokens_s * csv.n_tokens;
     for (int i = 0; i < csv.n_stages; i++) {
         us -= prompt_us(b, i, csv.n_prompt) + b->stages[i].decode_us * (csv.n_tokens - 1);
-        us -= b->stages[i].leader_us * csv.n_tokens;
+        us -= (b->stages[i].late_us + b->stages[i].leader_us) * csv.n_tokens;
     }
     return us > 0 ? us / csv.n_tokens / csv.n_stages : 0;
 }
@@ -233,7 +239,7 @@ static void push_jobs(int first, int n)
 static void open_world(const struct model_config *c, bool trace)
 {
     const struct sim_devices devices = {.step_ns = step_ns, .load_ns = load_ns,
-                                        .leader_ns = leader_ns};
+                                        .leader_ns = leader_ns, .late_ns = late_ns};
     int64_t hop = (int64_t) (hop_us() * 1e3);
     const struct sim_net net = {.least_ns = hop, .most_ns = hop};
     struct world_options w = {.config = c, .n_brokers = 1, .n_groups = csv.n_stages,

@@ -195,7 +195,11 @@ void stage_submit(struct stage *s)
     for (int i = 0; i < step->n_opens; i++) open_slot(s, step, &step->opens[i]);
     run_rows(s, place);
     int64_t takes = room.devices.step_ns(&s->options, step);
-    int64_t begins = s->busy_ns > sim_now() ? s->busy_ns : sim_now();
+    int64_t begins = s->busy_ns;
+    if (begins <= sim_now()) {
+        begins = sim_now();
+        if (room.devices.late_ns != NULL) begins += room.devices.late_ns(&s->options);
+    }
     count_busy(&s->options, takes);
     s->busy_ns = begins + takes;
     s->ends_ns[(s->submitted - 1) % (uint64_t) s->options.n_steps] = s->busy_ns;

@@ -19,6 +19,7 @@ struct sim_devices {
     // What a step costs its leader, half of it before the stage has it and half before it leaves;
     // and how long it waits for a core, if the stage's ranks compute so long. NULL: nothing.
     int64_t (*leader_ns)(const struct stage_options *o, const struct step *s, int64_t *wait_ns);
+    int64_t (*late_ns)(const struct stage_options *o); // until ranks that are idle begin a step
 };
 
 void sim_stage_begin(const struct sim_devices *devices);
