@@ -147,6 +147,13 @@ struct backend {
     void (*graph_end)(struct device *d, int bucket);
     void (*graph_launch)(struct device *d, int bucket);
 
+    // --- work beside other work: the ops from `branch` to `resume` and those from there to `join`
+    // do not wait for each other; both see what came before, and what comes after sees both. The
+    // former may be gemm and swiglu, the latter moe: they share no scratch. NULL: all in order.
+    void (*branch)(struct device *d);
+    void (*resume)(struct device *d);
+    void (*join)(struct device *d);
+
     // --- ops. n_rows: the bucket.
     // x (n_rows, hidden) f32 = table row of each id; zeros where the id is not in
     // [vocab_begin, vocab_begin + vocab_n). table (vocab_n, hidden) row-major, BF16 or F32.

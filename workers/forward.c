@@ -208,11 +208,17 @@ static void feed_forward(struct forward *f, const struct layer *l, int n)
         gated(f, l, f->y, n);
         return;
     }
+    bool shared = m->n_shared_experts > 0;
     b->route(f->device, &l->router, f->h, f->chosen, f->expert_weight, n);
+    if (shared) {
+        if (b->branch != NULL) b->branch(f->device);
+        gated(f, l, f->y_shared, n);
+        if (b->branch != NULL) b->resume(f->device);
+    }
     b->moe(f->device, l->experts, m->n_routed_experts, m->n_experts_per_token, f->h, f->chosen,
            f->expert_weight, f->inputs.pos, f->y, n);
-    if (m->n_shared_experts > 0) {
-        gated(f, l, f->y_shared, n);
+    if (shared) {
+        if (b->branch != NULL) b->join(f->device);
         b->add(f->device, f->y, f->y_shared, (size_t) n * (size_t) m->hidden_size);
     }
 }

@@ -198,6 +198,22 @@ static void graph_launch(struct device *d, int bucket)
     own->real->graph_launch(d, bucket);
 }
 
+// Ops that are timed one by one run one by one.
+static void branch(struct device *d)
+{
+    if (!own->on) own->real->branch(d);
+}
+
+static void resume(struct device *d)
+{
+    if (!own->on) own->real->resume(d);
+}
+
+static void join(struct device *d)
+{
+    if (!own->on) own->real->join(d);
+}
+
 static void set_table(struct rehearse_times *t)
 {
     struct backend *b = &t->table;
@@ -207,6 +223,11 @@ static void set_table(struct rehearse_times *t)
     b->graph_begin = graph_begin;
     b->graph_end = graph_end;
     b->graph_launch = graph_launch;
+    if (t->real->branch != NULL) {
+        b->branch = branch;
+        b->resume = resume;
+        b->join = join;
+    }
     b->embed = embed;
     b->rmsnorm = rmsnorm;
     b->add_rmsnorm = add_rmsnorm;

@@ -100,6 +100,9 @@ static cudaError_t create_parts(struct device *d)
     }
     for (int i = 0; i < 2 && error == cudaSuccess; i++) error = create_event(d, &d->copied[i]);
     if (error == cudaSuccess) error = create_event(d, &d->computed);
+    if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&d->side, cudaStreamNonBlocking);
+    if (error == cudaSuccess) error = create_event(d, &d->begun);
+    if (error == cudaSuccess) error = create_event(d, &d->met);
     for (int i = 0; i < DEVICE_STEPS && error == cudaSuccess; i++) {
         error = create_event(d, &d->ended[i]);
     }
@@ -207,6 +210,8 @@ void cuda_close(struct device **device)
         if (d->ended[i] != NULL) cudaEventDestroy(d->ended[i]);
     }
     if (d->computed != NULL) cudaEventDestroy(d->computed);
+    if (d->begun != NULL) cudaEventDestroy(d->begun);
+    if (d->met != NULL) cudaEventDestroy(d->met);
     destroy_way(&d->in);
     destroy_way(&d->out);
     usage_leave(d);
@@ -214,6 +219,7 @@ void cuda_close(struct device **device)
     if (d->staging != NULL) cudaFreeHost(d->staging);
     if (d->host != NULL) cudaFreeHost(d->host);
     if (d->arena != NULL) cudaFree(d->arena);
+    if (d->side != NULL) cudaStreamDestroy(d->side);
     if (d->stream != NULL) cudaStreamDestroy(d->stream);
     cudaGetLastError();
     free(d);
@@ -373,4 +379,28 @@ void cuda_graph_launch(struct device *d, int bucket)
         return;
     }
     device_note(d, cudaGraphLaunch(g->exec, d->stream), "graph_launch");
+}
+
+// --- branches
+
+static void swap_streams(struct device *d)
+{
+    cudaStream_t main = d->stream;
+    d->stream = d->side;
+    d->side = main;
+}
+
+void cuda_branch(struct device *d)
+{
+    device_note(d, cudaEventRecord(d->begun, d->stream), "branch");
+    device_note(d, cudaStreamWaitEvent(d->side, d->begun, 0), "branch");
+    swap_streams(d);
+}
+
+void cuda_resume(struct device *d) { swap_streams(d); }
+
+void cuda_join(struct device *d)
+{
+    device_note(d, cudaEventRecord(d->met, d->side), "join");
+    device_note(d, cudaStreamWaitEvent(d->stream, d->met, 0), "join");
 }

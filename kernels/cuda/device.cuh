@@ -47,6 +47,8 @@ struct device {
     enum status (*watch)(void *arg, int64_t waited_ms);
     void *watch_arg;
     enum status ended_by; // what it said
+    cudaStream_t side;      // of a branch; while one is made, `stream` is this one
+    cudaEvent_t begun, met; // a branch: what it sees, what `join` waits for
     struct scratch_shape shape;
     struct cuda_scratch scratch;
     struct wire_way in, out;

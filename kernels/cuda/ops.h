@@ -27,6 +27,9 @@ enum status cuda_step_wait(struct device *d, int i, struct error *e);
 bool cuda_graph_begin(struct device *d, int bucket);
 void cuda_graph_end(struct device *d, int bucket);
 void cuda_graph_launch(struct device *d, int bucket);
+void cuda_branch(struct device *d);
+void cuda_resume(struct device *d);
+void cuda_join(struct device *d);
 
 // --- usage.cu
 void cuda_usage(struct device *d, struct device_usage *usage);
