@@ -140,6 +140,13 @@ static __device__ __forceinline__ void box_load(char *to, const CUtensorMap *map
                  "r"(row), "r"(shared_at(bar)) : "memory");
 }
 
+// Brings the box at (row, column) into the second level cache.
+static __device__ __forceinline__ void box_prefetch(const CUtensorMap *map, int column, int row)
+{
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map),
+                 "r"(column), "r"(row) : "memory");
+}
+
 // A box from shared memory to its place; the thread's later stores_wait tells of it.
 static __device__ __forceinline__ void box_store(const CUtensorMap *map, int column, int row,
                                                  const char *from)

@@ -37,10 +37,8 @@ void cuda_mla_run(struct device *d, const struct attention_shape *a, const float
         r.q_head_stride = (size_t) q_head_stride;
         r.out = out + (size_t) head * RUN_HEAD;
         r.out_stride = (size_t) out_stride;
-        char *weights = d->scratch.run.weights;
-        run_widen(d, uk + head, r.n_heads, weights);
-        run_widen(d, uv + head, r.n_heads, weights + r.n_heads * cuda_widened_head() / 2);
-        run_expand(d, &r, kv, weights, d->scratch.run.expanded);
+        run_widen(d, uk + head, uv + head, r.n_heads, d->scratch.run.weights);
+        run_expand(d, &r, kv, d->scratch.run.weights, d->scratch.run.expanded);
         run_attend(d, &r, kv, d->scratch.run.expanded);
     }
 }

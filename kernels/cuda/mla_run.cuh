@@ -28,13 +28,13 @@ struct run {
 };
 
 // keys (n_heads, padded, RUN_HEAD), values (n_heads, padded, RUN_HEAD) bf16 in `expanded`, from the
-// latents; zeros where the run has no token. Weights widened before, in `widened`: (n_heads, LORA,
-// HEAD) of uk, then (n_heads, HEAD, LORA) of uv.
+// latents; zeros where the run has no token. `widened` by run_widen.
 void run_expand(struct device *d, const struct run *r, const struct kv_layer *kv, char *widened,
                 char *expanded);
 
-// to (n_heads, n, k) bf16 = the matrices, scaled.
-void run_widen(struct device *d, const struct matrix *m, int n_heads, char *to);
+// to (n_heads, 2 * RUN_HEAD, RUN_LORA) bf16 = uk turned, below it uv, scaled.
+void run_widen(struct device *d, const struct matrix *uk, const struct matrix *uv, int n_heads,
+               char *to);
 
 // out = softmax(scale * q k^T) v, causal; the keys' rope part from the pool.
 void run_attend(struct device *d, const struct run *r, const struct kv_layer *kv,

@@ -19,6 +19,7 @@ enum {
     HALF_CHUNKS = LORA / CHUNK_COLUMNS / 2, // of a warpgroup's sum
     STAGE = CHUNKS * CHUNK,
     STAGES = 2,
+    AHEAD = 1, // tiles
     COMPUTERS = 2 * WARPGROUP,
     THREADS = COMPUTERS + WARPGROUP, // registers move between whole warpgroups
     SLOTS = CUDA_MLA_BLOCKS * 2, // of parts of rows that are cut, times groups of heads
@@ -48,19 +49,28 @@ struct place {
 // The order in which a tile's chunks come and are multiplied: rope values first.
 static __device__ __forceinline__ int chunk_at(int i) { return i == 0 ? CHUNKS - 1 : i - 1; }
 
+// Where `shares` blocks read the same, tiles go into the second level cache before there is room
+// for them here: block `share` does a part of that. (Alone, a block's loads keep memory busy.)
 static __device__ __forceinline__ void bring(struct shared *s, const CUtensorMap *map,
-                                             const struct mla &m, const struct part &part)
+                                             const struct mla &m, const struct part &part,
+                                             int share, int shares)
 {
-    int lane = threadIdx.x % WARP, ids = 0;
-    const int32_t *blocks = m.in.blocks + (size_t) m.in.slot[part.row] * m.in.max_blocks;
-    for (int tile = part.begin, i = 0; tile < part.end; tile++, i++) {
-        if (i % WARP == 0) {
-            int at = tile + lane;
-            ids = at < part.end ? blocks[at] : 0;
+    int lane = threadIdx.x % WARP, n = part.end - part.begin, ids = 0, later = 0;
+    const int32_t *blocks =
+        m.in.blocks + (size_t) m.in.slot[part.row] * m.in.max_blocks + part.begin;
+    for (int i = 0; i < n; i++) {
+        if (i % WARP == 0) { // of the next 32 tiles, and of those behind them
+            ids = i > 0 ? later : lane < n ? blocks[lane] : 0;
+            later = i + WARP + lane < n ? blocks[i + WARP + lane] : 0;
             if (ids < 0 || ids >= m.kv.n_blocks) __trap();
         }
         int row = __shfl_sync(~0u, ids, i % WARP) * KV_BLOCK_ROWS, stage = i % STAGES;
+        int next = i % WARP + AHEAD; // behind the 32: among the later ones
+        int next_row = __shfl_sync(~0u, next < WARP ? ids : later, next % WARP) * KV_BLOCK_ROWS;
         if (lane != 0) continue;
+        for (int c = share; shares > 1 && i + AHEAD < n && c < CHUNKS; c += shares) {
+            box_prefetch(map, c * CHUNK_COLUMNS, next_row);
+        }
         uint32_t parity = (uint32_t) (i / STAGES + 1) % 2; // what was never full is empty
         for (int j = 0; j < CHUNKS; j++) {
             int c = chunk_at(j);
@@ -75,16 +85,27 @@ static __device__ __forceinline__ void bring(struct shared *s, const CUtensorMap
 static __device__ __forceinline__ void load_queries(char *q, const struct mla &m, int row,
                                                     int head0)
 {
-    for (int i = threadIdx.x; i < HEADS * (LORA / 8); i += COMPUTERS) {
-        int local = i / (LORA / 8), piece = i % (LORA / 8), head = head0 + local;
-        uint4 values = make_uint4(0, 0, 0, 0);
-        if (head < m.n_heads) {
-            const float4 *from =
-                (const float4 *) (m.q_abs + ((size_t) row * m.n_heads + head) * LORA) + piece * 2;
-            values = pack_bf16(__ldg(from), __ldg(from + 1));
+    constexpr int PIECES = LORA / 8, ROUND = 8; // loads of a round are on their way at once
+    for (int i0 = threadIdx.x; i0 < HEADS * PIECES; i0 += COMPUTERS * ROUND) {
+        float4 x[ROUND][2];
+#pragma unroll
+        for (int j = 0; j < ROUND; j++) {
+            int i = i0 + j * COMPUTERS, head = head0 + i / PIECES;
+            x[j][0] = x[j][1] = make_float4(0, 0, 0, 0);
+            if (head >= m.n_heads) continue;
+            const float4 *from = (const float4 *) (m.q_abs + ((size_t) row * m.n_heads + head) *
+                                                                 LORA) + i % PIECES * 2;
+            x[j][0] = __ldg(from);
+            x[j][1] = __ldg(from + 1);
         }
-        *(uint4 *) (q + chunk_place(local, piece, HEADS)) = values;
+#pragma unroll
+        for (int j = 0; j < ROUND; j++) {
+            int i = i0 + j * COMPUTERS;
+            *(uint4 *) (q + chunk_place(i / PIECES, i % PIECES, HEADS)) =
+                pack_bf16(x[j][0], x[j][1]);
+        }
     }
+#pragma unroll
     for (int i = threadIdx.x; i < HEADS * CUDA_MLA_ROPE / 2; i += COMPUTERS) {
         int local = i / (CUDA_MLA_ROPE / 2), pair = i % (CUDA_MLA_ROPE / 2), head = head0 + local;
         uint32_t values = 0;
@@ -402,7 +423,7 @@ attend_wgmma(const __grid_constant__ struct mla m, const __grid_constant__ CUten
     __syncthreads();
     if (thread >= COMPUTERS) {
         registers_give<24>();
-        if (thread < COMPUTERS + WARP) bring(s, &map, m, part);
+        if (thread < COMPUTERS + WARP) bring(s, &map, m, part, head0 / HEADS, p.groups);
     } else {
         registers_take<240>();
         load_queries(s->q, m, part.row, head0);

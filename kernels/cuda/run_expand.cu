@@ -1,7 +1,8 @@
-// Keys and values of a sequence from its latents: one product for both, 128 tokens times 256
-// columns of a head. Latents and weights come by the copy engine, 64 of the 512 inputs a stage;
-// two warpgroups have 64 tokens each, and their results leave through shared memory while the next
-// tile is multiplied. A block goes on from tile to tile.
+// Keys and values of a sequence from its latents: one product for both, 128 tokens times the 256
+// columns of a head, whose weights are widened beforehand and lie as the product reads them.
+// Latents and weights come by the copy engine, 64 of the 512 inputs a stage; two warpgroups have 64
+// tokens each, and their results leave through shared memory while the next tile is multiplied. A
+// block goes on from tile to tile.
 #include "kernels/cuda/mla_run.cuh"
 
 #include <cuda_fp8.h>
@@ -10,7 +11,7 @@ enum {
     WIDEN_THREADS = 256,
     WIDEN_BLOCKS = 8, // of a head
     HALF = KV_BLOCK_ROWS * CHUNK_ROW_BYTES, // bytes of 64 rows of a chunk
-    STAGE = 6 * HALF, // latents, weights of keys, weights of values
+    STAGE = 6 * HALF, // latents, weights of keys and values
     STAGES = 3,
     STEPS = RUN_LORA / CHUNK_COLUMNS,
     COMPUTERS = 2 * WARPGROUP,
@@ -32,51 +33,75 @@ static __device__ __forceinline__ float widen(const uint8_t *from, int i)
     return ((const float *) from)[i];
 }
 
-// Grid: parts, heads.
-template <int SIZE> static __global__ void __launch_bounds__(WIDEN_THREADS)
+// Element (row, column) of the matrix, scaled.
+template <int SIZE>
+static __device__ __forceinline__ float weight(const struct mat &m, int row, int column)
+{
+    int blocks = mat_blocks(m.col_phase, m.k), at = m.col_phase + column;
+    float x = widen<SIZE>(m.rows + (size_t) row * blocks * SCALE_BLOCK * SIZE, at);
+    if (SIZE == 1) {
+        x *= m.scales[(size_t) ((m.row_phase + row) / SCALE_BLOCK) * blocks + at / SCALE_BLOCK];
+    }
+    return x;
+}
+
+// to (n_heads, 2 * RUN_HEAD, RUN_LORA), of which a head's first or last RUN_HEAD rows are written:
+// TURN: the matrices (RUN_LORA, RUN_HEAD) turned; else as they are. Grid: 64 inputs, heads.
+template <int SIZE, bool TURN> static __global__ void __launch_bounds__(WIDEN_THREADS)
 widen_heads(const __grid_constant__ struct mats mats, __nv_bfloat16 *to)
 {
+    constexpr int INPUTS = RUN_LORA / WIDEN_BLOCKS;
+    __shared__ __nv_bfloat16 turned[INPUTS][RUN_HEAD + 2]; // so that a column is in all banks
     const struct mat &m = mats.at[blockIdx.y];
-    int blocks = mat_blocks(m.col_phase, m.k), pieces = m.n * m.k / 8;
-    to += (size_t) blockIdx.y * m.n * m.k;
-    for (int i = blockIdx.x * WIDEN_THREADS + threadIdx.x; i < pieces;
-         i += WIDEN_BLOCKS * WIDEN_THREADS) {
-        int row = i * 8 / m.k, column = i * 8 % m.k;
-        const uint8_t *from =
-            m.rows + ((size_t) row * blocks * SCALE_BLOCK + m.col_phase + column) * SIZE;
-        const float *scales = m.scales + (size_t) ((m.row_phase + row) / SCALE_BLOCK) * blocks;
-        float x[8];
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            x[j] = widen<SIZE>(from, j);
-            if (SIZE == 1) x[j] *= scales[(m.col_phase + column + j) / SCALE_BLOCK];
+    int input0 = blockIdx.x * INPUTS;
+    to += (size_t) blockIdx.y * 2 * RUN_HEAD * RUN_LORA + input0;
+    for (int i = threadIdx.x; TURN && i < INPUTS * RUN_HEAD; i += WIDEN_THREADS) {
+        int input = i / RUN_HEAD, output = i % RUN_HEAD;
+        turned[input][output] = __float2bfloat16_rn(weight<SIZE>(m, input0 + input, output));
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < INPUTS * RUN_HEAD / 2; i += WIDEN_THREADS) {
+        int output = i / (INPUTS / 2), input = i % (INPUTS / 2) * 2;
+        __nv_bfloat162 pair;
+        if (TURN) {
+            pair.x = turned[input][output];
+            pair.y = turned[input + 1][output];
+        } else {
+            pair = __floats2bfloat162_rn(weight<SIZE>(m, output, input0 + input),
+                                         weight<SIZE>(m, output, input0 + input + 1));
         }
-        *(uint4 *) (to + (size_t) i * 8) =
-            make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]),
-                       pack_bf16(x[6], x[7]));
+        *(__nv_bfloat162 *) (to + (size_t) output * RUN_LORA + input) = pair;
     }
 }
 
-void run_widen(struct device *d, const struct matrix *m, int n_heads, char *to)
+template <bool TURN> static void widen_all(struct device *d, const struct matrix *m, int n_heads,
+                                           __nv_bfloat16 *to)
 {
     struct mats mats;
     for (int i = 0; i < n_heads; i++) mats.at[i] = mat_view(m + i);
     dim3 grid(WIDEN_BLOCKS, (unsigned) n_heads);
-    __nv_bfloat16 *halves = (__nv_bfloat16 *) to;
     if (m->dtype == DTYPE_F8_E4M3) {
-        widen_heads<1><<<grid, WIDEN_THREADS, 0, d->stream>>>(mats, halves);
+        widen_heads<1, TURN><<<grid, WIDEN_THREADS, 0, d->stream>>>(mats, to);
     } else if (m->dtype == DTYPE_BF16) {
-        widen_heads<2><<<grid, WIDEN_THREADS, 0, d->stream>>>(mats, halves);
+        widen_heads<2, TURN><<<grid, WIDEN_THREADS, 0, d->stream>>>(mats, to);
     } else {
-        widen_heads<4><<<grid, WIDEN_THREADS, 0, d->stream>>>(mats, halves);
+        widen_heads<4, TURN><<<grid, WIDEN_THREADS, 0, d->stream>>>(mats, to);
     }
     device_launched(d, "mla_run");
+}
+
+void run_widen(struct device *d, const struct matrix *uk, const struct matrix *uv, int n_heads,
+               char *to)
+{
+    __nv_bfloat16 *keys = (__nv_bfloat16 *) to, *values = keys + RUN_HEAD * RUN_LORA;
+    widen_all<true>(d, uk, n_heads, keys);
+    widen_all<false>(d, uv, n_heads, values);
 }
 
 // --- keys and values
 
 struct maps {
-    CUtensorMap pool, keys_by, values_by, expanded;
+    CUtensorMap pool, weights, expanded;
 };
 
 struct shared {
@@ -106,29 +131,38 @@ static __device__ __forceinline__ void bring(struct shared *s, const struct maps
             bar_expect(full, STAGE);
             for (int half = 0; half < 2; half++) {
                 box_load(to + half * HALF, &maps.pool, column, rows[half] * KV_BLOCK_ROWS, full);
-                box_load(to + (2 + half) * HALF, &maps.keys_by, half * CHUNK_COLUMNS,
-                         head * RUN_LORA + column, full);
-                box_load(to + (4 + half) * HALF, &maps.values_by, column,
-                         head * RUN_HEAD + half * KV_BLOCK_ROWS, full);
             }
+            box_load(to + 2 * HALF, &maps.weights, column, head * 2 * RUN_HEAD, full);
         }
     }
 }
 
-// Rounds 64 rows of 128 columns into two halves of chunks; zeros from row n on.
-static __device__ __forceinline__ void put(char *to, const float (&x)[64], int n)
+// Rounds 64 rows of 256 columns into four chunks; zeros from row n on.
+static __device__ __forceinline__ void put(char *to, const float (&x)[128], int n)
 {
     int thread = threadIdx.x % WARPGROUP, row = thread / WARP * 16 + thread % WARP / 4;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         bool there = row + r * 8 < n;
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
+        for (int i = 0; i < 32; i++) {
             uint32_t pair = pack_bf16(x[i * 4 + r * 2], x[i * 4 + r * 2 + 1]);
             *(uint32_t *) (to + chunk_place(row + r * 8, i, KV_BLOCK_ROWS) + thread % 4 * 4) =
                 there ? pair : 0;
         }
     }
+}
+
+static __device__ __forceinline__ void multiply(float (&sums)[128], const char *latents,
+                                                const char *weights, bool keep)
+{
+    products_begin();
+#pragma unroll
+    for (int k = 0; k < CHUNK_COLUMNS / 16; k++) {
+        product<0>(sums, side_along(latents) + (uint64_t) (k * 2),
+                   side_along(weights) + (uint64_t) (k * 2), keep || k > 0);
+    }
+    products_commit();
 }
 
 static __device__ __forceinline__ void expand(struct shared *s, const struct maps &maps,
@@ -137,36 +171,25 @@ static __device__ __forceinline__ void expand(struct shared *s, const struct map
     int group = threadIdx.x / WARPGROUP, thread = threadIdx.x % WARPGROUP;
     int tiles = r.padded / RUN_KEYS, i = 0;
     char *out = s->out[group];
-    float keys[64], values[64];
+    float sums[128];
+#pragma unroll
+    for (int j = 0; j < 128; j++) sums[j] = 0;
     for (int job = blockIdx.x; job < tiles * r.n_heads; job += gridDim.x) {
         int token = job % tiles * RUN_KEYS + group * KV_BLOCK_ROWS, head = job / tiles;
 #pragma unroll
-        for (int j = 0; j < 64; j++) keys[j] = values[j] = 0;
-        for (int step = 0; step < STEPS; step++, i++) {
+        for (int step = 0; step < STEPS; step++, i++) { // one stage behind, the last is given back
             int stage = i % STAGES;
-            const char *at = s->stage[stage];
             bar_wait(&s->full[stage], (uint32_t) (i / STAGES % 2));
-            uint64_t a = side_along(at + group * HALF), by_values = side_along(at + 4 * HALF);
-            products_hold(keys);
-            products_hold(values);
-            products_begin();
-#pragma unroll
-            for (int k = 0; k < CHUNK_COLUMNS / 16; k++) {
-                uint64_t left = a + (uint64_t) (k * 2);
-                product<1>(keys, left, side_across(at + 2 * HALF + k * 16 * CHUNK_ROW_BYTES, HALF),
-                           1);
-                product<0>(values, left, by_values + (uint64_t) (k * 2), 1);
-            }
-            products_commit();
-            products_wait<0>();
-            products_hold(keys);
-            products_hold(values);
-            if (thread % WARP == 0) bar_arrive(&s->empty[stage]);
+            multiply(sums, s->stage[stage] + group * HALF, s->stage[stage] + 2 * HALF, step > 0);
+            products_wait<1>();
+            if (step > 0 && thread % WARP == 0) bar_arrive(&s->empty[(i - 1) % STAGES]);
         }
+        products_wait<0>();
+        products_hold(sums);
+        if (thread % WARP == 0) bar_arrive(&s->empty[(i - 1) % STAGES]);
         if (thread == 0) stores_wait();
         group_sync(FIRST_BARRIER + group, WARPGROUP);
-        put(out, keys, r.pos + r.n - token);
-        put(out + 2 * HALF, values, r.pos + r.n - token);
+        put(out, sums, r.pos + r.n - token);
         stored_for_engines();
         group_sync(FIRST_BARRIER + group, WARPGROUP);
         if (thread != 0) continue;
@@ -214,9 +237,7 @@ void run_expand(struct device *d, const struct run *r, const struct kv_layer *kv
     uint64_t heads = (uint64_t) r->n_heads;
     maps.pool = hopper_map(d, kv->pool, (uint64_t) kv->n_blocks * KV_BLOCK_ROWS,
                            RUN_LORA + RUN_ROPE, KV_BLOCK_ROWS);
-    maps.keys_by = hopper_map(d, widened, heads * RUN_LORA, RUN_HEAD, KV_BLOCK_ROWS);
-    maps.values_by = hopper_map(d, widened + heads * cuda_widened_head() / 2, heads * RUN_HEAD,
-                                RUN_LORA, KV_BLOCK_ROWS);
+    maps.weights = hopper_map(d, widened, heads * 2 * RUN_HEAD, RUN_LORA, 2 * RUN_HEAD);
     maps.expanded = hopper_map(d, expanded, heads * 2 * (uint64_t) r->padded, RUN_HEAD,
                                KV_BLOCK_ROWS);
     int bytes = (int) sizeof(struct shared) + 1024, jobs = r->padded / RUN_KEYS * r->n_heads;
