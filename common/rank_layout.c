@@ -62,7 +62,8 @@ struct sampler_shape rank_sampler_shape(const struct rank_shape *s)
                                   .vocab_begin = (int) vocab.begin,
                                   .vocab_n = (int) vocab.n,
                                   .vocab_size = s->config->vocab_size,
-                                  .tp = s->place.tp};
+                                  .tp = s->place.tp,
+                                  .on_device = !device_sizes(s->device)->host_reads};
 }
 
 static void count_step(const struct rank_shape *s, uint64_t bytes[N_RANK_BUFFERS])
@@ -98,7 +99,9 @@ static void count_tail(const struct rank_shape *s, uint64_t bytes[N_RANK_BUFFERS
     bytes[RANK_OUT_X] = bytes[RANK_OUT_H] = out * hidden * 4;
     bytes[RANK_OUT_SLOT] = bytes[RANK_OUT_POS] = out * 4;
     bytes[RANK_SAMPLED] = out * RANK_SAMPLED_BYTES;
+    struct sampler_shape sampler = rank_sampler_shape(s);
     bytes[RANK_LOGITS] = out * (uint64_t) vocab_of(s).n * 4;
+    bytes[RANK_SAMPLER] = sampler_device_bytes(&sampler);
 }
 
 static enum ledger_line line_of(enum rank_buffer b)
@@ -106,13 +109,14 @@ static enum ledger_line line_of(enum rank_buffer b)
     if (b == RANK_KV) return LEDGER_KV;
     if (b == RANK_SCRATCH) return LEDGER_SCRATCH;
     if (b == RANK_COMM || b == RANK_COMM_PINNED) return LEDGER_COMM;
-    return b == RANK_LOGITS || b == RANK_HOST_LOGITS ? LEDGER_LOGITS : LEDGER_ACTIVATIONS;
+    if (b == RANK_SAMPLER) return LEDGER_SAMPLER;
+    return b == RANK_LOGITS ? LEDGER_LOGITS : LEDGER_ACTIVATIONS;
 }
 
 static bool of_host(enum rank_buffer b)
 {
     return b == RANK_HOST_ROWS || b == RANK_COMM_PINNED || b == RANK_OUT_SLOT ||
-           b == RANK_OUT_POS || b == RANK_SAMPLED || b == RANK_HOST_LOGITS;
+           b == RANK_OUT_POS || b == RANK_SAMPLED;
 }
 
 void rank_carve(const struct rank_shape *s, struct carve *c, struct carve *host,
@@ -122,13 +126,11 @@ void rank_carve(const struct rank_shape *s, struct carve *c, struct carve *host,
     check((host == c) == device_sizes(s->device)->host_reads);
     count_step(s, bytes);
     if (s->place.tail) count_tail(s, bytes);
-    if (host != c) bytes[RANK_HOST_LOGITS] = bytes[RANK_LOGITS];
     for (int b = 0; b < N_RANK_BUFFERS; b++) {
         struct carve *from = of_host((enum rank_buffer) b) ? host : c;
         carve_line(from, line_of((enum rank_buffer) b));
         at[b] = b < RANK_OUT_X || s->place.tail ? carve_take(from, bytes[b]) : NULL;
     }
-    if (host == c) at[RANK_HOST_LOGITS] = at[RANK_LOGITS];
     *sampler = NULL;
     if (!s->place.tail) return;
     struct sampler_shape shape = rank_sampler_shape(s);

@@ -29,7 +29,7 @@ enum rank_buffer {
     RANK_SCRATCH, RANK_COMM,
     RANK_COMM_PINNED, // the host's, for devices that reach it
     RANK_OUT_X, RANK_OUT_H, RANK_OUT_SLOT, RANK_OUT_POS, RANK_SAMPLED,
-    RANK_LOGITS, RANK_HOST_LOGITS, // the latter where the host does not read the former
+    RANK_LOGITS, RANK_SAMPLER, // what the sampler has on a device that the host does not read
     N_RANK_BUFFERS,
 };
 

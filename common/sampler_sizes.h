@@ -7,6 +7,7 @@
 #include "common/carve.h"
 #include "common/limits.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -17,10 +18,12 @@ struct sampler_shape {
     int vocab_begin, vocab_n; // this rank's slice of the vocabulary
     int vocab_size;
     int tp;
+    bool on_device; // logits lie where the host does not read them (kernels/sampler_ops.h)
 };
 
 enum {
     SAMPLER_BATCH_MAX = 32,       // rows that share their collectives
+    SAMPLER_DEVICE_BATCH = 128,   // the same on a device
     SAMPLER_CANDIDATES_MAX = 128, // of a rank and a row
     SAMPLER_BLOCK = 128,          // ids of one maximum
     SAMPLER_CHUNK = 1024,         // ids of one sum
@@ -32,9 +35,10 @@ enum {
     SAMPLER_ROW_WORDS =
         SAMPLER_NARROW_WORDS > SAMPLER_HEAD_WORDS ? SAMPLER_NARROW_WORDS : SAMPLER_HEAD_WORDS,
     // Bytes of the sampler's own structs, at most: its state, a sequence, a row.
-    SAMPLER_STATE_BYTES = 256,
+    SAMPLER_STATE_BYTES = 512,
     SAMPLER_SEQUENCE_BYTES = 96,
     SAMPLER_ROW_BYTES = 512,
+    SAMPLER_SOFTMAX_BYTES = 24,
     // Scratch at most, for DeepSeek-V3's vocabulary and 256 rows.
     SAMPLER_SCRATCH_MAX = 8 * 1024 * 1024,
 };
@@ -69,15 +73,32 @@ struct sampler_parts {
     uint64_t *kept;       // (tp * SAMPLER_CANDIDATES_MAX)
     union sampler_chunk *chunks; // (batch, n_chunks)
     uint64_t *lists;      // (tp, batch * SAMPLER_HEAD_WORDS)
-    uint64_t *send;       // (batch * SAMPLER_ROW_WORDS)
-    uint64_t *receive;    // (tp, batch * SAMPLER_ROW_WORDS)
+    uint64_t *send;       // (words of a round)
+    uint64_t *receive;    // (tp, words of a round)
+    float *row;           // (vocab_n) on_device: a row that the host chooses for
+};
+
+// On a device, beside the logits.
+struct sampler_device_parts {
+    uint32_t *maxima; // (batch, blocks of the slice) keys
+    uint64_t *chunks; // (batch, n_chunks) masses
+    uint64_t *totals; // (batch) of sums in progress
+    uint32_t *done;   // (batch) their blocks that are done
+    void *ahead;      // (batch) softmaxes of sums that follow the lists
 };
 
 // Lays the parts out, the record first; all NULL while counting.
 void sampler_carve(struct sampler_parts *p, const struct sampler_shape *s, struct carve *c);
 
-// Bytes of all parts.
+// The same of a device's memory; nothing unless on_device.
+void sampler_device_carve(struct sampler_device_parts *p, const struct sampler_shape *s,
+                          struct carve *c);
+
+// Bytes of all parts of sampler_carve.
 uint64_t sampler_bytes(const struct sampler_shape *s);
+
+// Bytes of all parts of sampler_device_carve.
+uint64_t sampler_device_bytes(const struct sampler_shape *s);
 
 // Bytes that one rank passes to all_gather, at most.
 size_t sampler_gather_max(const struct sampler_shape *s);

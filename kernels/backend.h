@@ -81,6 +81,7 @@ struct expert {
 };
 
 struct device;
+struct sampler_ops;
 
 enum { DEVICE_STEPS = 2 }; // that a device may have begun and not ended
 
@@ -229,6 +230,9 @@ struct backend {
                     const struct kv_layer *kv, float *out, int out_stride);
     // Rows of a run from which mla_run is the faster way; INT_MAX: none.
     int (*run_least)(const struct device *d, const struct attention_shape *a);
+
+    // --- choosing tokens; NULL where the host reads logits where they lie.
+    const struct sampler_ops *sampler; // kernels/sampler_ops.h
 };
 
 // Bytes of m->data for its shape.

@@ -1,10 +1,12 @@
 #include "kernels/sampler.h"
 
+#include "kernels/sampler_device.h"
 #include "kernels/sampler_penalty.h"
 #include "kernels/sampler_row.h"
 
 enum {
-    BATCH_MAX = SAMPLER_BATCH_MAX, // rows that share their collectives
+    // Rows that share their collectives.
+    BATCH_MAX = SAMPLER_DEVICE_BATCH > SAMPLER_BATCH_MAX ? SAMPLER_DEVICE_BATCH : SAMPLER_BATCH_MAX,
     NARROW_WORDS = SAMPLER_NARROW_WORDS,
 };
 
@@ -29,6 +31,8 @@ struct sampler {
     struct sequence *sequences; // (slots)
     struct row *rows;           // (batch)
     struct sampler_parts parts;
+    struct sampler_device device;
+    bool by_device; // this batch's logits lie there
 };
 
 _Static_assert(sizeof(struct sampler) <= SAMPLER_STATE_BYTES, "the plan has room for it");
@@ -37,10 +41,8 @@ _Static_assert(sizeof(struct row) <= SAMPLER_ROW_BYTES, "the plan has room for i
 
 struct sampler *sampler_init(void *memory, const struct sampler_shape *shape,
                              const struct backend *backend, struct device *device,
-                             struct comm *comm)
+                             void *on_device, struct comm *comm)
 {
-    (void) backend; // logits lie in memory that the host reads
-    (void) device;
     check(shape->tp >= 1 && shape->tp <= TP_MAX && (comm != NULL || shape->tp == 1));
     check(shape->vocab_n >= 0 && shape->vocab_size > 0);
     struct carve carve = {.base = memory, .size = sampler_bytes(shape)};
@@ -53,7 +55,18 @@ struct sampler *sampler_init(void *memory, const struct sampler_shape *shape,
                           .rank = shape->tp > 1 ? comm->rank : 0,
                           .sequences = p.sequences,
                           .rows = p.rows,
-                          .parts = p};
+                          .parts = p,
+                          .device = {.backend = backend,
+                                     .device = device,
+                                     .alone = shape->tp == 1,
+                                     .rank = shape->tp > 1 ? comm->rank : 0,
+                                     .vocab_begin = shape->vocab_begin,
+                                     .vocab_n = shape->vocab_n}};
+    if (shape->on_device) {
+        check(on_device != NULL && backend->sampler != NULL);
+        struct carve there = {.base = on_device, .size = sampler_device_bytes(shape)};
+        sampler_device_carve(&s->device.parts, shape, &there);
+    }
     memset(s->sequences, 0, (size_t) shape->slots * sizeof *s->sequences);
     memset(p.seen, 0, ((size_t) shape->vocab_n + 63) / 64 * sizeof *p.seen);
     memset(p.counts, 0, (size_t) shape->vocab_n * sizeof *p.counts);
@@ -230,12 +243,6 @@ static uint64_t sum_words(const struct sampler *s, const uint64_t *at, int words
     return sum;
 }
 
-// Words of a row in the first round: whether a NaN was seen, the list, the raw list.
-static int head_words(const struct row *row)
-{
-    return 1 + row->rule->n_list + row->rule->n_raw_list;
-}
-
 static void select_row(struct sampler *s, int i, int want, uint64_t *list)
 {
     select_top(s->scan, s->rows[i].logits, s->shape.vocab_n, s->shape.vocab_begin, s->parts.maxima,
@@ -248,14 +255,14 @@ static void fill_head(struct sampler *s, int i, uint64_t *words)
     const struct rule *r = row->rule;
     uint64_t *list = words + 1, *raw_list = list + r->n_list;
     bool good = true;
-    memset(words, 0xff, (size_t) head_words(row) * sizeof *words); // ENTRY_NONE
+    memset(words, 0xff, (size_t) row_head_words(row) * sizeof *words); // ENTRY_NONE
     if (r->n_raw_list > 0) {
         good = scan_row(s, i);
         if (good) select_row(s, i, r->n_raw_list, raw_list);
     }
     if (r->penalties) penalise(s, i); // keeps a NaN
     if (r->n_raw_list == 0 || r->penalties) good = good && scan_row(s, i);
-    words[0] = !good;
+    words[0] = good ? HEAD_GOOD : HEAD_NAN;
     if (good) select_row(s, i, r->n_list, list);
 }
 
@@ -268,17 +275,22 @@ static enum status round_head(struct sampler *s, int n, int first_row, struct er
 {
     int words = 0, at = 0;
     for (int i = 0; i < n; i++) {
-        fill_head(s, i, s->parts.send + words);
-        words += head_words(&s->rows[i]);
+        if (!s->by_device) fill_head(s, i, s->parts.send + words);
+        words += row_head_words(&s->rows[i]);
     }
+    if (s->by_device) try(sampler_device_heads(&s->device, s->rows, n, s->parts.send, e));
     try(gather(s, s->parts.lists, words, e));
     for (int i = 0; i < n; i++) {
         struct row *row = &s->rows[i];
         const uint64_t *head = s->parts.lists + at;
-        at += head_words(row);
+        at += row_head_words(row);
         for (int r = 0; r < s->shape.tp; r++) {
-            if (head[r * words] != 0) return bad_logits(e, first_row + i, "a logit of NaN");
+            if (head[r * words] == HEAD_NAN) {
+                return bad_logits(e, first_row + i, "a logit of NaN");
+            }
+            if (head[r * words] == HEAD_HOST) row->stage = ROW_HOSTED;
         }
+        if (row->stage == ROW_HOSTED) continue;
         row->lists = (struct row_lists){.lists = head + 1,
                                         .raw_lists = head + 1 + row->rule->n_list,
                                         .stride = words,
@@ -291,36 +303,36 @@ static enum status round_head(struct sampler *s, int n, int first_row, struct er
     return OK;
 }
 
-static bool needs_mass(const struct row *row)
+// Two words of row i, the second of the raw logits. ahead: the logits read next, or NULL.
+static void fill_total(struct sampler *s, int i, uint64_t *to, const float *ahead)
 {
-    return row->stage == ROW_KEPT || row->stage == ROW_TOTAL || row->rule->raw_total;
+    struct row *row = &s->rows[i];
+    bool drawn = row->stage == ROW_KEPT || row->stage == ROW_TOTAL;
+    struct slice slice = slice_of(s, i, drawn ? row->softmax : row->raw_softmax);
+    to[0] = to[1] = 0;
+    if (drawn || !row->rule->penalties) {
+        to[0] = slice_mass(&slice, row->kept, ahead);
+        row->summed = true;
+    }
+    if (!row->rule->raw_total) return;
+    to[1] = row_raw_is_same(row) ? to[0] + penalty_mass(s, i) : raw_mass(s, i);
 }
 
-// The second round: total masses, and the kept ones of rows that need no search. Two words a row,
-// the second of the raw logits. ahead: the logits read next, or NULL.
+// The second round: total masses, and the kept ones of rows that need no search.
 static enum status round_total(struct sampler *s, int n, const float *ahead, struct error *e)
 {
     int words = 0;
     for (int i = 0; i < n; i++) {
-        struct row *row = &s->rows[i];
-        if (!needs_mass(row)) continue;
-        uint64_t *to = s->parts.send + words;
-        bool drawn = row->stage == ROW_KEPT || row->stage == ROW_TOTAL;
-        struct slice slice = slice_of(s, i, drawn ? row->softmax : row->raw_softmax);
+        if (!row_needs_mass(&s->rows[i])) continue;
+        if (!s->by_device) fill_total(s, i, s->parts.send + words, ahead);
         words += 2;
-        to[0] = to[1] = 0;
-        if (drawn || !row->rule->penalties) {
-            to[0] = slice_mass(&slice, row->kept, ahead);
-            row->summed = true;
-        }
-        if (!row->rule->raw_total) continue;
-        to[1] = row_raw_is_same(row) ? to[0] + penalty_mass(s, i) : raw_mass(s, i);
     }
+    if (s->by_device) try(sampler_device_totals(&s->device, s->rows, n, s->parts.send, e));
     try(gather(s, s->parts.receive, words, e));
     const uint64_t *at = s->parts.receive;
     for (int i = 0; i < n; i++) {
         struct row *row = &s->rows[i];
-        if (!needs_mass(row)) continue;
+        if (!row_needs_mass(row)) continue;
         row->raw_total = sum_words(s, at + 1, words);
         if (row->stage == ROW_KEPT) {
             row_decide_kept(row, at, words);
@@ -365,8 +377,11 @@ static enum status round_trial(struct sampler *s, int n, struct error *e)
         const struct row *row = &s->rows[i];
         if (row->stage != ROW_TRIAL) continue;
         struct draw draw = row->trials[row->trial];
-        s->parts.send[words++] =
-            draw.owner == s->rank ? token_word(s, row, walk(s, i, KEPT_ALL, draw)) : 0;
+        bool ours = draw.owner == s->rank && !s->by_device;
+        s->parts.send[words++] = ours ? token_word(s, row, walk(s, i, KEPT_ALL, draw)) : 0;
+    }
+    if (s->by_device) {
+        try(sampler_device_walks(&s->device, s->rows, n, ROW_TRIAL, s->parts.send, e));
     }
     try(gather(s, s->parts.receive, words, e));
     const uint64_t *at = s->parts.receive;
@@ -387,14 +402,17 @@ static enum status round_test(struct sampler *s, int n, struct error *e)
     for (int i = 0; i < n; i++) {
         const struct row *row = &s->rows[i];
         if (row->stage != ROW_TEST) continue;
+        words++;
+        if (s->by_device) continue;
         struct slice slice = slice_of(s, i, row->softmax);
         // A rank alone may stop as soon as it knows; others need the sum over all.
         bool alone = s->shape.tp == 1;
         uint64_t most = alone ? row->need : UINT64_MAX;
         uint64_t rest = alone ? row->total - row->need : UINT64_MAX;
-        s->parts.send[words++] =
+        s->parts.send[words - 1] =
             slice_before(&slice, row->logit, row->id - s->shape.vocab_begin, most, rest);
     }
+    if (s->by_device) try(sampler_device_tests(&s->device, s->rows, n, s->parts.send, e));
     try(gather(s, s->parts.receive, words, e));
     const uint64_t *at = s->parts.receive;
     for (int i = 0; i < n; i++) {
@@ -470,6 +488,10 @@ static enum status round_narrow(struct sampler *s, int n, bool *more, struct err
 static enum status rounds_narrow(struct sampler *s, int n, struct error *e)
 {
     bool narrowing[BATCH_MAX], more = true;
+    for (int i = 0; i < n && s->by_device; i++) {
+        if (s->rows[i].stage == ROW_NARROW) s->rows[i].stage = ROW_HOSTED;
+    }
+    if (s->by_device) return OK;
     for (int i = 0; i < n; i++) {
         struct row *row = &s->rows[i];
         narrowing[i] = row->stage == ROW_NARROW;
@@ -500,13 +522,19 @@ static enum status round_reveal(struct sampler *s, int n, struct error *e)
     bool asks[BATCH_MAX];
     for (int i = 0; i < n; i++) {
         const struct row *row = &s->rows[i];
-        asks[i] = row->stage == ROW_DRAWN || (row->rule->raw_total && row->rule->penalties);
+        asks[i] = row->stage == ROW_DRAWN || (row->rule->raw_total && row->rule->penalties &&
+                                              row->stage != ROW_HOSTED);
         if (!asks[i]) continue;
+        words++;
+        if (s->by_device) continue; // such rows are in ROW_DRAWN
         int32_t id = row->id;
         bool ours = row->stage == ROW_DRAWN && row->draw.owner == s->rank;
         if (ours) id = walk(s, i, row->kept, row->draw);
         restore(s, i);
-        s->parts.send[words++] = row->stage != ROW_DRAWN || ours ? token_word(s, row, id) : 0;
+        s->parts.send[words - 1] = row->stage != ROW_DRAWN || ours ? token_word(s, row, id) : 0;
+    }
+    if (s->by_device) {
+        try(sampler_device_walks(&s->device, s->rows, n, ROW_DRAWN, s->parts.send, e));
     }
     try(gather(s, s->parts.receive, words, e));
     const uint64_t *at = s->parts.receive;
@@ -542,6 +570,48 @@ static enum status run_rounds(struct sampler *s, int n, int first_row, const flo
     return round_reveal(s, n, e);
 }
 
+// Rows [first, first + n) of sampler_run. hosted (n): which are left to the host.
+static enum status run_batch(struct sampler *s, float *logits, int first, int n,
+                             const int32_t *slot, const int32_t *pos, const float *ahead,
+                             struct sampled *out, bool *hosted, struct error *e)
+{
+    for (int i = 0; i < n; i++) {
+        begin_row(s, i, logits + (size_t) i * (size_t) s->shape.vocab_n, slot[first + i],
+                  pos[first + i]);
+    }
+    enum status status = run_rounds(s, n, first, ahead, e);
+    for (int i = 0; i < n && !s->by_device; i++) restore(s, i);
+    clear_counts(s);
+    if (status != OK) return status;
+    for (int i = 0; i < n; i++) {
+        hosted[i] = s->rows[i].stage == ROW_HOSTED;
+        if (!hosted[i]) finish_row(&s->rows[i], &out[first + i]);
+        s->counts.rows += !hosted[i];
+    }
+    return OK;
+}
+
+// A batch on the device, and then row by row what that left.
+static enum status run_on_device(struct sampler *s, float *logits, int first, int n,
+                                 const int32_t *slot, const int32_t *pos, struct sampled *out,
+                                 struct error *e)
+{
+    const struct sampler_device *d = &s->device;
+    bool hosted[BATCH_MAX], again;
+    s->by_device = true;
+    enum status status = run_batch(s, logits, first, n, slot, pos, NULL, out, hosted, e);
+    s->by_device = false;
+    for (int i = 0; i < n && status == OK; i++) {
+        if (!hosted[i]) continue;
+        d->backend->download(d->device, s->parts.row,
+                             logits + (size_t) i * (size_t) s->shape.vocab_n,
+                             (size_t) s->shape.vocab_n * sizeof *logits);
+        status = run_batch(s, s->parts.row, first + i, 1, slot, pos, NULL, out, &again, e);
+        s->counts.hosted++;
+    }
+    return status;
+}
+
 enum status sampler_run(struct sampler *s, float *logits, int n_out, const int32_t *slot,
                         const int32_t *pos, struct sampled *out, struct error *e)
 {
@@ -549,18 +619,13 @@ enum status sampler_run(struct sampler *s, float *logits, int n_out, const int32
     size_t stride = (size_t) s->shape.vocab_n;
     for (int first = 0; first < n_out; first += s->parts.batch) {
         int n = n_out - first < s->parts.batch ? n_out - first : s->parts.batch;
-        for (int i = 0; i < n; i++) {
-            begin_row(s, i, logits + (size_t) (first + i) * stride, slot[first + i],
-                      pos[first + i]);
-        }
+        float *rows = logits + (size_t) first * stride;
+        bool hosted[BATCH_MAX];
         // Many rows are read for the first time before the first of them is summed.
-        const float *ahead = n == 1 && first + 1 < n_out ? s->rows[0].logits + stride : NULL;
-        enum status status = run_rounds(s, n, first, ahead, e);
-        for (int i = 0; i < n; i++) restore(s, i);
-        clear_counts(s);
-        if (status != OK) return status;
-        for (int i = 0; i < n; i++) finish_row(&s->rows[i], &out[first + i]);
-        s->counts.rows += (uint64_t) n;
+        const float *ahead = n == 1 && first + 1 < n_out ? rows + stride : NULL;
+        try(s->shape.on_device
+                ? run_on_device(s, rows, first, n, slot, pos, out, e)
+                : run_batch(s, rows, first, n, slot, pos, ahead, out, hosted, e));
     }
     return OK;
 }

@@ -41,10 +41,11 @@ struct sampled {
     float top_logprob[LOGPROBS_MAX];
 };
 
-// Builds the sampler inside `memory` (sampler_bytes). Owns nothing; no deinit.
+// Builds the sampler inside `memory` (sampler_bytes), which the device reaches if the logits lie on
+// it; then on_device (sampler_device_bytes) is memory of the device. Owns nothing; no deinit.
 struct sampler *sampler_init(void *memory, const struct sampler_shape *s,
                              const struct backend *backend, struct device *device,
-                             struct comm *comm);
+                             void *on_device, struct comm *comm);
 
 // A sequence takes a slot; forgets what the slot had. n_prompt: ids below this index are prompt.
 void sampler_open(struct sampler *s, int slot, const struct sampling *sampling, int n_prompt);
@@ -66,6 +67,7 @@ enum status sampler_run(struct sampler *s, float *logits, int n_out, const int32
 // tested by a sum over the vocabulary; rows whose cut-off beyond the lists had to be searched.
 struct sampler_counts {
     uint64_t rows, tests, fallbacks;
+    uint64_t hosted; // rows of a device's logits that the host chose for
 };
 
 struct sampler_counts sampler_counts(const struct sampler *s);

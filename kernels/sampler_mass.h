@@ -28,9 +28,14 @@ struct softmax {
 #define MASS_LEAST (-60.0f)     // exponents below have mass 0 anyway
 #define MASS_OFFSET_MAX 0x1p18f // offsets beyond leave the grid
 
-static inline struct softmax softmax_of(float max, float temperature)
+static inline struct softmax softmax_scaled(float max, float scale)
 {
-    struct softmax s = {.max = max, .scale = (float) (1.4426950408889634 / (double) temperature)};
+    struct softmax s = {.max = max,
+                        .scale = scale,
+                        .offset = 0,
+                        .grid = 0,
+                        .least = 0,
+                        .plain = false};
     double offset = ceil((double) s.max * (double) s.scale * 8) / 8;
     if (!(s.scale < INFINITY && fabs(offset) <= (double) MASS_OFFSET_MAX)) return s;
     s.plain = true;
@@ -38,6 +43,16 @@ static inline struct softmax softmax_of(float max, float temperature)
     s.grid = MASS_GRID - s.offset;
     s.least = (s.offset + MASS_LEAST) / s.scale;
     return s;
+}
+
+static inline float softmax_scale(float temperature)
+{
+    return (float) (1.4426950408889634 / (double) temperature);
+}
+
+static inline struct softmax softmax_of(float max, float temperature)
+{
+    return softmax_scaled(max, softmax_scale(temperature));
 }
 
 // The exponent of a logit below the largest, at most 0, never falling as l rises. The largest has 0
@@ -74,8 +89,8 @@ static inline float mass_power(float on_grid, float f)
 }
 
 // Of exponents themselves, in base 2.
-static const struct softmax SOFTMAX_UNIT = {.scale = 1, .grid = MASS_GRID, .least = MASS_LEAST,
-                                            .plain = true};
+static const struct softmax SOFTMAX_UNIT = {
+    .max = 0, .scale = 1, .offset = 0, .grid = MASS_GRID, .least = MASS_LEAST, .plain = true};
 
 static inline uint64_t mass_plain(struct softmax s, float l)
 {

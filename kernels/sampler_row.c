@@ -157,6 +157,25 @@ bool row_decide_lists(struct row *row, uint64_t *kept)
     return true;
 }
 
+int row_head_words(const struct row *row) { return 1 + row->rule->n_list + row->rule->n_raw_list; }
+
+float row_sure_mass(const struct row *row)
+{
+    const struct rule *r = row->rule;
+    if (r->penalties) return 0;
+    if (r->total) return r->sampling.temperature;
+    bool filtered = r->top_k > 0 || r->top_p || r->least > -INFINITY;
+    if (!r->greedy && !filtered) return r->sampling.temperature;
+    bool listed = r->greedy || (r->top_k > 0 && r->top_k <= CANDIDATES_MAX);
+    return listed && r->raw_total ? 1.0f : 0.0f;
+}
+
+bool row_needs_mass(const struct row *row)
+{
+    if (row->stage == ROW_HOSTED) return false;
+    return row->stage == ROW_KEPT || row->stage == ROW_TOTAL || row->rule->raw_total;
+}
+
 bool row_raw_is_same(const struct row *row)
 {
     const struct softmax *a = &row->softmax, *b = &row->raw_softmax;

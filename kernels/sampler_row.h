@@ -40,6 +40,7 @@ enum row_stage {
     ROW_KEPT,   // kept set known as a cut-off; waits for its mass on each rank
     ROW_DRAWN,  // the draw among the kept is known; its `owner` finds the token
     ROW_CHOSEN, // id is known
+    ROW_HOSTED, // of a device's batch: is left to the host, which begins it anew
 };
 
 // The ranks' lists of one row's best tokens; those of rank r `stride` words on.
@@ -64,6 +65,8 @@ struct row {
     uint64_t random;
     enum row_stage stage;
     struct softmax softmax, raw_softmax;
+    bool has_mass; // tp == 1: of all logits, made with the lists: `mass`
+    uint64_t mass;
     uint64_t total, raw_total, need; // mass of all; mass that top_p's prefix must reach
     int n_patches;                   // logits that penalties changed and that are not yet restored
     // The order's tokens up to `sure` are kept; if `closed`, no others.
@@ -84,6 +87,15 @@ struct row {
 // After `lists` was filled: greedy and short top_k end here. kept: room for n_ranks *
 // CANDIDATES_MAX entries. False: no token is possible.
 bool row_decide_lists(struct row *row, uint64_t *kept);
+
+// Words of a row in the first round: enum sampler_head, the list, the raw list.
+int row_head_words(const struct row *row);
+
+// The temperature of a mass of all logits that the second round surely has; 0: there may be none.
+float row_sure_mass(const struct row *row);
+
+// Whether the second round has its masses.
+bool row_needs_mass(const struct row *row);
 
 // Whether the sum over the raw logits follows from the one made for the draw, or is the only one.
 bool row_raw_is_same(const struct row *row);

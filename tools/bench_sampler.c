@@ -197,7 +197,7 @@ static enum status measure(struct bench *b, const struct bench_case *c, int n_ro
         return error_set(e, ERR_NOMEM, NULL, "no %" PRIu64 " bytes for the sampler",
                          sampler_bytes(&shape));
     }
-    struct sampler *s = sampler_init(memory, &shape, NULL, NULL, NULL);
+    struct sampler *s = sampler_init(memory, &shape, NULL, NULL, NULL, NULL);
     int32_t slot[ROWS_MAX], pos[ROWS_MAX];
     for (int i = 0; i < n_rows; i++) {
         slot[i] = i;

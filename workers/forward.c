@@ -73,7 +73,7 @@ static void carve_buffers(struct forward *f, const struct rank_shape *shape, str
     f->out_pos = at[RANK_OUT_POS];
     f->sampled = at[RANK_SAMPLED];
     f->logits = at[RANK_LOGITS];
-    f->host_logits = at[RANK_HOST_LOGITS];
+    f->on_device = at[RANK_SAMPLER];
     f->comm_memory = at[RANK_COMM];
     f->comm_pinned = at[RANK_COMM_PINNED];
     if (at[RANK_SCRATCH] == NULL) return;
@@ -114,7 +114,7 @@ void forward_layout(struct forward *f, const struct weights *weights, const stru
     carve_buffers(f, &shape, carve, host, &memory);
     if (memory == NULL) return;
     struct sampler_shape sampler = rank_sampler_shape(&shape);
-    f->sampler = sampler_init(memory, &sampler, backend, device, host_comm);
+    f->sampler = sampler_init(memory, &sampler, backend, device, f->on_device, host_comm);
 }
 
 // --- layers
@@ -353,20 +353,14 @@ static void logits(struct forward *f, int n_out)
 
 static enum status tail(struct forward *f, const struct step *s, struct error *e)
 {
-    const struct backend *b = f->backend;
     feed_sampler(f, s);
     if (s->n_out > 0) {
         logits(f, s->n_out);
-        if (f->host_logits != f->logits) {
-            b->download(f->device, f->host_logits, f->logits,
-                        (size_t) s->n_out * (size_t) f->weights->vocab.n * sizeof(float));
-        }
         for (int i = 0; i < s->n_out; i++) {
             f->out_slot[i] = s->slot[s->out_rows[i]];
             f->out_pos[i] = s->pos[s->out_rows[i]] + 1; // of the token being chosen
         }
-        try(sampler_run(f->sampler, f->host_logits, s->n_out, f->out_slot, f->out_pos, f->sampled,
-                        e));
+        try(sampler_run(f->sampler, f->logits, s->n_out, f->out_slot, f->out_pos, f->sampled, e));
     }
     return OK;
 }

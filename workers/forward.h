@@ -43,7 +43,7 @@ struct forward {
     float *out_x;         // (max_out, hidden)
     void *out_h;          // (max_out, hidden) act
     float *logits;        // (max_out, vocab part); tail only
-    float *host_logits;   // the same where the host reads them
+    void *on_device;      // the sampler's, where the host does not read logits; tail only
     int32_t *out_slot, *out_pos; // (max_out) host
     struct sampler *sampler;     // tail only
     struct sampled *sampled;     // (max_out) host; tail only

@@ -2,6 +2,7 @@
 #include "kernels/backend.h"
 
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/sampler.h"
 
 static const struct backend cuda = {
     .name = "cuda",
@@ -46,6 +47,7 @@ static const struct backend cuda = {
     .import_act = cuda_import_act,
     .export_act = cuda_export_act,
     .gather = cuda_gather,
+    .sampler = &cuda_sampler,
 };
 
 const struct backend *backend_cuda(void) { return &cuda; }

@@ -52,6 +52,9 @@ void check_ranks_speed(struct result *r, int n_gpus, bool staged);
 void check_speed(struct result *r);
 void check_attention_speed(struct result *r);
 
+// The sampler on logits of the device: the tokens of the host's, and its times.
+void check_sampler(struct result *r);
+
 // One rank of a deployment on 32 GPUs, and five layers, at full size with random weights.
 void check_rehearse(struct result *r, const char *fixtures);
 

@@ -2,7 +2,8 @@
 // PARTS: letters of o (ops), a (attention, and its speed), g (golden files), b (few of them, for
 // slow tools), r (steps, recorded and not), c (collectives and ranks on the GPUs there are), m
 // (times of sums between several of them), h (both as if GPUs could not use each other's memory),
-// s (speed), f (full size: rehearsals). Exit status 0: all bars are met, 77: no device.
+// t (sampler), s (speed), f (full size: rehearsals). Exit status 0: all bars are met, 77: no
+// device.
 #include "tests/gpu/check.h"
 #include "tests/gpu/ranks.h"
 
@@ -85,6 +86,7 @@ int main(int argc, char **argv)
         check_ranks_staged(&r, n_gpus);
         check_ranks_speed(&r, n_gpus, true);
     }
+    if (strchr(argv[1], 't') != NULL) check_sampler(&r);
     if (strchr(argv[1], 's') != NULL) check_speed(&r);
     if (strchr(argv[1], 'f') != NULL) check_rehearse(&r, argv[2]);
     printf("%d passed, %d failed\n", r.passed, r.failed);

@@ -223,7 +223,7 @@ static void test_kinds_of_devices(void **state)
 static void test_host_memory_of_gpus(void **state)
 {
     (void) state;
-    long long staging[2][2], logits[2][2]; // [device][stage]
+    long long staging[2][2], sampler[2][2]; // [device][stage]
     for (int gpu = 0; gpu < 2; gpu++) {
         assert_int_equal(command_run(&c, cmd_plan, NULL, "plan", "--model", FIXTURES "/tiny-fp8",
                                      "--vram", "4G", "--device", gpu ? "cuda" : "cpu", "--gpus",
@@ -233,14 +233,14 @@ static void test_host_memory_of_gpus(void **state)
             const json_t *host =
                 json_object_get(json_array_get(json_object_get(o, "stages"), (size_t) i), "host");
             staging[gpu][i] = number(host, "staging");
-            logits[gpu][i] = number(host, "logits");
+            sampler[gpu][i] = number(host, "sampler");
         }
         json_decref(o);
     }
     for (int i = 0; i < 2; i++) {
         assert_int_equal(staging[1][i] - staging[0][i], 2 * (16ll << 20));
-        assert_int_equal(logits[0][i], 0);
-        assert_int_equal(logits[1][i] > 0, i == 1);
+        assert_int_equal(sampler[0][i], 0);
+        assert_int_equal(sampler[1][i] > 0, i == 1);
     }
 }
 

@@ -460,12 +460,13 @@ static void test_host_memory_of_ranks(void **state)
                                .n_blocks = 99, .max_rows = 128, .max_out = 40,
                                .place = {.last = 2, .tail = tail, .tp_rank = 1, .tp = 8}};
         struct ledger l = rank_host_ledger(&s), none = {0}, large;
-        uint64_t logits = tail ? 40ull * (uint64_t) (c.vocab_size / 8) * sizeof(float) : 0;
+        uint64_t row = tail ? (uint64_t) (c.vocab_size / 8) * sizeof(float) : 0;
         assert_int_equal(l.bytes[LEDGER_STAGING], 2 * 8 * MIB);
-        assert_int_equal(l.bytes[LEDGER_LOGITS], carve_aligned(logits));
+        assert_int_equal(l.bytes[LEDGER_LOGITS], 0); // they stay on the GPU
         assert_int_equal(l.bytes[LEDGER_COMM], cuda_comm_pinned(8).bytes);
         assert_int_equal(l.bytes[LEDGER_HISTORY] > 0, tail);
-        assert_int_equal(l.bytes[LEDGER_SAMPLER] > 0, tail);
+        assert_int_equal(l.bytes[LEDGER_SAMPLER] > row, tail);
+        assert_in_range(l.bytes[LEDGER_SAMPLER], row, SAMPLER_SCRATCH_MAX);
         assert_int_equal(l.bytes[LEDGER_WEIGHTS] + l.bytes[LEDGER_KV] + l.bytes[LEDGER_SCRATCH], 0);
         s.n_blocks = 9999; // the pool is the device's
         large = rank_host_ledger(&s);

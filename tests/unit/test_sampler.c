@@ -2,6 +2,7 @@
 
 #include "kernels/sampler_mass.h"
 #include "tests/support/logits.h"
+#include "tests/support/sampler_ops.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -77,6 +78,32 @@ static void write_history(struct sampler *s, int slot, const int32_t *ids, int n
     for (int i = half; i < n; i++) sampler_history(s, slot, i, ids + i, 1);
 }
 
+// The same as if the logits lay on a device: the same tokens.
+static void run_on_device(struct rank_run *run, struct sampler_shape shape, float *logits,
+                          const int32_t *slot, const int32_t *pos)
+{
+    const struct call *c = run->call;
+    static _Thread_local struct sampled out[MAX_ROWS];
+    struct error e = {0};
+    shape.on_device = true;
+    void *memory = NULL, *there = malloc(sampler_device_bytes(&shape));
+    check(there != NULL && posix_memalign(&memory, 64, sampler_bytes(&shape)) == 0);
+    memset(memory, 0xa5, sampler_bytes(&shape));
+    struct comm *comm = c->tp > 1 ? &run->comm.base : NULL;
+    struct sampler *s = sampler_init(memory, &shape, sampler_ops_backend(), NULL, there, comm);
+    for (int i = 0; i < c->n_rows; i++) {
+        sampler_open(s, slot[i], &c->sampling[i], c->n_prompt[i]);
+        write_history(s, slot[i], c->ids + (size_t) i * MAX_CONTEXT, pos[i]);
+    }
+    check(sampler_run(s, logits, c->n_rows, slot, pos, out, &e) == run->status);
+    if (run->status == OK) {
+        check(memcmp(out, run->out, (size_t) c->n_rows * sizeof *out) == 0);
+        check(sampler_counts(s).rows == (uint64_t) c->n_rows);
+    }
+    free(memory);
+    free(there);
+}
+
 static void *rank_main(void *arg)
 {
     struct rank_run *run = arg;
@@ -92,7 +119,7 @@ static void *rank_main(void *arg)
     check(posix_memalign(&memory, 64, sampler_bytes(&shape)) == 0);
     memset(memory, 0xa5, sampler_bytes(&shape));
     struct comm *comm = c->tp > 1 ? &run->comm.base : NULL;
-    struct sampler *s = sampler_init(memory, &shape, NULL, NULL, comm);
+    struct sampler *s = sampler_init(memory, &shape, NULL, NULL, NULL, comm);
     // Of the exact size, so that a sanitizer sees a read beyond the slice.
     size_t bytes = (size_t) c->n_rows * (size_t) run->n * sizeof(float);
     float *mine = malloc(bytes > 0 ? bytes : 1), *copy = malloc(bytes > 0 ? bytes : 1);
@@ -109,6 +136,8 @@ static void *rank_main(void *arg)
     run->status = sampler_run(s, mine, c->n_rows, slot, pos, run->out, &run->error);
     check(memcmp(copy, mine, bytes) == 0);
     run->counts = sampler_counts(s);
+    run_on_device(run, shape, mine, slot, pos);
+    check(memcmp(copy, mine, bytes) == 0);
     free(mine);
     free(copy);
     free(memory);
@@ -124,6 +153,8 @@ static void run_call(const struct call *c, struct rank_run *result)
     struct sampler_shape shape = {.max_context = MAX_CONTEXT, .max_out = c->n_rows,
                                   .vocab_size = c->vocab, .tp = c->tp};
     g.room = sampler_gather_max(&shape);
+    shape.on_device = true;
+    if (sampler_gather_max(&shape) > g.room) g.room = sampler_gather_max(&shape);
     pthread_barrier_init(&g.barrier, NULL, (unsigned) c->tp);
     for (int r = 0; r < c->tp; r++) {
         g.slots[r] = malloc(g.room);
@@ -387,7 +418,7 @@ static void test_usage(void **state)
     struct sampler_shape shape = {.slots = 2, .max_context = 16, .max_out = 2,
                                   .vocab_n = VOCAB, .vocab_size = VOCAB, .tp = 1};
     void *memory = malloc(sampler_bytes(&shape));
-    struct sampler *s = sampler_init(memory, &shape, NULL, NULL, NULL);
+    struct sampler *s = sampler_init(memory, &shape, NULL, NULL, NULL, NULL);
 
     struct sampling greedy = sampling_default(), drawn = sampling_default();
     greedy.n_logprobs = 2;
@@ -524,7 +555,7 @@ static void test_history_is_replaced(void **state)
     struct sampler_shape shape = {.slots = 1, .max_context = 4, .max_out = 1,
                                   .vocab_n = 3, .vocab_size = 3, .tp = 1};
     void *memory = malloc(sampler_bytes(&shape));
-    struct sampler *s = sampler_init(memory, &shape, NULL, NULL, NULL);
+    struct sampler *s = sampler_init(memory, &shape, NULL, NULL, NULL, NULL);
     struct sampling sampling = sampling_default();
     sampling.presence_penalty = 2;
     float logits[] = {1, 0.5f, 0};

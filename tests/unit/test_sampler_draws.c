@@ -18,7 +18,7 @@ static struct sampler_counts draw_many(struct sampling sampling, float *logits,
     struct sampler_shape shape = {.slots = 1, .max_context = 4, .max_out = 1,
                                   .vocab_n = DRAWN_VOCAB, .vocab_size = DRAWN_VOCAB, .tp = 1};
     void *memory = malloc(sampler_bytes(&shape));
-    struct sampler *s = sampler_init(memory, &shape, NULL, NULL, NULL);
+    struct sampler *s = sampler_init(memory, &shape, NULL, NULL, NULL, NULL);
     const int32_t slot = 0, pos = 0;
     int count[DRAWN_VOCAB] = {0}, kept = 0;
     double x = 0;
@@ -113,6 +113,13 @@ static void test_scratch_is_small(void **state)
         assert_true(count.ledger.bytes[LEDGER_SAMPLER] <= SAMPLER_SCRATCH_MAX);
         assert_true(count.ledger.bytes[LEDGER_HISTORY] >= 256ull * 163840 * sizeof(int32_t));
         assert_int_equal(ledger_total(&count.ledger), sampler_bytes(&shape));
+        shape.on_device = true;
+        struct carve host = {0}, device = {0};
+        struct sampler_device_parts there;
+        sampler_carve(&parts, &shape, &host);
+        sampler_device_carve(&there, &shape, &device);
+        assert_true(host.ledger.bytes[LEDGER_SAMPLER] + device.used <= SAMPLER_SCRATCH_MAX);
+        assert_int_equal(device.used, sampler_device_bytes(&shape));
     }
 }
 
