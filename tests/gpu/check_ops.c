@@ -252,6 +252,18 @@ static void check_kv_write(int kv_lora, int rope, int n_rows)
 
 // --- router and experts
 
+// In double, what experts are chosen by.
+static double biased(const float *x, const float *weight, const float *bias, int expert, int hidden)
+{
+    double sum = 0;
+    const float *w = weight + (size_t) expert * (size_t) hidden;
+    for (int i = 0; i < hidden; i++) sum += (double) x[i] * w[i];
+    return 1 / (1 + exp(-sum)) + bias[expert];
+}
+
+// Two experts that are closer than f32 sums tell apart may change places.
+#define ROUTE_CLOSE 2e-6
+
 static void check_route(int n_experts, int n_groups, int kept, int n_chosen, int hidden, int n_rows)
 {
     struct scratch_shape shape = {.max_rows = n_rows, .hidden = hidden, .n_experts = n_experts,
@@ -283,15 +295,40 @@ static void check_route(int n_experts, int n_groups, int kept, int n_chosen, int
                     weights[i], n_rows);
     }
     int32_t *a = malloc(n * 4), *b = malloc(n * 4);
+    float *wa = malloc(n * 4), *wb = malloc(n * 4);
     side_get(&cpu, a, chosen[0], n * 4);
     side_get(&gpu, b, chosen[1], n * 4);
+    side_get(&cpu, wa, weights[0], n * 4);
+    side_get(&gpu, wb, weights[1], n * 4);
+    double off = 0, worst = 0; // rows with other experts; of a weight in the others
+    int close = 0;
+    for (int row = 0; row < n_rows; row++) {
+        const float *values = x + (size_t) row * (size_t) hidden;
+        bool same = true, apart = false;
+        for (int k = row * n_chosen; k < (row + 1) * n_chosen; k++) {
+            if (a[k] == b[k]) continue;
+            same = false;
+            double gap = biased(values, weight, bias, a[k], hidden) -
+                         biased(values, weight, bias, b[k], hidden);
+            apart |= !(fabs(gap) <= ROUTE_CLOSE);
+        }
+        off += apart;
+        close += !same && !apart;
+        for (int k = row * n_chosen; same && k < (row + 1) * n_chosen; k++) {
+            double error = isnan(wa[k]) && isnan(wb[k]) ? 0 : fabs(wa[k] - wb[k]) / 2.5;
+            if (!(error <= worst)) worst = error;
+        }
+    }
     char name[96];
-    snprintf(name, sizeof name, "route %d of %d in %d groups, %d rows: same experts", n_chosen,
+    snprintf(name, sizeof name, "route %d of %d in %d groups, %d rows: other experts", n_chosen,
              n_experts, n_groups, n_rows);
-    result_error(results, name, memcmp(a, b, n * 4) == 0 ? 0 : INFINITY, 0);
-    snprintf(name, sizeof name, "route %d of %d in %d groups, %d rows: weights", n_chosen,
-             n_experts, n_groups, n_rows);
-    compare(name, weights[0], weights[1], NULL, n);
+    if (close > 1 + n_rows / 100) off += close;
+    result_error(results, name, off, 0);
+    snprintf(name, sizeof name, "route %d of %d in %d groups, %d rows: weights; %d close calls",
+             n_chosen, n_experts, n_groups, n_rows, close);
+    result_error(results, name, worst, 1e-5);
+    free(wa);
+    free(wb);
     free(a);
     free(b);
     free(x);
