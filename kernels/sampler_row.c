@@ -50,18 +50,18 @@ static bool reaches_least(const struct row *row, uint64_t entry)
 // Draws among kept (n) of the given mass; the walk goes by ascending id, as over the ranks' slices.
 static void draw_from(struct row *row, uint64_t *kept, int n, uint64_t mass)
 {
-    for (int i = 0; i < n; i++) kept[i] = kept[i] << 32 | kept[i] >> 32;
-    select_sort(kept, n);
-    uint64_t left = mass_draw(row->random, mass);
-    for (int i = 0; i < n; i++) {
-        uint64_t entry = kept[i] << 32 | kept[i] >> 32, m = entry_mass(row, entry);
-        if (left < m) {
-            choose(row, entry);
-            return;
+    const struct row_lists *l = &row->lists;
+    int32_t id = select_draw(kept, n, mass_draw(row->random, mass));
+    for (int r = 0; r < l->n_ranks; r++) {
+        const uint64_t *list = l->lists + (size_t) r * (size_t) l->stride;
+        for (int i = 0; i < row->rule->n_list; i++) {
+            if (entry_id(list[i]) == id && list[i] != ENTRY_NONE) {
+                choose(row, list[i]);
+                return;
+            }
         }
-        left -= m;
     }
-    check(false, "the draw lies beyond the kept mass");
+    check(false, "a drawn token is on no list");
 }
 
 static struct merge merge_row(const struct row *row)
@@ -76,21 +76,24 @@ static bool draw_from_lists(struct row *row, uint64_t *kept)
     const struct rule *r = row->rule;
     struct merge m = merge_row(row);
     uint64_t sum = 0, need = r->total ? row->need : UINT64_MAX;
-    int n = 0;
+    int n = 0, n_least = 0; // those that reach min_p's cut-off come first
     while (r->top_k > 0 ? n < r->top_k : sum < need) {
         uint64_t entry;
         enum merge_result got = merge_next(&m, &entry);
         if (got == MERGE_UNKNOWN) return false;
-        if (got == MERGE_END || (r->top_k == 0 && !reaches_least(row, entry))) break;
-        kept[n++] = entry;
-        sum += entry_mass(row, entry);
+        bool reaches = got == MERGE_ENTRY && reaches_least(row, entry);
+        if (got == MERGE_END || (r->top_k == 0 && !reaches)) break;
+        uint64_t mass = entry_mass(row, entry);
+        kept[n++] = draw_word(entry_id(entry), mass);
+        n_least += reaches;
+        sum += mass;
     }
     if (r->top_p && r->top_k > 0) {
         need = top_p_mass(r->sampling.top_p, sum);
         int all = n;
-        for (n = 0, sum = 0; n < all && sum < need; n++) sum += entry_mass(row, kept[n]);
+        for (n = 0, sum = 0; n < all && sum < need; n++) sum += draw_word_mass(kept[n]);
     }
-    while (!reaches_least(row, kept[n - 1])) sum -= entry_mass(row, kept[--n]);
+    while (n > n_least) sum -= draw_word_mass(kept[--n]);
     draw_from(row, kept, n, sum);
     return true;
 }

@@ -1,5 +1,6 @@
 #include "kernels/sampler_select.h"
 
+#include "common/status.h"
 #include "kernels/sampler_scan.h"
 
 enum { INSERTION_MAX = 16, SLACK = SAMPLER_SLACK, FEW = 16 };
@@ -72,6 +73,28 @@ void select_sort(uint64_t *a, int n)
         }
     }
     insertion_sort(a, n);
+}
+
+int32_t select_draw(uint64_t *a, int n, uint64_t draw)
+{
+    while (n > INSERTION_MAX) {
+        int m = partition(a, n);
+        uint64_t mass = 0;
+        for (int i = 0; i < m; i++) mass += draw_word_mass(a[i]);
+        if (draw < mass) {
+            n = m;
+        } else {
+            draw -= mass;
+            a += m;
+            n -= m;
+        }
+    }
+    insertion_sort(a, n);
+    for (int i = 0; i < n; i++) {
+        if (draw < draw_word_mass(a[i])) return (int32_t) (a[i] >> 32);
+        draw -= draw_word_mass(a[i]);
+    }
+    check(false, "the draw lies beyond the kept mass");
 }
 
 static int block_count(int n) { return (n + SCAN_BLOCK - 1) / SCAN_BLOCK; }

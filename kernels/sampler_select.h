@@ -13,6 +13,13 @@
 void select_first(uint64_t *a, int n, int k);
 void select_sort(uint64_t *a, int n);
 
+// A token and its mass, at most MASS_ONE, as a word that orders by id.
+static inline uint64_t draw_word(int32_t id, uint64_t mass) { return (uint64_t) id << 32 | mass; }
+static inline uint64_t draw_word_mass(uint64_t word) { return (uint32_t) word; }
+
+// The id in which the draw falls, walking by ascending id; draw < their mass. Reorders a (n).
+int32_t select_draw(uint64_t *a, int n, uint64_t draw);
+
 // list (want) = the first entries of the tokens first_id + i with logits l (n), no NaN, ascending,
 // then ENTRY_NONE if n < want. max: their block maxima (struct scan). scratch (SAMPLER_SLACK *
 // want).
