@@ -13,6 +13,8 @@ enum {
     SPLIT_K = 512,        // at least, of k in a block
     SPLIT_BLOCKS = 132,   // blocks beyond which k is not split over blocks
     CHOOSE_THREADS = 256, // of a row: all of them add scores, one warp chooses
+    FEW_ROWS = 4,         // to which tensor cores are of no use: a block an expert and row
+    FAST_THREADS = 128,   // of the choice in registers: a warp a row
 };
 
 // A block takes one expert and SCORE_ROWS rows. A row's sum has one order whatever its place.
@@ -36,6 +38,23 @@ score(const float *x, const float *weight, int n_experts, int hidden, float *sum
         float sum = block_sum<SCORE_THREADS>(sums[r]);
         if (threadIdx.x == 0) sums_out[(size_t) (row0 + r) * n_experts + expert] = sum;
     }
+}
+
+// The same for a row a block, four values at a time.
+static __global__ void __launch_bounds__(SCORE_THREADS)
+score_row(const float *x, const float *weight, int n_experts, int hidden, float *sums_out)
+{
+    const float4 *w = (const float4 *) (weight + (size_t) blockIdx.x * hidden);
+    const float4 *in = (const float4 *) (x + (size_t) blockIdx.y * hidden);
+    float sum = 0;
+#pragma unroll 8
+    for (int i = threadIdx.x; i < hidden / 4; i += SCORE_THREADS) {
+        float4 a = w[i], b = in[i];
+        sum = fmaf(a.x, b.x, fmaf(a.y, b.y, sum));
+        sum = fmaf(a.z, b.z, fmaf(a.w, b.w, sum));
+    }
+    sum = block_sum<SCORE_THREADS>(sum);
+    if (threadIdx.x == 0) sums_out[(size_t) blockIdx.y * n_experts + blockIdx.x] = sum;
 }
 
 // --- on tensor cores. An f32 is the sum of two tf32 to 2^-22 of it; of their four products the
@@ -277,6 +296,98 @@ choose(struct router r, const float *sums, int parts, int32_t *all_chosen, float
     }
 }
 
+// The same choice in registers, for groups of whole lanes: EACH experts a lane, which follow each
+// other, so that of equal values the lowest lane has the first. 0 stands for what is not open.
+template <int EACH>
+static __global__ void __launch_bounds__(FAST_THREADS)
+choose_fast(struct router r, const float *sums, int parts, int32_t *all_chosen, float *all_weights,
+            int n_rows)
+{
+    int row = blockIdx.x * (FAST_THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    if (row >= n_rows) return; // a whole warp
+    size_t part = (size_t) n_rows * r.n_experts;
+    const float *from = sums + (size_t) row * r.n_experts + lane * EACH;
+    float score[EACH] = {};
+    uint32_t key[EACH], first = 0, second = 0;
+    float best = -INFINITY, next = -INFINITY;
+#pragma unroll 2
+    for (int p = 0; p < parts; p++) {
+#pragma unroll
+        for (int i = 0; i < EACH; i++) score[i] += from[p * part + i];
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        score[i] = 1.0f / (1.0f + expf(-score[i]));
+        float biased = score[i] + r.bias[lane * EACH + i];
+        if (isnan(biased)) biased = -INFINITY; // broken input still gets distinct experts
+        key[i] = key_of(biased);
+        if (key[i] > first) {
+            second = first;
+            first = key[i];
+            next = best;
+            best = biased;
+        } else if (key[i] > second) {
+            second = key[i];
+            next = biased;
+        }
+    }
+    int lanes = WARP / r.n_groups;
+    for (int i = 1; i < lanes; i *= 2) { // the two largest of the group
+        float other = __shfl_xor_sync(~0u, best, i), other_next = __shfl_xor_sync(~0u, next, i);
+        float low = fminf(best, other);
+        best = fmaxf(best, other);
+        next = fmaxf(low, fmaxf(next, other_next));
+    }
+    float group = r.n_experts / r.n_groups > 1 ? best + next : best;
+    int mine = lane / lanes, before = 0; // groups that go first
+    for (int g = 0; g < r.n_groups; g++) {
+        float other = __shfl_sync(~0u, group, g * lanes);
+        before += other > group || (other == group && g < mine);
+    }
+    bool open = before < r.n_groups_kept;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) key[i] = open ? key[i] : 0;
+    float sum = 0, weight = 0;
+    int32_t chosen = 0;
+    for (int k = 0; k < r.n_chosen; k++) {
+        uint32_t most = 0;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) most = max(most, key[i]);
+        uint32_t all = __reduce_max_sync(~0u, most);
+        int owner = __ffs((int) __ballot_sync(~0u, most == all)) - 1, at = 0;
+        float value = 0;
+        bool found = lane != owner;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            bool take = !found && key[i] == all;
+            found = found || take;
+            if (!take) continue;
+            value = score[i];
+            at = i;
+            key[i] = 0;
+        }
+        value = __shfl_sync(~0u, value, owner);
+        at = __shfl_sync(~0u, lane * EACH + at, owner);
+        sum += value;
+        if (lane == k) {
+            weight = value;
+            chosen = at;
+        }
+    }
+    if (lane >= r.n_chosen) return;
+    if (r.normalize) weight /= sum + 1e-20f;
+    all_chosen[(size_t) row * r.n_chosen + lane] = chosen;
+    all_weights[(size_t) row * r.n_chosen + lane] = weight * r.scaling;
+}
+
+// Whether choose_fast is for it: groups of whole lanes, and enough experts in those that are kept.
+static bool is_fast(const struct router *r, int each)
+{
+    int size = r->n_experts / r->n_groups;
+    return r->n_experts == each * WARP && r->n_groups <= WARP && WARP % r->n_groups == 0 &&
+           r->n_groups_kept * size >= r->n_chosen && r->n_chosen <= WARP;
+}
+
 static int n_parts(const struct router *r, int blocks)
 {
     int parts = SPLIT_BLOCKS / blocks, most = r->hidden / SPLIT_K;
@@ -294,6 +405,12 @@ static int put_scores(struct device *d, const struct router *r, const float *x, 
         dim3 grid((unsigned) r->n_experts, (unsigned) ceil_div(n_rows, SCORE_ROWS));
         score<<<grid, SCORE_THREADS, 0, d->stream>>>(x, r->weight, r->n_experts, r->hidden, *sums,
                                                      n_rows);
+        return 1;
+    }
+    if (n_rows <= FEW_ROWS) {
+        dim3 few((unsigned) r->n_experts, (unsigned) n_rows);
+        score_row<<<few, SCORE_THREADS, 0, d->stream>>>(x, r->weight, r->n_experts, r->hidden,
+                                                        *sums);
         return 1;
     }
     int width = n_rows <= 8 ? 8 : n_rows <= 32 ? 32 : MMA_ROWS_MAX;
@@ -326,6 +443,15 @@ void cuda_route(struct device *d, const struct router *r, const void *x, int32_t
     int parts = put_scores(d, r, (const float *) x, &sums, n_rows);
     device_launched(d, "route");
     size_t shared = (size_t) r->n_experts * 9 + (size_t) r->n_groups * 4;
-    choose<<<n_rows, CHOOSE_THREADS, shared, d->stream>>>(*r, sums, parts, chosen, weights);
+    unsigned blocks = (unsigned) ceil_div(n_rows, FAST_THREADS / WARP);
+    if (is_fast(r, 8)) {
+        choose_fast<8><<<blocks, FAST_THREADS, 0, d->stream>>>(*r, sums, parts, chosen, weights,
+                                                               n_rows);
+    } else if (is_fast(r, 12)) {
+        choose_fast<12><<<blocks, FAST_THREADS, 0, d->stream>>>(*r, sums, parts, chosen, weights,
+                                                                n_rows);
+    } else {
+        choose<<<n_rows, CHOOSE_THREADS, shared, d->stream>>>(*r, sums, parts, chosen, weights);
+    }
     device_launched(d, "route");
 }

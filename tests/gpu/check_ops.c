@@ -518,6 +518,7 @@ void check_ops(struct result *r, enum precision p)
     check_route(384, 1, 1, 8, 300, 9);
     check_route(384, 1, 1, 8, 320, 70);
     check_route(16, 8, 2, 6, 64, 3);
+    check_route(256, 8, 4, 8, 7168, 4);
     check_route(256, 8, 4, 8, 7168, 11);
     check_route(256, 4, 1, 8, 1024, 300);
     check_route(384, 1, 1, 8, 512, 40);
