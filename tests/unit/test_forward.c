@@ -244,7 +244,9 @@ static char *run_first(const struct model *m, const struct backend *b)
             stage_submit(stage);
             sent++;
         }
+        bool room = false; // for steps that were not sent yet: nothing else would end
         while ((done = stage_done(stage, &status, &e)) != NULL) {
+            room = true;
             assert_int_equal(done->step.number, ++back);
             memcpy(all + at, done->out, (size_t) done->step.n_rows * row);
             at += (size_t) done->step.n_rows * row;
@@ -254,6 +256,7 @@ static char *run_first(const struct model *m, const struct backend *b)
         struct pollfd fd = {.fd = stage_fd(stage), .events = POLLIN};
         uint64_t n;
         if (back == STEPS) break;
+        if (room && sent < STEPS) continue;
         assert_true(poll(&fd, 1, -1) == 1);
         assert_int_equal(read(fd.fd, &n, sizeof n), sizeof n);
     }
