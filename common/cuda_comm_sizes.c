@@ -16,18 +16,9 @@ struct cuda_comm_device cuda_comm_device(int tp)
 {
     struct cuda_comm_device d = {0};
     if (tp == 1) return d;
-    d.direct = place(&d.bytes, CUDA_COMM_COUNTERS * sizeof(uint32_t));
-    d.shared = place(&d.bytes, CUDA_COMM_COUNTERS * sizeof(uint32_t));
-    d.coarse = place(&d.bytes, CUDA_COARSE_BLOCKS * sizeof(uint32_t));
+    d.counters = place(&d.bytes, CUDA_COMM_COUNTERS * sizeof(uint32_t));
     d.slots = place(&d.bytes, 2 * (uint64_t) tp * cuda_comm_slot());
     return d;
-}
-
-// Two words a block, then its pieces for all ranks and its sum.
-static uint64_t coarse_bytes(int tp)
-{
-    uint64_t words = 2 * (uint64_t) CUDA_COARSE_BLOCKS * sizeof(uint32_t);
-    return words + (uint64_t) CUDA_COARSE_BLOCKS * (uint64_t) (tp + 1) * CUDA_COARSE_PACKET;
 }
 
 struct cuda_comm_pinned cuda_comm_pinned(int tp)
@@ -36,8 +27,5 @@ struct cuda_comm_pinned cuda_comm_pinned(int tp)
     if (tp == 1) return p;
     p.ended = place(&p.bytes, sizeof(uint32_t));
     p.slots = place(&p.bytes, 2 * cuda_comm_slot());
-    p.shares = place(&p.bytes, cuda_comm_slot());
-    p.sums = place(&p.bytes, cuda_comm_slot());
-    p.coarse = place(&p.bytes, coarse_bytes(tp));
     return p;
 }

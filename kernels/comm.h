@@ -74,7 +74,6 @@ struct comm_cuda_options {
     bool blocking;       // NCCL calls wait for what they do in the background
     bool staged;         // as if no GPU could use another's memory
     bool without_nccl;   // as if it was not there
-    bool coarse;         // COMM_DIRECT: large sums may travel as 8 bits, with an error below 1%
     int damaged; // for tests: what rank `damaged` - 1 gets in the check of the links is not intact
 };
 

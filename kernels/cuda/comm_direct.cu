@@ -5,23 +5,18 @@
 // values are written into all others' slots and waited for in the rank's own memory; else they are
 // written once into pinned memory of the host, which all read.
 //
-// Over the host, where reading is what takes time, more than two ranks add all but the smallest
-// sums in two steps: each writes its values of the others' shares, adds its own share from what
-// they wrote of it, writes that, and reads theirs.
-//
 // There are two slots, for even and odd sums: who writes the next sum but one has got all parts of
 // the next one, so all others have read this one. A block of threads always writes the whole of its
 // part of a slot, so that no flag is older than two sums.
 //
 // Larger sums are NCCL's where it is there, and go in pieces where not.
-#include "kernels/cuda/comm_coarse.cuh"
+#include "kernels/cuda/comm.cuh"
 
 #include <stdlib.h>
 
 enum {
     DIRECT_THREADS = CUDA_COMM_BLOCK / 2, // two values each
     LOOKS = 4096,                         // for a part, then a look whether all has ended
-    SHARED_LEAST = 4096,                  // values of a sum in two steps
 };
 
 struct direct_args {
@@ -35,21 +30,8 @@ struct direct_args {
     int tp, rank, n_to;
 };
 
-// A sum in two steps: each rank adds one share.
-struct share_args {
-    float *x; // (n)
-    size_t n;
-    uint32_t *counters;
-    const volatile uint32_t *ended;
-    uint4 *shares[TP_MAX]; // of each rank: what it has of all ranks' shares, block by block
-    uint4 *sums[TP_MAX];   // of each rank: of its own
-    int tp, rank;
-};
-
 struct direct_rank {
     struct direct_args args;
-    struct share_args shared;
-    bool staged;
     volatile uint32_t *ended; // the host's word that lets kernels go
 };
 
@@ -146,61 +128,6 @@ static __global__ void __launch_bounds__(DIRECT_THREADS)
     if (threadIdx.x == 0) a.counters[blockIdx.x] = flag;
 }
 
-// The word of this thread in a share of the block's part, in rank r's memory.
-static __device__ __forceinline__ size_t share_word(const struct share_args &a, int share)
-{
-    return ((size_t) blockIdx.x * a.tp + share) * DIRECT_THREADS + threadIdx.x;
-}
-
-// No second half here: who writes the next sum's shares has all sums of this one, which came after
-// all shares were read; who writes its sum has the shares that others wrote after reading this one.
-template <int N>
-static __global__ void __launch_bounds__(DIRECT_THREADS)
-    add_shares(const __grid_constant__ struct share_args a)
-{
-    uint32_t flag = a.counters[blockIdx.x] + 1;
-    __syncthreads(); // before it is counted
-    size_t base = ((size_t) blockIdx.x * a.tp * DIRECT_THREADS + threadIdx.x) * 2;
-    for (int i = 1; i < a.tp; i++) {
-        int k = (a.rank + i) % a.tp;
-        float2 pair = pair_take(a.x, base + (size_t) k * CUDA_COMM_BLOCK, a.n);
-        word_write(a.shares[a.rank] + share_word(a, k), pair.x, pair.y, flag);
-    }
-    size_t own = base + (size_t) a.rank * CUDA_COMM_BLOCK;
-    float2 mine = pair_take(a.x, own, a.n), sum = {};
-    for (int first = 0; first < a.tp; first += N) {
-        uint4 w[N];
-        words_wait<N>(a.shares, a.tp, a.rank, a.ended, first, share_word(a, a.rank), flag, w);
-        add_words<N>(w, first, a.tp, a.rank, mine, &sum);
-    }
-    size_t word = (size_t) blockIdx.x * DIRECT_THREADS + threadIdx.x;
-    word_write(a.sums[a.rank] + word, sum.x, sum.y, flag);
-    pair_give(a.x, own, a.n, sum);
-    for (int first = 0; first < a.tp; first += N) {
-        uint4 w[N];
-        words_wait<N>(a.sums, a.tp, a.rank, a.ended, first, word, flag, w);
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            int k = first + i;
-            if (k >= a.tp || k == a.rank) continue;
-            pair_give(a.x, base + (size_t) k * CUDA_COMM_BLOCK, a.n,
-                      make_float2(__uint_as_float(w[i].x), __uint_as_float(w[i].z)));
-        }
-    }
-    if (threadIdx.x == 0) a.counters[blockIdx.x] = flag;
-}
-
-static void share_piece(struct cuda_comm *c, float *x, size_t n)
-{
-    struct share_args a = c->direct->shared;
-    unsigned blocks = (unsigned) ceil_div(n, (uint64_t) CUDA_COMM_BLOCK * (uint64_t) a.tp);
-    a.x = x;
-    a.n = n;
-    if (a.tp <= 4) add_shares<4><<<blocks, DIRECT_THREADS, 0, c->device->stream>>>(a);
-    else add_shares<8><<<blocks, DIRECT_THREADS, 0, c->device->stream>>>(a);
-    device_launched(c->device, "all_reduce");
-}
-
 static void add_piece(struct cuda_comm *c, float *x, size_t n)
 {
     struct direct_args a = c->direct->args;
@@ -220,15 +147,9 @@ static enum status direct_all_reduce(struct comm *comm, float *x, size_t n)
     struct cuda_comm *c = cuda_comm_of(comm);
     enum status ended = hub_status(c->group->hub);
     if (ended != OK || comm->tp == 1) return ended;
-    if (n > CUDA_COMM_FLOATS && c->group->options.coarse) {
-        coarse_add(c, x, n);
-        return OK;
-    }
     if (n > CUDA_COMM_FLOATS && c->nccl != NULL) return cuda_way_nccl.ops.all_reduce(comm, x, n);
     for (size_t at = 0; at < n; at += CUDA_COMM_FLOATS) {
-        size_t piece = smaller(n - at, CUDA_COMM_FLOATS);
-        bool shared = c->direct->staged && comm->tp > 2 && piece >= SHARED_LEAST;
-        shared ? share_piece(c, x + at, piece) : add_piece(c, x + at, piece);
+        add_piece(c, x + at, smaller(n - at, CUDA_COMM_FLOATS));
     }
     return OK;
 }
@@ -250,7 +171,7 @@ static enum status direct_broadcast(struct comm *comm, void *data, size_t n, int
 // --- life
 
 // Others are written to beginning with the next rank, so that not all write to one.
-static void find_slots(struct cuda_comm *c, struct direct_args *a, struct share_args *shared)
+static void find_slots(struct cuda_comm *c, struct direct_args *a)
 {
     struct cuda_group *g = c->group;
     struct cuda_comm_device device = cuda_comm_device(a->tp);
@@ -266,8 +187,6 @@ static void find_slots(struct cuda_comm *c, struct direct_args *a, struct share_
         a->from[r] = peer ? (uint4 *) (c->memory + device.slots) + (size_t) r * slot : theirs;
         if (peer && i > 0) a->to[a->n_to++] = theirs + (size_t) a->rank * slot;
         if (!peer && i == 0) a->to[a->n_to++] = theirs;
-        shared->shares[r] = (uint4 *) (other->pinned + pinned.shares);
-        shared->sums[r] = (uint4 *) (other->pinned + pinned.sums);
     }
 }
 
@@ -284,13 +203,11 @@ static enum status direct_open(struct cuda_comm *c, struct error *e)
     if (d == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for a rank's collectives");
     int tp = c->comm.tp;
     d->ended = (volatile uint32_t *) (c->pinned + cuda_comm_pinned(tp).ended);
-    d->staged = c->links != LINKS_PEER;
-    d->args.counters = (uint32_t *) (c->memory + cuda_comm_device(tp).direct);
-    d->shared.counters = (uint32_t *) (c->memory + cuda_comm_device(tp).shared);
-    d->args.ended = d->shared.ended = d->ended;
-    d->args.tp = d->shared.tp = tp;
-    d->args.rank = d->shared.rank = c->comm.rank;
-    if (tp > 1) find_slots(c, &d->args, &d->shared);
+    d->args.counters = (uint32_t *) (c->memory + cuda_comm_device(tp).counters);
+    d->args.ended = d->ended;
+    d->args.tp = tp;
+    d->args.rank = c->comm.rank;
+    if (tp > 1) find_slots(c, &d->args);
     return OK;
 }
 

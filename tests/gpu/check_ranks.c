@@ -44,8 +44,7 @@ static void note(struct rank_thread *r, enum status status)
 static double sum_error(const struct rank_thread *r, int round, const float *have, size_t n)
 {
     double off = 0, all = 0;
-    bool exact = !r->what->comm.coarse &&
-                 (r->what->comm.way == COMM_PEER || r->what->comm.without_nccl);
+    bool exact = r->what->comm.way == COMM_PEER || r->what->comm.without_nccl;
     for (size_t i = 0; i < n; i++) {
         float sum = payload(round, 0, i);
         for (int k = 1; k < r->comm->tp; k++) sum += payload(round, k, i);
@@ -160,7 +159,7 @@ static void line(struct result *to, const struct ranks_case *c, const char *what
     char name[128];
     snprintf(name, sizeof name, "%d ranks on %d GPUs, %s%s%s%s: %s", c->comm.tp, c->n_gpus,
              way_name(c), c->comm.blocking ? " blocking" : "", c->comm.staged ? " staged" : "",
-             c->comm.coarse ? " coarse" : c->comm.without_nccl ? " alone" : "", what);
+             c->comm.without_nccl ? " alone" : "", what);
     result_error(to, name, off, bar);
 }
 
@@ -178,7 +177,7 @@ static void check_way(struct result *to, struct ranks_case c, bool recorded, boo
     int tp = c.comm.tp;
     ranks_run(ranks, &c, sum_rounds);
     say_errors(ranks, tp);
-    line(to, &c, "sums", ranks_wrong(ranks, tp), c.comm.coarse ? 1e-2 : 1e-6);
+    line(to, &c, "sums", ranks_wrong(ranks, tp), 1e-6);
     line(to, &c, "all ranks have the same bits", ranks_agree(ranks, tp) ? 0 : INFINITY, 0);
     if (ranks_wrong(ranks, tp) == INFINITY) return; // the others may take minutes
     ranks_run(ranks, &c, gather_rounds);
@@ -248,8 +247,6 @@ void check_ranks_staged(struct result *r, int n_gpus)
                                .n_gpus = tp, .arena_bytes = ARENA};
         check_way(r, c, true, false);
         c.comm.without_nccl = true;
-        check_way(r, c, true, true);
-        c.comm.coarse = true;
         check_way(r, c, true, true);
     }
 }

@@ -84,13 +84,7 @@ void check_ranks_speed(struct result *r, int n_gpus, bool staged)
         c.comm.without_nccl = true;
         struct times direct = time_way(r, staged ? "direct over the host" : "direct", c, false);
         char line[96];
-        if (staged) {
-            c.comm.coarse = true;
-            struct times coarse = time_way(r, "coarse over the host", c,
-                                           false);
-            snprintf(line, sizeof line, "%d ranks over the host: nccl / coarse, sum of 16 MiB", tp);
-            result_figure(r, line, nccl.us[N_SIZES - 1] / coarse.us[N_SIZES - 1], "", 1.5);
-        } else {
+        if (!staged) {
             c.comm.way = COMM_PEER;
             time_way(r, "peer, not recorded", c, true);
             c.comm.way = COMM_NCCL;
@@ -98,7 +92,7 @@ void check_ranks_speed(struct result *r, int n_gpus, bool staged)
             c.comm.blocking = true;
             time_way(r, "nccl blocking, not recorded", c, true);
         }
-        for (int k = 0; SIZES[k] <= 64 << 10; k++) {
+        for (int k = 0; SIZES[k] <= (staged ? 28 << 10 : 64 << 10); k++) {
             snprintf(line, sizeof line, "%d ranks%s: direct / nccl, sum of %zu KiB", tp,
                      staged ? " over the host" : "", SIZES[k] >> 10);
             result_error(r, line, direct.us[k] / nccl.us[k], 0.5);
