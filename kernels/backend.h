@@ -125,7 +125,7 @@ struct backend {
     void (*set_scratch)(struct device *d, const struct scratch_shape *s, void *scratch);
 
     // --- weights. Packs rows [row0, row0+n_rows) from `rows` (n_rows, k) row-major in m->dtype,
-    // host memory. row0 is a multiple of 16; n_rows too unless it reaches n.
+    // host memory, then done with. row0 is a multiple of 16; n_rows too unless it reaches n.
     void (*matrix_pack)(struct device *d, struct matrix *m, int row0, int n_rows, const void *rows);
     // Copies host bytes to device memory and back; `upload` is ordered on the stream and done with
     // `from` when it returns, `download` waits for the stream.

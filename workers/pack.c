@@ -132,7 +132,6 @@ static enum status take_f32(struct packer *p, const struct load_piece *piece, st
             try(check_values(t, flat, values, piece->part->scales, e));
             p->backend->upload(p->device, to + (rows.begin - want.begin + i) * cols.n + done, flat,
                                values * sizeof(float));
-            try(p->backend->sync(p->device, e)); // the scratch is used again
             i += n_rows - 1;
         }
     }
@@ -142,17 +141,17 @@ static enum status take_f32(struct packer *p, const struct load_piece *piece, st
 // --- matrices
 
 // Rows of the slice into the matrix's panels; straight from the piece where they lie as they must.
-static enum status take_matrix(struct packer *p, const struct load_piece *piece, struct matrix *m,
-                               struct range want, struct range cols, struct error *e)
+static void take_matrix(struct packer *p, const struct load_piece *piece, struct matrix *m,
+                        struct range want, struct range cols)
 {
     const struct tensor *t = piece->part->tensor;
     struct range rows = meet(piece, want);
     int first = (int) (rows.begin - want.begin);
     bool convert = t->dtype == DTYPE_F16;
-    if (rows.n == 0) return OK;
+    if (rows.n == 0) return;
     if (cols.n == columns(t) && !convert) {
         p->backend->matrix_pack(p->device, m, first, (int) rows.n, at(piece, rows.begin, 0));
-        return OK;
+        return;
     }
     size_t row_bytes = (size_t) cols.n * (convert ? 4 : dtype_size(t->dtype));
     int64_t most = (int64_t) (p->scratch_bytes / row_bytes) / LOAD_PANEL_ROWS * LOAD_PANEL_ROWS;
@@ -165,21 +164,19 @@ static enum status take_matrix(struct packer *p, const struct load_piece *piece,
                    at(piece, some.begin + i, cols.begin), t->dtype, (size_t) cols.n);
         }
         p->backend->matrix_pack(p->device, m, first + (int) done, (int) n, p->scratch);
-        try(p->backend->sync(p->device, e));
         done += n;
     }
-    return OK;
 }
 
 // W_UK of one head, turned from (nope, kv_lora) to (kv_lora, nope).
-static enum status take_turned(struct packer *p, const struct load_piece *piece, struct matrix *m,
-                               struct range want, struct error *e)
+static void take_turned(struct packer *p, const struct load_piece *piece, struct matrix *m,
+                        struct range want)
 {
     const struct tensor *t = piece->part->tensor;
     struct range rows = meet(piece, want);
     int64_t cols = columns(t);
     size_t values = (size_t) (rows.n * cols), size = dtype_size(t->dtype);
-    if (rows.n == 0) return OK;
+    if (rows.n == 0) return;
     check(rows.n == want.n, "half a head of %s", t->name);
     const char *from = at(piece, rows.begin, 0);
     if (t->dtype == DTYPE_F16) {
@@ -190,7 +187,6 @@ static enum status take_turned(struct packer *p, const struct load_piece *piece,
     }
     transpose(p->scratch, from, rows.n, cols, size);
     p->backend->matrix_pack(p->device, m, 0, m->n, p->scratch);
-    return p->backend->sync(p->device, e);
 }
 
 static struct range blocks(const struct packer *p, struct range r)
@@ -213,7 +209,7 @@ static enum status turn_scales(struct packer *p, const struct load_piece *piece,
     try(check_values(t, flat, n, true, e));
     transpose((char *) turned, (char *) flat, rows.n, cols.n, sizeof(float));
     p->backend->upload(p->device, m->scales, turned, n * sizeof(float));
-    return p->backend->sync(p->device, e);
+    return OK;
 }
 
 static enum status take_kv_b(struct packer *p, const struct load_piece *piece,
@@ -230,8 +226,8 @@ static enum status take_kv_b(struct packer *p, const struct load_piece *piece,
             try(turn_scales(p, piece, &layer->uk[h], blocks(p, uk), blocks(p, latent), e));
             try(take_f32(p, piece, blocks(p, uv), blocks(p, latent), layer->uv[h].scales, e));
         } else {
-            try(take_turned(p, piece, &layer->uk[h], uk, e));
-            try(take_matrix(p, piece, &layer->uv[h], uv, latent, e));
+            take_turned(p, piece, &layer->uk[h], uk);
+            take_matrix(p, piece, &layer->uv[h], uv, latent);
         }
     }
     return OK;
@@ -264,7 +260,10 @@ enum status pack_piece(struct packer *p, const struct load_piece *piece, struct 
     }
     if (s.role == ROLE_EMBED) return take_embed(p, piece, &s, e);
     if (s.role == ROLE_KV_B) return take_kv_b(p, piece, &s, e);
-    if (!piece->part->scales) return take_matrix(p, piece, matrix, s.row, s.col, e);
+    if (!piece->part->scales) {
+        take_matrix(p, piece, matrix, s.row, s.col);
+        return OK;
+    }
     return take_f32(p, piece, blocks(p, s.row), blocks(p, s.col), matrix->scales, e);
 }
 

@@ -21,9 +21,9 @@ size_t pack_scratch_bytes(const struct model_config *c);
 // Fills what does not come from the checkpoint: the frequencies of the rotary embedding.
 enum status pack_constants(struct packer *p, struct error *e);
 
-// Takes this rank's part of the piece, if it has any. On return the device no longer reads from the
-// piece once backend->sync has returned. ERR_INPUT bad_checkpoint names a tensor that holds NaN,
-// an infinity, or a negative scale.
+// Takes this rank's part of the piece, if it has any. On return nothing reads from the piece any
+// more, though the device may still copy what was staged of it. ERR_INPUT bad_checkpoint names a
+// tensor that holds NaN, an infinity, or a negative scale.
 enum status pack_piece(struct packer *p, const struct load_piece *piece, struct error *e);
 
 #endif

@@ -126,9 +126,8 @@ static enum status pack_rank(struct rank *r)
     load_join(s->load);
     for (;;) {
         try(load_next(s->load, r->index, &batch, &r->error));
-        if (batch.n == 0) return OK;
+        if (batch.n == 0) return o->backend->sync(r->device, &r->error);
         for (int i = 0; i < batch.n; i++) try(pack_piece(&p, &batch.pieces[i], &r->error));
-        try(o->backend->sync(r->device, &r->error)); // the buffer is filled again
         load_done(s->load, r->index);
         atomic_fetch_add_explicit(&s->loaded, batch.bytes, memory_order_relaxed);
     }

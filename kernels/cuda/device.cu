@@ -22,6 +22,28 @@ void device_note(struct device *d, cudaError_t error, const char *op)
     d->fault_op = op;
 }
 
+void device_allow(struct device *d, const void *kernel, int bytes, const char *op)
+{
+    int i = 0;
+    while (i < d->n_allowed && d->allowed[i].kernel != kernel) i++;
+    if (i < d->n_allowed && d->allowed[i].bytes >= bytes) return;
+    check(i < ALLOWED_MAX, "more than %d kernels", ALLOWED_MAX);
+    device_note(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                op);
+    d->allowed[i].kernel = kernel;
+    d->allowed[i].bytes = bytes;
+    if (i == d->n_allowed) d->n_allowed++;
+}
+
+// Whether a wait that lasts so long goes on: the watch may end it, and is looked at after a while.
+static bool goes_on(struct device *d, int64_t waited_ns)
+{
+    if (d->watch == NULL || waited_ns < BUSY_NS) return true;
+    enum status status = d->watch(d->watch_arg, waited_ns / 1000000);
+    if (status != OK && d->ended_by == OK) d->ended_by = status;
+    return status == OK;
+}
+
 // A watched wait asks again and again; after a while it lets other threads run between.
 static cudaError_t wait_watched(struct device *d, cudaEvent_t event)
 {
@@ -30,13 +52,8 @@ static cudaError_t wait_watched(struct device *d, cudaEvent_t event)
         cudaError_t error = event != NULL ? cudaEventQuery(event) : cudaStreamQuery(d->stream);
         if (error != cudaErrorNotReady) return error;
         int64_t waited_ns = clock_ns() - begun_ns;
-        if (waited_ns < BUSY_NS) continue;
-        enum status status = d->watch(d->watch_arg, waited_ns / 1000000);
-        if (status != OK) {
-            if (d->ended_by == OK) d->ended_by = status;
-            return cudaSuccess;
-        }
-        sched_yield();
+        if (!goes_on(d, waited_ns)) return cudaSuccess;
+        if (waited_ns >= BUSY_NS) sched_yield();
     }
 }
 
@@ -331,14 +348,19 @@ void cuda_step_end(struct device *d, int i)
 
 bool cuda_step_passed(struct device *d, int i)
 {
-    return cudaEventQuery(d->ended[i]) != cudaErrorNotReady;
+    if (cudaEventQuery(d->ended[i]) != cudaErrorNotReady) return true;
+    int64_t now_ns = clock_ns();
+    if (d->asked_ns == 0) d->asked_ns = now_ns;
+    return !goes_on(d, now_ns - d->asked_ns);
 }
 
 enum status cuda_step_wait(struct device *d, int i, struct error *e)
 {
-    cudaError_t error = d->watch == NULL ? cudaEventSynchronize(d->ended[i])
-                                         : wait_watched(d, d->ended[i]);
-    device_note(d, error, "the stream");
+    d->asked_ns = 0;
+    if (d->ended_by == OK) {
+        device_note(d, d->watch == NULL ? cudaEventSynchronize(d->ended[i])
+                                        : wait_watched(d, d->ended[i]), "the stream");
+    }
     return report(d, e);
 }
 

@@ -12,11 +12,17 @@
 enum {
     WARP = 32,
     GRAPHS_MAX = 256, // recorded buckets
+    ALLOWED_MAX = 128, // kernels that need more shared memory than others
 };
 
 struct graph {
     int bucket;
     cudaGraphExec_t exec;
+};
+
+struct allowed {
+    const void *kernel;
+    int bytes;
 };
 
 // A way between host and device beside the stream: activations pass through the halves of a wire
@@ -53,8 +59,11 @@ struct device {
     struct cuda_scratch scratch;
     struct wire_way in, out;
     cudaEvent_t computed, ended[DEVICE_STEPS]; // a step's ops; with its exports
+    int64_t asked_ns; // since when the oldest step is asked whether it has passed; 0: it is not
     char *pinned;          // host memory of the caller, page-locked; NULL: none
     uint64_t pinned_bytes;
+    struct allowed allowed[ALLOWED_MAX];
+    int n_allowed;
     struct graph graphs[GRAPHS_MAX];
     int n_graphs;
 };
@@ -64,6 +73,10 @@ void device_note(struct device *d, cudaError_t error, const char *op);
 
 // Forgets the recorded steps.
 void device_forget(struct device *d);
+
+// Lets a kernel have so many bytes of dynamic shared memory. The driver is told once: that takes
+// host memory.
+void device_allow(struct device *d, const void *kernel, int bytes, const char *op);
 
 // Until all that is on the stream is done, or the watch ends the wait.
 cudaError_t device_wait(struct device *d);

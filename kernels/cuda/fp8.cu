@@ -225,9 +225,7 @@ template <int HALVES> static void launch(struct device *d, struct fp8_call &c,
     c.x = tma_map(d, &rows);
     c.token_tiles = (int) ceil_div((uint64_t) c.n_rows, S::TOKENS);
     c.tiles = c.token_tiles * (int) ceil_div((uint64_t) (c.row_phase + c.n), TILE_N);
-    device_note(d, cudaFuncSetAttribute(fp8_product<HALVES>,
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES),
-                "gemm");
+    device_allow(d, (const void *) fp8_product<HALVES>, S::BYTES, "gemm");
     int blocks = c.tiles < d->n_sm ? c.tiles : d->n_sm;
     fp8_product<HALVES><<<blocks, FP8_THREADS, S::BYTES, d->stream>>>(c);
     device_launched(d, "gemm");

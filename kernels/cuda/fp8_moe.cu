@@ -319,9 +319,7 @@ static CUtensorMap map_of(struct device *d, const struct mat_row *w, int n_exper
 
 template <bool DOWN> static void launch(struct device *d, const struct moe_call &c)
 {
-    device_note(d, cudaFuncSetAttribute(fp8_experts<DOWN>,
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize, MOE_BYTES),
-                "moe");
+    device_allow(d, (const void *) fp8_experts<DOWN>, MOE_BYTES, "moe");
     fp8_experts<DOWN><<<d->n_sm, MOE_THREADS, MOE_BYTES, d->stream>>>(c);
     device_launched(d, "moe");
 }

@@ -221,9 +221,7 @@ static void launch_wide(struct device *d, const struct mats &w, struct call &c)
 {
     using S = wgmma_shape<N, SIZE>;
     dim3 grid = grid_of<S>(w.at[0], c, N < 128);
-    device_note(d, cudaFuncSetAttribute(wgmma_gemm<N, SIZE>,
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES),
-                "gemm");
+    device_allow(d, (const void *) wgmma_gemm<N, SIZE>, S::BYTES, "gemm");
     wgmma_gemm<N, SIZE><<<grid, MMA_THREADS, S::BYTES, d->stream>>>(w, c);
 }
 

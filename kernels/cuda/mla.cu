@@ -71,8 +71,7 @@ static void run_exact(struct device *d, const struct mla &m)
     size_t shared = (size_t) (2 * m.kv_lora + m.rope + KV_BLOCK_ROWS) * sizeof(float);
     const void *kernel = d->precision == PRECISION_F32 ? (const void *) attend<float>
                                                        : (const void *) attend<__nv_bfloat16>;
-    device_note(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        (int) shared), "mla");
+    device_allow(d, kernel, (int) shared, "mla");
     dim3 grid((unsigned) m.n_heads, (unsigned) m.n_rows);
     if (d->precision == PRECISION_F32) attend<float><<<grid, THREADS, shared, d->stream>>>(m);
     else attend<__nv_bfloat16><<<grid, THREADS, shared, d->stream>>>(m);

@@ -288,8 +288,7 @@ template <int MT> static void run(struct device *d, struct mla m, int parts)
     unsigned groups = (unsigned) ceil_div(m.n_heads, S::HEADS);
     int blocks = (int) groups * m.n_rows;
     m.splits = parts / blocks < 1 ? 1 : parts / blocks < SPLITS_MAX ? parts / blocks : SPLITS_MAX;
-    device_note(d, cudaFuncSetAttribute(attend_mma<MT>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        S::BYTES), "mla");
+    device_allow(d, (const void *) attend_mma<MT>, S::BYTES, "mla");
     dim3 grid((unsigned) m.splits, groups, (unsigned) m.n_rows);
     attend_mma<MT><<<grid, THREADS, S::BYTES, d->stream>>>(m);
     if (m.splits == 1) return;

@@ -493,8 +493,7 @@ void mla_wgmma_run(struct device *d, struct mla m)
     CUtensorMap map = hopper_map(d, m.kv.pool, (uint64_t) m.kv.n_blocks * KV_BLOCK_ROWS, WIDTH,
                                  TILE);
     int bytes = (int) sizeof(struct shared) + 1024;
-    device_note(d, cudaFuncSetAttribute(attend_wgmma, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        bytes), "mla");
+    device_allow(d, (const void *) attend_wgmma, bytes, "mla");
     unsigned blocks = (unsigned) (p.groups * (m.n_rows + more));
     attend_wgmma<<<blocks, THREADS, bytes, d->stream>>>(m, map, p);
     if (!cut) return;

@@ -314,8 +314,7 @@ template <int N, int SIZE> struct wide {
     }
     static void allow(struct device *d, const void *kernel)
     {
-        device_note(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                            S::BYTES), "moe");
+        device_allow(d, kernel, S::BYTES, "moe");
     }
 };
 

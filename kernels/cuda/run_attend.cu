@@ -335,8 +335,7 @@ void run_attend(struct device *d, const struct run *r, const struct kv_layer *kv
     CUtensorMap map = hopper_map(d, expanded, (uint64_t) r->n_heads * 2 * (uint64_t) r->padded,
                                  RUN_HEAD, RUN_KEYS);
     int bytes = (int) sizeof(struct shared) + 1024;
-    device_note(d, cudaFuncSetAttribute(attend_run, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        bytes), "mla_run");
+    device_allow(d, (const void *) attend_run, bytes, "mla_run");
     int jobs = (int) ceil_div((uint64_t) r->n, QUERIES) * r->n_heads;
     struct draw draw = {d->scratch.counters, d->scratch.counters + 1};
     attend_run<<<jobs < d->n_sm ? jobs : d->n_sm, THREADS, bytes, d->stream>>>(map, pool, *r, draw);

@@ -241,8 +241,7 @@ void run_expand(struct device *d, const struct run *r, const struct kv_layer *kv
     maps.expanded = hopper_map(d, expanded, heads * 2 * (uint64_t) r->padded, RUN_HEAD,
                                KV_BLOCK_ROWS);
     int bytes = (int) sizeof(struct shared) + 1024, jobs = r->padded / RUN_KEYS * r->n_heads;
-    device_note(d, cudaFuncSetAttribute(expand_heads, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        bytes), "mla_run");
+    device_allow(d, (const void *) expand_heads, bytes, "mla_run");
     expand_heads<<<jobs < d->n_sm ? jobs : d->n_sm, THREADS, bytes, d->stream>>>(maps, *r);
     device_launched(d, "mla_run");
 }
