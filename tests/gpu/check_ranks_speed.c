@@ -92,7 +92,7 @@ void check_ranks_speed(struct result *r, int n_gpus, bool staged)
             c.comm.blocking = true;
             time_way(r, "nccl blocking, not recorded", c, true);
         }
-        for (int k = 0; SIZES[k] <= (staged ? 28 << 10 : 64 << 10); k++) {
+        for (int k = 0; SIZES[k] <= 64 << 10; k++) {
             snprintf(line, sizeof line, "%d ranks%s: direct / nccl, sum of %zu KiB", tp,
                      staged ? " over the host" : "", SIZES[k] >> 10);
             result_error(r, line, direct.us[k] / nccl.us[k], 0.5);
