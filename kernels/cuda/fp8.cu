@@ -34,8 +34,7 @@ struct fp8_rows fp8_lay(void *base, size_t pitch, int n_rows)
 
 bool fp8_takes(const struct device *d, enum dtype dtype, int n_rows)
 {
-    return d->hopper && dtype == DTYPE_F8_E4M3 && d->precision == PRECISION_BF16 &&
-           n_rows >= FP8_ROWS_MIN;
+    return dtype == DTYPE_F8_E4M3 && d->precision == PRECISION_BF16 && n_rows >= FP8_ROWS_MIN;
 }
 
 // A warp a block of inputs. Grid: blocks of inputs by 8, rows.
@@ -83,7 +82,7 @@ struct fp8_call {
     size_t x_scale_pitch, out_stride;
     int n, row_phase, n_rows, blocks;
     int token_tiles, tiles;
-    bool pairs; // outputs may be written two at a time
+    bool fours; // outputs may be written four at a time
     float *out;
 };
 
@@ -122,17 +121,29 @@ static __device__ __forceinline__ void produce(const struct fp8_call &c, char *s
     }
 }
 
-static __device__ __forceinline__ void store_row(const struct fp8_call &c, int token, int n,
-                                                 float a, float b)
+// Two tiles of 8 outputs of a token, of which a thread has two each (a, b): neighbours exchange
+// theirs, so that each writes four.
+static __device__ __forceinline__ void store_eights(const struct fp8_call &c, int token, int n,
+                                                    float2 a, float2 b)
 {
+    int t = threadIdx.x % 4;
+    bool odd = t % 2 != 0;
+    float2 mine = odd ? a : b, other;
+    other.x = __shfl_xor_sync(~0u, mine.x, 1);
+    other.y = __shfl_xor_sync(~0u, mine.y, 1);
+    float v[4] = {odd ? other.x : a.x, odd ? other.y : a.y, odd ? b.x : other.x,
+                  odd ? b.y : other.y};
+    n += t % 2 * 8 + t / 2 * 4;
     if (token >= c.n_rows) return;
     float *to = c.out + (size_t) token * c.out_stride + n;
-    if (c.pairs && n >= 0 && n + 1 < c.n) {
-        *(float2 *) to = make_float2(a, b);
+    if (c.fours && n >= 0 && n + 3 < c.n) {
+        __stcs((float4 *) to, make_float4(v[0], v[1], v[2], v[3]));
         return;
     }
-    if (n >= 0 && n < c.n) to[0] = a;
-    if (n + 1 >= 0 && n + 1 < c.n) to[1] = b;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (n + i >= 0 && n + i < c.n) to[i] = v[i];
+    }
 }
 
 template <int HALVES>
@@ -172,13 +183,15 @@ static __device__ __forceinline__ void consume(const struct fp8_call &c, const c
             }
         }
         int token = tile % c.token_tiles * S::TOKENS + local;
-        int n = tile / c.token_tiles * TILE_N - c.row_phase + lane % 4 * 2;
+        int n = tile / c.token_tiles * TILE_N - c.row_phase;
 #pragma unroll
-        for (int h = 0; h < HALVES; h++) {
+        for (int i = 0; i < HALVES * 64; i += 8) {
+            const float *of = &total[i / 64][i % 64];
 #pragma unroll
-            for (int i = 0; i < 64; i += 2) {
-                store_row(c, token + h * 64 + i / 2 % 2 * 8, n + i / 4 * 8, total[h][i],
-                          total[h][i + 1]);
+            for (int half = 0; half < 4; half += 2) {
+                store_eights(c, token + i / 64 * 64 + half * 4, n + i % 64 / 4 * 8,
+                             make_float2(of[half], of[half + 1]),
+                             make_float2(of[half + 4], of[half + 5]));
             }
         }
     }
@@ -234,6 +247,10 @@ template <int HALVES> static void launch(struct device *d, struct fp8_call &c,
 void fp8_gemm(struct device *d, const struct mat *w, const struct fp8_rows *x, int n_rows,
               float *out, size_t out_stride)
 {
+    if (!d->hopper) {
+        fp8_mma_gemm(d, w, x, n_rows, out, out_stride);
+        return;
+    }
     struct fp8_call c = {};
     c.w_scales = w->scales;
     c.x_scales = x->scales;
@@ -244,7 +261,7 @@ void fp8_gemm(struct device *d, const struct mat *w, const struct fp8_rows *x, i
     c.row_phase = w->row_phase;
     c.n_rows = n_rows;
     c.blocks = mat_blocks(w->col_phase, w->k);
-    c.pairs = (uintptr_t) out % 8 == 0 && out_stride % 2 == 0 && w->row_phase % 2 == 0;
+    c.fours = (uintptr_t) out % 16 == 0 && out_stride % 4 == 0 && w->row_phase % 4 == 0;
     // Waves of blocks in units of 128 tokens, which take 1.4 times as long in tiles of as many: the
     // second level cache bounds them.
     uint64_t wide = ceil_div((uint64_t) (c.row_phase + c.n), TILE_N), sm = (uint64_t) d->n_sm;

@@ -34,6 +34,10 @@ void fp8_quantise(struct device *d, const struct gemm_rows *r, const struct fp8_
 void fp8_gemm(struct device *d, const struct mat *w, const struct fp8_rows *x, int n_rows,
               float *out, size_t out_stride);
 
+// The same without Hopper's instructions.
+void fp8_mma_gemm(struct device *d, const struct mat *w, const struct fp8_rows *x, int n_rows,
+                  float *out, size_t out_stride);
+
 // The scale of a block of inputs with this largest magnitude, and what values are multiplied with:
 // powers of two, which cost e4m3 no precision, so that rows in FP8 are exact in bf16, too.
 static __device__ __forceinline__ float fp8_scale(float largest, float *factor)

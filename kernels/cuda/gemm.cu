@@ -4,6 +4,8 @@
 #include "kernels/cuda/exact.cuh"
 #include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/skinny.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 enum {
@@ -20,6 +22,8 @@ enum {
 static __global__ void round_rows(struct gemm_rows r, enum input_order order, __nv_bfloat16 *to,
                                   int pitch)
 {
+    overlap_next();
+    overlap_wait();
     int row = blockIdx.y, head = blockIdx.z, at = blockIdx.x * ROUND_THREADS + threadIdx.x;
     int k = at / SCALE_BLOCK * SCALE_BLOCK + input_at(order, at % SCALE_BLOCK) - r.phases[head];
     if (at >= pitch) return;
@@ -33,8 +37,14 @@ void gemm_round(struct device *d, const struct gemm_rows *r, int n_heads, enum i
 {
     int pitch = (int) cuda_input_pitch(r->k);
     dim3 grid((unsigned) ceil_div(pitch, ROUND_THREADS), (unsigned) r->n_rows, (unsigned) n_heads);
-    round_rows<<<grid, ROUND_THREADS, 0, d->stream>>>(*r, order, (__nv_bfloat16 *) to, pitch);
-    device_launched(d, "gemm");
+    // As skinny_product has it: a multiprocessor cannot run both with different shares.
+    if (d->hopper) {
+        device_note(d, cudaFuncSetAttribute(round_rows,
+                                            cudaFuncAttributePreferredSharedMemoryCarveout,
+                                            cudaSharedmemCarveoutMaxShared), "gemm");
+    }
+    overlap_launch(d, "gemm", round_rows, grid, ROUND_THREADS, 0, *r, order, (__nv_bfloat16 *) to,
+                   pitch);
 }
 
 // --- kernels
@@ -287,6 +297,13 @@ static void run_heads(struct device *d, const struct matrix *w, struct call c,
     }
     if (c.n_heads == 1 && fp8_takes(d, w->dtype, n_rows)) {
         run_fp8(d, &mats.at[0], c, rows);
+        return;
+    }
+    if (c.n_heads == 1 && skinny_takes(d, &mats.at[0], n_rows)) {
+        size_t pitch = cuda_input_pitch(w->k);
+        rows.n_rows = n_rows;
+        gemm_round(d, &rows, 1, INPUT_STREAMED, d->scratch.input);
+        skinny_gemm(d, &mats.at[0], d->scratch.input, pitch, n_rows, c.out, c.out_stride);
         return;
     }
     c.x_pitch = cuda_input_pitch(w->k);

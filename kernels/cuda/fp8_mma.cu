@@ -1,0 +1,145 @@
+// The product of rows in FP8 with one matrix where there is no Hopper: mma.sync m16n8k32 of e4m3,
+// 64 tokens x 32 outputs a warp, 128 x 128 a block of threads, both sides in shared memory STAGES - 1
+// blocks of 128 inputs ahead, rows of 128 bytes with their 16-byte pieces swizzled by row.
+#include "kernels/cuda/fp8.cuh"
+
+enum {
+    TILE = SCALE_BLOCK, // tokens, and outputs, of a block of threads
+    STAGES = 3,
+    SIDE_BYTES = TILE * SCALE_BLOCK,
+    SCALE_BYTES = TILE * 4,
+    STAGE_BYTES = 2 * SIDE_BYTES + SCALE_BYTES,
+    BYTES = STAGES * STAGE_BYTES,
+    WARP_TOKENS = 64,
+    WARP_OUTPUTS = 32,
+    ROUNDS = TILE * 8 / MMA_THREADS, // of a side's 16-byte pieces
+};
+
+struct mma_call {
+    struct mat w;
+    struct fp8_rows x;
+    int n_rows;
+    float *out;
+    size_t out_stride;
+};
+
+static __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const char *from)
+{
+    uint32_t at = (uint32_t) __cvta_generic_to_shared(from);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+}
+
+static __device__ __forceinline__ void mma_fp8(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                               uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, "
+                 "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Grid: tiles of tokens, tiles of outputs.
+static __global__ void __launch_bounds__(MMA_THREADS, 1)
+fp8_mma(const __grid_constant__ struct mma_call c)
+{
+    extern __shared__ __align__(128) char shared[];
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    int token0 = blockIdx.x * TILE, n0 = blockIdx.y * TILE - c.w.row_phase;
+    int blocks = mat_blocks(c.w.col_phase, c.w.k);
+    // What the thread brings of each side: the same piece of rows 32 apart, beyond the edges again
+    // the last row.
+    int piece = threadIdx.x % 8, row0 = threadIdx.x / 8;
+    int to = row0 * SCALE_BLOCK + (piece ^ row0 % 8) * 16;
+    uint32_t x_from[ROUNDS], w_from[ROUNDS]; // rows
+#pragma unroll
+    for (int i = 0; i < ROUNDS; i++) {
+        int token = token0 + row0 + i * (MMA_THREADS / 8), n = n0 + row0 + i * (MMA_THREADS / 8);
+        x_from[i] = token < c.n_rows ? token : c.n_rows - 1;
+        w_from[i] = n < 0 ? 0 : n < c.w.n ? n : c.w.n - 1;
+    }
+    auto bring = [&](int block) {
+        if (block < blocks) {
+            char *stage = shared + block % STAGES * STAGE_BYTES;
+            const uint8_t *x = c.x.rows + (size_t) block * SCALE_BLOCK + piece * 16;
+            const uint8_t *w = c.w.rows + (size_t) block * SCALE_BLOCK + piece * 16;
+#pragma unroll
+            for (int i = 0; i < ROUNDS; i++) {
+                char *at = stage + to + i * (MMA_THREADS / 8) * SCALE_BLOCK;
+                copy_async(at, x + (size_t) x_from[i] * c.x.pitch);
+                copy_async(at + SIDE_BYTES, w + (size_t) w_from[i] * blocks * SCALE_BLOCK);
+            }
+            if (threadIdx.x < TILE / 4) { // scales of padding rows are there
+                copy_async(stage + 2 * SIDE_BYTES + threadIdx.x * 16,
+                           c.x.scales + block * c.x.scale_pitch + token0 + threadIdx.x * 4);
+            }
+        }
+        copy_commit();
+    };
+    int token = warp % 2 * WARP_TOKENS, n = warp / 2 * WARP_OUTPUTS;
+    // Which row and piece of a side the lane points ldmatrix at: of tokens 16 rows by 2 pieces, of
+    // outputs 2 pieces by 16 rows.
+    int a_row = token + lane % 16, a_piece = lane / 16;
+    int b_row = n + lane / 16 * 8 + lane % 8, b_piece = lane / 8 % 2;
+    float total[4][4][4] = {};
+    const float *w_scales = c.w.scales + (size_t) blockIdx.y * blocks;
+#pragma unroll
+    for (int i = 0; i + 1 < STAGES; i++) bring(i);
+    for (int block = 0; block < blocks; block++) {
+        copy_wait<STAGES - 2>();
+        __syncthreads();
+        bring(block + STAGES - 1);
+        float w_scale = __ldg(w_scales + block);
+        const char *x = shared + block % STAGES * STAGE_BYTES, *w = x + SIDE_BYTES;
+        const float *x_scales = (const float *) (w + SIDE_BYTES) + token + g;
+        float acc[4][4][4] = {};
+#pragma unroll
+        for (int step = 0; step < 4; step++) {
+            uint32_t a[4][4], b[2][4];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                load_matrices(b[i], w + (b_row + i * 16) * SCALE_BLOCK +
+                                        ((step * 2 + b_piece) ^ b_row % 8) * 16);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                load_matrices(a[i], x + (a_row + i * 16) * SCALE_BLOCK +
+                                        ((step * 2 + a_piece) ^ a_row % 8) * 16);
+            }
+#pragma unroll
+            for (int i = 0; i < 16; i++) {
+                mma_fp8(acc[i / 4][i % 4], a[i / 4], b[i % 4 / 2][i % 2 * 2],
+                        b[i % 4 / 2][i % 2 * 2 + 1]);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float s0 = x_scales[i * 16] * w_scale, s1 = x_scales[i * 16 + 8] * w_scale;
+#pragma unroll
+            for (int j = 0; j < 16; j++) {
+                total[i][j / 4][j % 4] = fmaf(acc[i][j / 4][j % 4], j % 4 < 2 ? s0 : s1,
+                                              total[i][j / 4][j % 4]);
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 64; i++) {
+        int row = token0 + token + i / 16 * 16 + i % 4 / 2 * 8 + g;
+        int at = n0 + n + i / 4 % 4 * 8 + t * 2 + i % 2;
+        if (row < c.n_rows && at >= 0 && at < c.w.n) {
+            c.out[(size_t) row * c.out_stride + at] = total[i / 16][i / 4 % 4][i % 4];
+        }
+    }
+}
+
+void fp8_mma_gemm(struct device *d, const struct mat *w, const struct fp8_rows *x, int n_rows,
+                  float *out, size_t out_stride)
+{
+    struct mma_call c = {*w, *x, n_rows, out, out_stride};
+    dim3 grid((unsigned) ceil_div((uint64_t) n_rows, TILE),
+              (unsigned) mat_blocks(w->row_phase, w->n));
+    device_note(d, cudaFuncSetAttribute(fp8_mma, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        BYTES), "gemm");
+    fp8_mma<<<grid, MMA_THREADS, BYTES, d->stream>>>(c);
+    device_launched(d, "gemm");
+}
