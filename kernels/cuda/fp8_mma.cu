@@ -30,14 +30,84 @@ static __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const ch
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
 }
 
-static __device__ __forceinline__ void mma_fp8(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                               uint32_t b1)
+#if __CUDA_ARCH__ == 890
+
+// The operands of the instructions: as they are.
+struct rows_part {
+    uint32_t of[4];
+};
+struct outputs_part {
+    uint32_t of[2];
+};
+
+static __device__ __forceinline__ struct rows_part rows_from(const uint32_t (&a)[4])
+{
+    return {{a[0], a[1], a[2], a[3]}};
+}
+
+static __device__ __forceinline__ struct outputs_part outputs_from(uint32_t b0, uint32_t b1)
+{
+    return {{b0, b1}};
+}
+
+static __device__ __forceinline__ void mma_fp8(float (&c)[4], const struct rows_part &a,
+                                               const struct outputs_part &b)
 {
     asm volatile("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, "
                  "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+                 : "r"(a.of[0]), "r"(a.of[1]), "r"(a.of[2]), "r"(a.of[3]), "r"(b.of[0]),
+                   "r"(b.of[1]));
 }
+
+#else
+
+// Hopper has no such instruction: in f16, exactly, and two steps of 16 inputs. Which inputs those
+// are is the same for both sides, so no sum shows it.
+struct rows_part {
+    uint32_t of[2][4];
+};
+struct outputs_part {
+    uint32_t of[2][2];
+};
+
+// The lower and the upper two of four e4m3.
+static __device__ __forceinline__ void to_halves(uint32_t bytes, uint32_t *low, uint32_t *high)
+{
+    asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %2;\ncvt.rn.f16x2.e4m3x2 %0, l;\n"
+        "cvt.rn.f16x2.e4m3x2 %1, h;\n}\n" : "=r"(*low), "=r"(*high) : "r"(bytes));
+}
+
+static __device__ __forceinline__ struct rows_part rows_from(const uint32_t (&a)[4])
+{
+    struct rows_part p;
+#pragma unroll
+    for (int i = 0; i < 4; i++) to_halves(a[i], &p.of[i / 2][i % 2], &p.of[i / 2][i % 2 + 2]);
+    return p;
+}
+
+static __device__ __forceinline__ struct outputs_part outputs_from(uint32_t b0, uint32_t b1)
+{
+    struct outputs_part p;
+    to_halves(b0, &p.of[0][0], &p.of[0][1]);
+    to_halves(b1, &p.of[1][0], &p.of[1][1]);
+    return p;
+}
+
+static __device__ __forceinline__ void mma_fp8(float (&c)[4], const struct rows_part &a,
+                                               const struct outputs_part &b)
+{
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, "
+                     "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                     : "r"(a.of[i][0]), "r"(a.of[i][1]), "r"(a.of[i][2]), "r"(a.of[i][3]),
+                       "r"(b.of[i][0]), "r"(b.of[i][1]));
+    }
+}
+
+#endif
 
 // Grid: tiles of tokens, tiles of outputs.
 static __global__ void __launch_bounds__(MMA_THREADS, 1)
@@ -106,10 +176,16 @@ fp8_mma(const __grid_constant__ struct mma_call c)
                 load_matrices(a[i], x + (a_row + i * 16) * SCALE_BLOCK +
                                         ((step * 2 + a_piece) ^ a_row % 8) * 16);
             }
+            struct outputs_part outputs[4];
 #pragma unroll
-            for (int i = 0; i < 16; i++) {
-                mma_fp8(acc[i / 4][i % 4], a[i / 4], b[i % 4 / 2][i % 2 * 2],
-                        b[i % 4 / 2][i % 2 * 2 + 1]);
+            for (int i = 0; i < 4; i++) {
+                outputs[i] = outputs_from(b[i / 2][i % 2 * 2], b[i / 2][i % 2 * 2 + 1]);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                struct rows_part rows = rows_from(a[i]);
+#pragma unroll
+                for (int j = 0; j < 4; j++) mma_fp8(acc[i][j], rows, outputs[j]);
             }
         }
 #pragma unroll

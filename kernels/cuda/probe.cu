@@ -1,5 +1,6 @@
 #include "kernels/cuda/device.cuh"
 
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/probe.h"
 
@@ -68,6 +69,19 @@ double cuda_probe_mma(struct device *d)
 }
 
 void cuda_probe_hopper(struct device *d, bool on) { d->hopper = on && d->has_hopper; }
+
+void cuda_probe_quantise(struct device *d, const float *x, int k, int n_rows)
+{
+    struct gemm_rows rows = {};
+    rows.x = x;
+    rows.x_stride = (size_t) k;
+    rows.n_rows = n_rows;
+    rows.k = k;
+    size_t pitch = (size_t) mat_blocks(0, k) * SCALE_BLOCK;
+    check(fp8_bytes(pitch, n_rows) <= d->scratch.input_bytes);
+    struct fp8_rows to = fp8_lay(d->scratch.input, pitch, n_rows);
+    fp8_quantise(d, &rows, &to);
+}
 
 double cuda_probe_graph(struct device *d, int bucket, int n)
 {

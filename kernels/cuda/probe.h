@@ -21,6 +21,10 @@ double cuda_probe_mma(struct device *d);
 // Whether kernels of sm_90a run where they can: without them a Hopper card runs what others do.
 void cuda_probe_hopper(struct device *d, bool on);
 
+// Puts on the stream what a product of many rows (x: n_rows, k) does first: they are quantised to
+// FP8. n_rows and k as a product may have them at once.
+void cuda_probe_quantise(struct device *d, const float *x, int k, int n_rows);
+
 // Seconds of one launch of the bucket's graph, the mean of `n` after one more.
 double cuda_probe_graph(struct device *d, int bucket, int n);
 

@@ -45,6 +45,8 @@ bool skinny_takes(const struct device *d, const struct mat *w, int n_rows)
            (n_rows > SKINNY_FEW || large);
 }
 
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
 static __device__ __forceinline__ int share_begin(int share, int units, int shares)
 {
     return share * units / shares;
@@ -55,8 +57,6 @@ static __device__ __forceinline__ int share_of(int unit, int units, int shares)
 {
     return ((unit + 1) * shares - 1) / units;
 }
-
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 static __device__ __forceinline__ void consumers_sync()
 {

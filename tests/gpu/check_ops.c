@@ -4,6 +4,7 @@
 #include "tests/gpu/side.h"
 
 #include "kernels/cpu/bf16.h"
+#include "kernels/cuda/probe.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -79,7 +80,8 @@ struct gemm_case {
     int n, k, row_phase, col_phase, rows;
 };
 
-static void check_gemm(const struct gemm_case *c)
+// `way`: said of it.
+static void check_gemm(const struct gemm_case *c, const char *way)
 {
     struct scratch_shape shape = {.max_rows = c->rows, .hidden = c->k, .intermediate = c->k};
     struct matrix m = {.dtype = c->dtype, .n = c->n, .k = c->k, .row_phase = c->row_phase,
@@ -102,8 +104,8 @@ static void check_gemm(const struct gemm_case *c)
         sides[i]->b->gemm(sides[i]->d, &packed, in, x_stride, out[i], out_stride, c->rows);
     }
     char name[96];
-    snprintf(name, sizeof name, "gemm %s %d x %d (+%d, +%d), %d rows", dtype_name(c->dtype), c->n,
-             c->k, c->row_phase, c->col_phase, c->rows);
+    snprintf(name, sizeof name, "gemm %s %d x %d (+%d, +%d), %d rows%s", dtype_name(c->dtype), c->n,
+             c->k, c->row_phase, c->col_phase, c->rows, way);
     compare_either(name, out[2], fp8 ? out[3] : NULL, out[0], out[1], n_out);
     free(rows);
     free(scales);
@@ -127,7 +129,13 @@ static void check_gemms(void)
         {DTYPE_BF16, 512, 7168, 0, 0, 1},       {DTYPE_F32, 65, 33, 0, 0, 5},
         {DTYPE_F32, 200, 300, 0, 0, 40},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_gemm(&cases[i]);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_gemm(&cases[i], "");
+    if (precision == PRECISION_F32) return;
+    cuda_probe_hopper(gpu.d, false);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (cases[i].rows > 16) check_gemm(&cases[i], ", mma.sync");
+    }
+    cuda_probe_hopper(gpu.d, true);
 }
 
 // A weight that is not a number makes its output one, whatever x is.

@@ -71,6 +71,18 @@ static void line_flops(const char *name, double seconds, double flops, double ba
     result_figure(results, line, flops / seconds / mma_rate, "", bar);
 }
 
+// What PyTorch takes for the same in this run (tests/gpu/peers; none: nothing is said), over what
+// is taken here.
+static void line_peer(const char *name, const char *peer, double seconds, double bar)
+{
+    char line[160];
+    const char *us = getenv(peer);
+    if (us == NULL) return;
+    snprintf(line, sizeof line, "%s: %.1f us, PyTorch's %.1f us, over it", name, seconds * 1e6,
+             atof(us));
+    result_figure(results, line, atof(us) * 1e-6 / seconds, "", bar);
+}
+
 static float *put_noise(size_t n, float scale)
 {
     float *x = noises(n, scale), *there = side_put(&gpu, x, n * sizeof *x);
@@ -82,7 +94,7 @@ static float *put_noise(size_t n, float scale)
 static void speed_gemm(enum dtype dtype, int n, int k)
 {
     enum { COPIES_MAX = 16 };
-    static const int row_counts[] = {1, 4, 8, 16, 32, 64, 512, 4096};
+    static const int row_counts[] = {1, 4, 8, 16, 32, 64, 512, 2048, 4096};
     struct scratch_shape shape = {.max_rows = 4096, .hidden = k};
     struct matrix m[COPIES_MAX];
     double bytes = (double) n * k * (double) dtype_size(dtype);
@@ -103,9 +115,26 @@ static void speed_gemm(enum dtype dtype, int n, int k)
         double s = speed_end() / copies;
         if (rows <= 64) {
             line_bytes(name, s, bytes, bytes >= 50e6 && dtype == DTYPE_F8_E4M3 ? 0.75 : 0);
-        } else {
-            line_flops(name, s, 2.0 * n * k * rows, 0);
+            continue;
         }
+        line_flops(name, s, 2.0 * n * k * rows, 0);
+        if (rows < 4096 || dtype != DTYPE_F8_E4M3) continue;
+        speed_begin();
+        cuda_probe_quantise(gpu.d, x, k, rows);
+        double rounding = speed_end();
+        char peer[64];
+        snprintf(name, sizeof name, "the same without %.1f us of rounding rows", rounding * 1e6);
+        snprintf(peer, sizeof peer, "PRODUCT_%d_%d_US", n, k);
+        line_flops(name, s - rounding, 2.0 * n * k * rows, 0);
+        line_peer(name, peer, s - rounding, 0.85);
+        cuda_probe_hopper(gpu.d, false);
+        speed_begin();
+        gpu.b->gemm(gpu.d, &m[0], x, k, out, n, rows);
+        s = speed_end();
+        cuda_probe_hopper(gpu.d, true);
+        snprintf(name, sizeof name, "gemm %s %d x %d, %d rows by mma.sync", dtype_name(dtype), n, k,
+                 rows);
+        line_flops(name, s, 2.0 * n * k * rows, n * k >= 100e6 ? 0.5 : 0);
     }
 }
 
@@ -152,6 +181,9 @@ static void speed_moe(void)
         snprintf(name, sizeof name, "moe 8 of 256, %d rows, %d experts, %.3f ms", rows, touched,
                  s * 1e3);
         line_bytes(name, s, 3.0 * HIDDEN * PART * touched, 0);
+        char peer[64];
+        snprintf(peer, sizeof peer, "EXPERTS_%d_US", rows);
+        line_peer(name, peer, s, 1 / 1.15);
         if (rows >= 512) line_flops(name, s, 6.0 * HIDDEN * PART * rows * CHOSEN, 0);
     }
 }
@@ -215,6 +247,8 @@ void check_speed(struct result *r)
     result_figure(r, "device copy, read and written", copy_rate * 1e-9, "GB/s", 0);
     result_figure(r, "mma.sync between registers", mma_rate * 1e-12, "TFLOP/s", 0);
     speed_gemm(DTYPE_F8_E4M3, 7168, 16384);
+    speed_gemm(DTYPE_F8_E4M3, 18432, 7168);
+    speed_gemm(DTYPE_F8_E4M3, 7168, 18432);
     speed_gemm(DTYPE_F8_E4M3, 24576, 1536);
     speed_gemm(DTYPE_F8_E4M3, 4096, 7168);
     speed_gemm(DTYPE_F8_E4M3, 576, 7168);
