@@ -1,7 +1,7 @@
 #include "common/cuda_sizes.h"
 
-// Of the rows that a product rounds at once, if one fits (4,096 of a dense layer's 18,432 in FP8 do,
-// with their scales); of the experts' outputs of all pairs, if a block of columns fits.
+// Of the rows that a product rounds at once, if one fits (4,096 of a dense layer's 18,432 do in
+// FP8, with scales); of the experts' outputs of all pairs, if a block of columns fits.
 static const uint64_t INPUT_BYTES_MAX = 80 * MIB, OUTPUT_BYTES_MAX = 64 * MIB;
 enum { NAN_ALIGN = 256, HALF_BYTES = 2 };
 

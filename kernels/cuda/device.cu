@@ -410,6 +410,7 @@ static void swap_streams(struct device *d)
     cudaStream_t main = d->stream;
     d->stream = d->side;
     d->side = main;
+    d->branched = !d->branched;
 }
 
 void cuda_branch(struct device *d)

@@ -55,6 +55,7 @@ struct device {
     enum status ended_by; // what it said
     cudaStream_t side;      // of a branch; while one is made, `stream` is this one
     cudaEvent_t begun, met; // a branch: what it sees, what `join` waits for
+    bool branched;          // one is being made
     struct scratch_shape shape;
     struct cuda_scratch scratch;
     struct wire_way in, out;

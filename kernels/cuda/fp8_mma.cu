@@ -1,6 +1,6 @@
 // The product of rows in FP8 with one matrix where there is no Hopper: mma.sync m16n8k32 of e4m3,
-// 64 tokens x 32 outputs a warp, 128 x 128 a block of threads, both sides in shared memory STAGES - 1
-// blocks of 128 inputs ahead, rows of 128 bytes with their 16-byte pieces swizzled by row.
+// 64 tokens x 32 outputs a warp, 128 x 128 a block of threads, both sides in shared memory
+// STAGES - 1 blocks of 128 inputs ahead, rows of 128 bytes, their 16-byte pieces swizzled by row.
 #include "kernels/cuda/fp8.cuh"
 
 enum {

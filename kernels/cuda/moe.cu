@@ -406,8 +406,9 @@ static void run_fp8(struct device *d, const struct moe &m, const struct step &s)
 static bool may_fp8(const struct device *d, const struct moe &m, const struct step &s, int each)
 {
     const struct mat &gate = m.gate.first, &up = m.up.first, &down = m.down.first;
-    return d->hopper && fp8_takes(d, m.dtype, s.n_rows) && each >= FP8_PAIRS_MIN && down.row_phase == 0 &&
-           gate.row_phase == down.col_phase && up.row_phase == gate.row_phase;
+    return d->hopper && fp8_takes(d, m.dtype, s.n_rows) && each >= FP8_PAIRS_MIN &&
+           down.row_phase == 0 && gate.row_phase == down.col_phase &&
+           up.row_phase == gate.row_phase;
 }
 
 template <int SIZE> static void run_tensor(struct device *d, const struct moe &m,

@@ -1,5 +1,6 @@
-// Kernels that begin while the one before on the stream still runs: they do what depends on nothing,
-// as bringing weights, and then wait. Only Hopper has that; elsewhere they follow as all others do.
+// Kernels that begin while the one before on the stream still runs: they do what depends on
+// nothing, as bringing weights, and then wait. Only Hopper has that; elsewhere they follow as all
+// others do.
 #ifndef PENSTOCK_KERNELS_CUDA_OVERLAP_CUH
 #define PENSTOCK_KERNELS_CUDA_OVERLAP_CUH
 
@@ -21,10 +22,12 @@ static __device__ __forceinline__ void overlap_wait()
 #endif
 }
 
-// Launches a kernel that calls overlap_wait in all threads.
+// Launches a kernel that calls overlap_wait in all threads; `overlaps`: so that it begins early,
+// unless it is in a branch.
 template <typename... ARGS>
-static void overlap_launch(struct device *d, const char *op, void (*kernel)(ARGS...), dim3 grid,
-                           int threads, size_t shared, const ARGS &...args)
+static void overlap_launch(struct device *d, const char *op, bool overlaps,
+                           void (*kernel)(ARGS...), dim3 grid, int threads, size_t shared,
+                           const ARGS &...args)
 {
     cudaLaunchAttribute overlap = {};
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -35,7 +38,7 @@ static void overlap_launch(struct device *d, const char *op, void (*kernel)(ARGS
     config.dynamicSmemBytes = shared;
     config.stream = d->stream;
     config.attrs = &overlap;
-    config.numAttrs = d->hopper ? 1 : 0;
+    config.numAttrs = overlaps && d->hopper && !d->branched ? 1 : 0;
     device_note(d, cudaLaunchKernelEx(&config, kernel, args...), op);
 }
 

@@ -266,8 +266,8 @@ static void launch(struct device *d, struct skinny_call &c, const struct mat *w,
     device_note(d, cudaFuncSetAttribute(skinny_product<N>,
                                         cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES),
                 "gemm");
-    overlap_launch(d, "gemm", skinny_product<N>, dim3((unsigned) shares), SKINNY_THREADS, S::BYTES,
-                   c);
+    overlap_launch(d, "gemm", true, skinny_product<N>, dim3((unsigned) shares), SKINNY_THREADS,
+                   S::BYTES, c);
 }
 
 void skinny_gemm(struct device *d, const struct mat *w, const void *x, size_t x_pitch, int n_rows,
