@@ -27,15 +27,25 @@ static bool mostly_cached(int fd, uint64_t size)
     return 2 * n > SAMPLES;
 }
 
+// A disk may have larger blocks than DIRECT_ALIGN: then each read would fail.
+static bool reads_blocks(int direct)
+{
+    _Alignas(DIRECT_ALIGN) char block[DIRECT_ALIGN];
+    ssize_t got;
+    do {
+        got = pread(direct, block, sizeof block, 0);
+    } while (got < 0 && errno == EINTR);
+    return got >= 0;
+}
+
 int direct_open(const char *path, int fd)
 {
     struct stat was, is;
     if (fstat(fd, &was) != 0 || mostly_cached(fd, (uint64_t) was.st_size)) return -1;
     int direct = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC | O_NONBLOCK);
     if (direct < 0) return -1;
-    if (fstat(direct, &is) == 0 && was.st_dev == is.st_dev && was.st_ino == is.st_ino) {
-        return direct;
-    }
+    bool same = fstat(direct, &is) == 0 && was.st_dev == is.st_dev && was.st_ino == is.st_ino;
+    if (same && reads_blocks(direct)) return direct;
     close(direct);
     return -1;
 }

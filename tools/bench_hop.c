@@ -98,11 +98,13 @@ static enum status through_socket(struct bench *b, int rows, struct error *e)
     while (got < bytes) {
         ssize_t n = 0;
         if (sent < bytes) n = send(b->sender, b->payload + sent, bytes - sent, MSG_DONTWAIT);
+        if (n < 0 && errno != EAGAIN) {
+            return error_set(e, ERR_IO, NULL, "the socket broke: %s", strerror(errno));
+        }
         if (n > 0) sent += (size_t) n;
         ssize_t r = recv(b->receiver, b->received + got, bytes - got, MSG_DONTWAIT);
         if (r > 0) got += (size_t) r;
-        bool failed = (n < 0 && errno != EAGAIN) || r == 0;
-        if (failed) return error_set(e, ERR_IO, NULL, "the socket broke: %s", strerror(errno));
+        if (r == 0) return error_set(e, ERR_IO, NULL, "the socket was closed");
         if (n > 0 || r > 0) continue;
         struct pollfd fd = {.fd = b->receiver, .events = POLLIN};
         poll(&fd, 1, WAIT_MS);

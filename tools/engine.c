@@ -69,7 +69,8 @@ struct engine {
     int n_jobs, n_sent, n_ended;
     // Of engine_count:
     struct engine_counts *counts;
-    int n_counted;
+    uint64_t n_pings, since; // pings ever; PONGs count that answer one of these or a later one
+    bool counted[PP_MAX];    // by stage
 };
 
 const struct plan *engine_plan(const struct engine *g) { return &g->plan; }
@@ -269,6 +270,7 @@ static void count(struct engine *g, const struct peer *from, const struct wire_p
 {
     const struct group *group = fleet_find(&g->fleet, from);
     if (g->counts == NULL || group == NULL || group->stage < 0 || !pong->counted) return;
+    if (pong->seq < g->since) return;
     const struct wire_figures *f = &pong->figures;
     struct engine_counts *c = g->counts;
     c->stages[group->stage].decode_us = f->decode_steps.sum_us;
@@ -279,7 +281,7 @@ static void count(struct engine *g, const struct peer *from, const struct wire_p
         c->rows = f->rows;
         c->prompt_rows = f->prefill_tokens;
     }
-    g->n_counted++;
+    g->counted[group->stage] = true;
 }
 
 static void on_message(void *arg, const struct peer *from, const struct wire_message *m)
@@ -321,8 +323,9 @@ static void on_message(void *arg, const struct peer *from, const struct wire_mes
 // The groups' heartbeat: they say HELLO again when nobody talks to them.
 static void ping_groups(struct engine *g)
 {
+    g->n_pings++;
     for (int i = 0; i < FLEET_GROUPS_MAX; i++) {
-        struct wire_message m = {.command = WIRE_PING};
+        struct wire_message m = {.command = WIRE_PING, .ping = {.seq = g->n_pings}};
         if (g->fleet.groups[i].used) peers_send(&g->peers, &g->fleet.groups[i].peer, &m);
     }
 }
@@ -413,6 +416,14 @@ static void count_leader(const struct group_thread *t, int64_t *ran_ns, int64_t 
     *ran_ns = ran.tv_sec * 1000000000ll + ran.tv_nsec;
 }
 
+static bool all_counted(const struct engine *g)
+{
+    for (int i = 0; i < g->options.pp; i++) {
+        if (!g->counted[i]) return false;
+    }
+    return true;
+}
+
 enum status engine_count(struct engine *g, struct engine_counts *to, struct error *e)
 {
     enum status status = OK;
@@ -426,9 +437,10 @@ enum status engine_count(struct engine *g, struct engine_counts *to, struct erro
                    &to->stages[stage].rank_wait_ns);
     }
     g->counts = to;
-    g->n_counted = 0;
+    g->since = g->n_pings + 1;
+    memset(g->counted, 0, sizeof g->counted);
     ping_groups(g);
-    while (status == OK && g->n_counted < g->options.pp) status = turn(g, e);
+    while (status == OK && !all_counted(g)) status = turn(g, e);
     g->counts = NULL;
     return status;
 }

@@ -382,6 +382,10 @@ enum status forward_prepare(struct forward *f, struct error *e)
         try(body(f, NULL, buckets[i], e));
         if (f->weights->place.tail && buckets[i] <= f->limits.max_out) logits(f, buckets[i]);
     }
+    // The buffers hold the rows of the largest bucket; a step has up to max_out of them.
+    if (f->weights->place.tail && n > 0 && f->limits.max_out <= buckets[n - 1]) {
+        logits(f, f->limits.max_out);
+    }
     n = row_buckets(f->most_recorded, buckets);
     for (int i = 0; i < n; i++) {
         upload_rows(f, &padding, buckets[i]);

@@ -184,13 +184,13 @@ static enum status load_rank(struct rank *r)
 }
 
 // What the driver and libraries have taken beside the arena, for the ledger that READY tells: more
-// than is allowed for is said, more than the device may have ends the load.
-static enum status measure_rank(struct rank *r)
+// than is allowed for is said, and so is more than the device may have.
+static void measure_rank(struct rank *r)
 {
     const struct stage_options *o = &r->stage->options;
     const struct device_sizes *allowed = device_sizes(o->backend->kind);
     struct device_usage usage;
-    if (o->backend->usage == NULL) return OK;
+    if (o->backend->usage == NULL) return;
     o->backend->usage(r->device, &usage);
     bool beyond = usage.context + usage.libraries > allowed->context + allowed->libraries;
     uint64_t carved = ledger_total(&r->ledger);
@@ -202,15 +202,11 @@ static enum status measure_rank(struct rank *r)
     if (!usage.alone) usage.context = allowed->context; // it may be anybody's
     r->ledger.bytes[LEDGER_CONTEXT] = usage.context;
     r->ledger.bytes[LEDGER_LIBRARIES] = usage.libraries;
-    if (o->memory_bytes == 0 || ledger_total(&r->ledger) <= o->memory_bytes) return OK;
-    return error_set(&r->error, ERR_NOMEM, "does_not_fit",
-                     "rank %d has %llu bytes of its device and may have %llu: an arena of %llu, "
-                     "the driver's context of %llu and %llu of libraries and recorded steps; give "
-                     "it more memory (--device-memory), or plan with --reserve %llu", r->index,
-                     (unsigned long long) ledger_total(&r->ledger),
-                     (unsigned long long) o->memory_bytes, (unsigned long long) carved,
-                     (unsigned long long) usage.context, (unsigned long long) usage.libraries,
-                     (unsigned long long) (ledger_total(&r->ledger) - o->memory_bytes));
+    if (o->memory_bytes == 0 || ledger_total(&r->ledger) <= o->memory_bytes) return;
+    // What other processes took of the GPU meanwhile is among the libraries: no reason to end.
+    log_line(LOG_WARN, "device_beyond", log_int("rank", r->index),
+             log_int("has", ledger_total(&r->ledger)), log_int("may_have", o->memory_bytes),
+             log_str("remedy", "more --device-memory, or a plan with more --reserve"));
 }
 
 // Ends all collectives. Any thread.
@@ -332,7 +328,8 @@ static void run_steps(struct rank *r)
     while (status == OK) {
         if (begun == ended && !wait_for_step(s, begun)) return;
         bool room = begun - ended < depth;
-        if (room && atomic_load(&s->submitted) > begun && !atomic_load(&s->stop)) {
+        bool goes = begun == ended || !atomic_load(&s->stop); // what was waited for is begun
+        if (room && goes && atomic_load(&s->submitted) > begun) {
             status = begin_step(r, begun++);
         } else if (!room || b->step_passed(r->device, (int) (ended % DEVICE_STEPS))) {
             status = end_step(r, ended);
@@ -341,8 +338,8 @@ static void run_steps(struct rank *r)
             sched_yield();
         }
     }
+    count_end(r, ended, status); // first: what the others end with then is not the cause
     abort_comms(s);
-    count_end(r, ended, status);
 }
 
 static void *rank_main(void *arg)
@@ -354,7 +351,7 @@ static void *rank_main(void *arg)
     pthread_setname_np(pthread_self(), name); // threads that it starts inherit it
     enum status status = load_rank(r);
     if (status == OK) status = forward_prepare(&r->forward, &r->error);
-    if (status == OK) status = measure_rank(r);
+    if (status == OK) measure_rank(r);
     if (status != OK) abort_comms(s); // nobody waits for this rank
     pthread_mutex_lock(&s->mutex);
     r->status = status;
@@ -416,6 +413,7 @@ static void comm_sizes(const struct stage_options *o, size_t *elements, size_t *
 {
     struct rank_shape first = {.config = o->config,
                                .place = {.tp = o->tp},
+                               .device = o->backend->kind,
                                .slots = o->limits.slots,
                                .max_blocks = o->limits.max_blocks,
                                .max_out = o->limits.max_out};

@@ -112,7 +112,9 @@ static enum status nccl_broadcast(struct comm *comm, void *data, size_t n, int r
 static enum status warm_up(struct cuda_comm *c, struct error *e)
 {
     struct device *d = c->device;
-    size_t most = smaller(WARM_BYTES_MAX, d->arena_bytes);
+    const struct cuda_group *g = c->group;
+    size_t most = WARM_BYTES_MAX; // the same on all ranks, whose arenas may differ
+    for (int i = 0; i < c->comm.tp; i++) most = smaller(most, g->ranks[i].device->arena_bytes);
     for (size_t bytes = WARM_BYTES_MIN; bytes <= most; bytes *= 4) {
         enum status status = nccl_all_reduce(&c->comm, (float *) d->arena, bytes / sizeof(float));
         if (status != OK) return status;

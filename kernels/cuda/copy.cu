@@ -14,7 +14,7 @@ char *staging_take(struct device *d, size_t n)
         device_note(d, cudaEventRecord(d->copied[d->half], d->stream), "upload");
         d->half ^= 1;
         d->filled = 0;
-        device_note(d, cudaEventSynchronize(d->copied[d->half]), "upload");
+        device_note(d, device_wait_event(d, d->copied[d->half]), "upload");
     }
     char *at = d->staging + (size_t) d->half * CUDA_STAGING_HALF + d->filled;
     d->filled += (n + PIECE_ALIGN - 1) / PIECE_ALIGN * PIECE_ALIGN;

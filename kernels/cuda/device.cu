@@ -57,6 +57,11 @@ static cudaError_t wait_watched(struct device *d, cudaEvent_t event)
     }
 }
 
+cudaError_t device_wait_event(struct device *d, cudaEvent_t event)
+{
+    return d->watch == NULL ? cudaEventSynchronize(event) : wait_watched(d, event);
+}
+
 cudaError_t device_wait(struct device *d)
 {
     return d->watch == NULL ? cudaStreamSynchronize(d->stream) : wait_watched(d, NULL);

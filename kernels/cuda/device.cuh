@@ -65,6 +65,7 @@ struct device {
     uint64_t pinned_bytes;
     struct allowed allowed[ALLOWED_MAX];
     int n_allowed;
+    bool round_carved; // the kernel that rounds rows has its share of shared memory set
     struct graph graphs[GRAPHS_MAX];
     int n_graphs;
 };
@@ -81,6 +82,9 @@ void device_allow(struct device *d, const void *kernel, int bytes, const char *o
 
 // Until all that is on the stream is done, or the watch ends the wait.
 cudaError_t device_wait(struct device *d);
+
+// Until the event has passed, or the watch ends the wait.
+cudaError_t device_wait_event(struct device *d, cudaEvent_t event);
 
 // After each launch: a configuration that the device refused.
 static inline void device_launched(struct device *d, const char *op)

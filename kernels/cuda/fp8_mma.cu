@@ -214,8 +214,7 @@ void fp8_mma_gemm(struct device *d, const struct mat *w, const struct fp8_rows *
     struct mma_call c = {*w, *x, n_rows, out, out_stride};
     dim3 grid((unsigned) ceil_div((uint64_t) n_rows, TILE),
               (unsigned) mat_blocks(w->row_phase, w->n));
-    device_note(d, cudaFuncSetAttribute(fp8_mma, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        BYTES), "gemm");
+    device_allow(d, (const void *) fp8_mma, BYTES, "gemm");
     fp8_mma<<<grid, MMA_THREADS, BYTES, d->stream>>>(c);
     device_launched(d, "gemm");
 }

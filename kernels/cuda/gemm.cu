@@ -38,10 +38,12 @@ void gemm_round(struct device *d, const struct gemm_rows *r, int n_heads, enum i
     int pitch = (int) cuda_input_pitch(r->k);
     dim3 grid((unsigned) ceil_div(pitch, ROUND_THREADS), (unsigned) r->n_rows, (unsigned) n_heads);
     bool overlaps = d->hopper && order == INPUT_STREAMED;
-    if (overlaps) { // a multiprocessor runs it beside skinny_product only with the same shares
+    if (overlaps && !d->round_carved) {
+        // A multiprocessor runs it beside skinny_product only with the same shares.
         device_note(d, cudaFuncSetAttribute(round_rows,
                                             cudaFuncAttributePreferredSharedMemoryCarveout,
                                             cudaSharedmemCarveoutMaxShared), "gemm");
+        d->round_carved = true;
     }
     overlap_launch(d, "gemm", overlaps, round_rows, grid, ROUND_THREADS, 0, *r, order,
                    (__nv_bfloat16 *) to, pitch);

@@ -26,6 +26,7 @@ struct parts_shared {
     int32_t counts[PARTS_THREADS / WARP][PARTS_CUTS];
     int32_t sums[2][PARTS_THREADS / WARP];
     int32_t most, total, cut;
+    int32_t live; // rows that are no padding
     struct part part;
 };
 
@@ -70,7 +71,7 @@ static __device__ __forceinline__ int parts_cut(struct parts_shared *s, int n_ro
         float mean = (float) s->total / (float) (n > 0 ? n : 1);
         float time = fmaxf((float) waves * (mean + BLOCK_COST), (float) tiles + BLOCK_COST) +
                      ADD_COST * (float) (most / tiles);
-        if (n > n_rows + parts_more(n_sm, groups)) time = INFINITY;
+        if (n > s->live + parts_more(n_sm, groups)) time = INFINITY; // places of sums
         float best = time;
         for (int i = WARP / 2; i > 0; i /= 2) best = fminf(best, __shfl_xor_sync(~0u, best, i));
         uint32_t which = __ballot_sync(~0u, time == best);
@@ -95,20 +96,23 @@ static __device__ __forceinline__ struct part parts_find(struct parts_shared *s,
     if (thread == 0) {
         s->most = 0;
         s->total = 0;
+        s->live = 0;
         s->part.row = -1;
     }
     __syncthreads();
     constexpr int EACH = CUDA_MLA_CUT_ROWS / PARTS_THREADS; // neighbours
-    int most = 0, total = 0, row0 = thread * EACH;
+    int most = 0, total = 0, live = 0, row0 = thread * EACH;
     for (int row = row0; row < row0 + EACH && row < m.n_rows; row++) {
         int pos = m.in.pos[row], tiles = pos < 0 ? 0 : pos / KV_BLOCK_ROWS + 1;
         s->tiles[row] = tiles;
         most = most > tiles ? most : tiles;
         total += tiles;
+        live += tiles > 0;
     }
     if (total > 0) {
         atomicMax(&s->most, most); // integers: in any order the same
         atomicAdd(&s->total, total);
+        atomicAdd(&s->live, live);
     }
     __syncthreads();
     int cut = parts_cut(s, m.n_rows, groups, n_sm), n[EACH], cuts[EACH], sum = 0, cut_sum = 0;

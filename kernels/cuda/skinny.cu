@@ -263,9 +263,7 @@ static void launch(struct device *d, struct skinny_call &c, const struct mat *w,
     c.x = tma_map(d, &rows);
     int shares = (int) smaller(ceil_div((uint64_t) c.units, S::SHARE_MIN), (uint64_t) d->n_sm);
     check(shares * 2 * S::FLOATS <= CUDA_SPLIT_BLOCKS * CUDA_TILE_FLOATS, "%d parts", shares * 2);
-    device_note(d, cudaFuncSetAttribute(skinny_product<N>,
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES),
-                "gemm");
+    device_allow(d, (const void *) skinny_product<N>, S::BYTES, "gemm");
     overlap_launch(d, "gemm", true, skinny_product<N>, dim3((unsigned) shares), SKINNY_THREADS,
                    S::BYTES, c);
 }

@@ -170,7 +170,8 @@ static void take_some(struct device *d, struct device_usage *usage)
     *usage = (struct device_usage){.context = 1000, .libraries = 300, .alone = true};
 }
 
-// What a driver has taken beside the arena counts, once it is known.
+// What a driver has taken beside the arena is told, once it is known. It ends no load: it may be
+// other processes', and nothing more is taken from then on.
 static void a_rank_counts_what_the_driver_took(void **state)
 {
     (void) state;
@@ -183,10 +184,9 @@ static void a_rank_counts_what_the_driver_took(void **state)
     backend = &b;
     if (open_stage(0, 2, PRECISION_F32, carved + 1300, &total, &e) != OK) fail_msg("%s", e.text);
     assert_int_equal(total, carved + 1300);
-    assert_int_equal(open_stage(0, 2, PRECISION_F32, carved + 1292, &total, &e), ERR_NOMEM);
-    assert_string_equal(e.code, "does_not_fit");
-    assert_non_null(strstr(e.text, "context of 1000 and 300 of libraries"));
-    assert_non_null(strstr(e.text, "--reserve 8"));
+    total = 0;
+    if (open_stage(0, 2, PRECISION_F32, carved + 1292, &total, &e) != OK) fail_msg("%s", e.text);
+    assert_int_equal(total, carved + 1300);
 }
 
 int main(void)

@@ -512,6 +512,15 @@ static void test_host_memory_of_collectives(void **state)
     o.backend = &cuda;
     uint64_t on_gpus = stage_comm_bytes(&o);
     assert_true(on_gpus > 0 && on_gpus < on_cpus / 16);
+    // The sampler beside a GPU gathers more rows at once than the host's.
+    struct rank_shape shape = {.config = &c, .device = DEVICE_CUDA, .place = {.tp = 2},
+                               .slots = 128, .max_blocks = 1024, .max_out = 128};
+    struct sampler_shape sampler = rank_sampler_shape(&shape);
+    o.tp = 2;
+    o.limits.slots = o.limits.max_out = 128;
+    o.limits.max_blocks = 1024;
+    assert_true(sampler_gather_max(&sampler) >= 128 * 33 * 8);
+    assert_true(stage_comm_bytes(&o) >= 2 * sampler_gather_max(&sampler));
     o.tp = 1;
     assert_int_equal(stage_comm_bytes(&o), 0);
 }
