@@ -5,6 +5,7 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,9 +15,10 @@
 
 enum { SLOTS = 6, CONTEXT = 128, ROWS = 96, BLOCKS_EACH = CONTEXT / KV_BLOCK_ROWS, STEPS = 5 };
 
-static int n_begun[ROWS + 1]; // by bucket: how often it was to be recorded
-static int n_launched[ROWS + 1];
-static int n_embedded[ROWS + 1]; // by rows of the op
+// All ranks count.
+static atomic_int n_begun[ROWS + 1]; // by bucket: how often it was to be recorded
+static atomic_int n_launched[ROWS + 1];
+static atomic_int n_embedded[ROWS + 1]; // by rows of the op
 
 static bool count_begin(struct device *d, int bucket)
 {
@@ -129,9 +131,7 @@ static float *run_steps(const struct model *m, const struct backend *b, int tp)
 
 static void forget(void)
 {
-    memset(n_begun, 0, sizeof n_begun);
-    memset(n_launched, 0, sizeof n_launched);
-    memset(n_embedded, 0, sizeof n_embedded);
+    for (int i = 0; i <= ROWS; i++) n_begun[i] = n_launched[i] = n_embedded[i] = 0;
 }
 
 static void padding_changes_no_result(void **state)
