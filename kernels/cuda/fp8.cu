@@ -110,8 +110,8 @@ static __device__ __forceinline__ void produce(const struct fp8_call &c, char *s
         int row0 = tile / c.token_tiles * TILE_N - c.row_phase;
         const float *from = c.x_scales + token0;
         for (int block = 0; block < c.blocks; block++, at.next()) {
-            barrier_wait(&empty[at.stage], at.parity ^ 1);
-            barrier_expect(&full[at.stage], S::STAGE_BYTES + S::SCALE_BYTES);
+            bar_wait(&empty[at.stage], at.parity ^ 1);
+            bar_expect(&full[at.stage], S::STAGE_BYTES + S::SCALE_BYTES);
             char *to = shared + at.stage * S::STAGE_BYTES;
             tma_load(to, &c.x, block * TMA_ROW, token0, 0, &full[at.stage]);
             tma_load(to + S::X_BYTES, &c.w, block * TMA_ROW, row0, 0, &full[at.stage]);
@@ -164,7 +164,7 @@ static __device__ __forceinline__ void consume(const struct fp8_call &c, const c
             if (block + 1 < c.blocks) next = __ldg(w_scales + block + 1);
             const char *stage = shared + at.stage * S::STAGE_BYTES;
             const float *x_scales = (const float *) (scales + at.stage * S::SCALE_BYTES) + local;
-            barrier_wait(&full[at.stage], at.parity);
+            bar_wait(&full[at.stage], at.parity);
             float s[HALVES][2];
 #pragma unroll
             for (int h = 0; h < HALVES; h++) {
@@ -175,7 +175,7 @@ static __device__ __forceinline__ void consume(const struct fp8_call &c, const c
             for (int h = 0; h < HALVES; h++) {
                 float acc[64];
                 fp8_block(acc, stage + (group * HALVES + h) * 64 * TMA_ROW, stage + S::X_BYTES);
-                if (h == HALVES - 1 && lane == 0) barrier_arrive(&empty[at.stage]);
+                if (h == HALVES - 1 && lane == 0) bar_arrive(&empty[at.stage]);
 #pragma unroll
                 for (int i = 0; i < 64; i++) {
                     total[h][i] = fmaf(acc[i], s[h][i / 2 % 2], total[h][i]);
@@ -210,10 +210,10 @@ fp8_product(const __grid_constant__ struct fp8_call c)
     char *shared = wgmma_shared(dynamic);
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
-            barrier_init(&full[i], 1);
-            barrier_init(&empty[i], FP8_CONSUMERS / WARP);
+            bar_init(&full[i], 1);
+            bar_init(&empty[i], FP8_CONSUMERS / WARP);
         }
-        barriers_ready();
+        bar_init_end();
     }
     __syncthreads();
     if (threadIdx.x >= FP8_CONSUMERS) {

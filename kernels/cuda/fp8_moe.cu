@@ -59,7 +59,7 @@ static __device__ __forceinline__ int row_block(const struct moe_call &c, int co
 static __device__ __forceinline__ void complete(uint64_t *full)
 {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    barrier_arrive(full);
+    bar_arrive(full);
 }
 
 template <bool DOWN>
@@ -86,10 +86,10 @@ static __device__ __forceinline__ void produce(const struct moe_call &c, char *s
         bool scaled = thread < tile.n;
         if (scaled && !DOWN) mine = c.room.pair_row[mine];
         for (int block = 0; block < c.blocks; block++, at.next()) {
-            barrier_wait(&empty[at.stage], at.parity ^ 1);
+            bar_wait(&empty[at.stage], at.parity ^ 1);
             char *stage = shared + at.stage * STAGE_BYTES;
             if (thread == 0) {
-                barrier_expect(&full[at.stage], 2 * BOX_BYTES);
+                bar_expect(&full[at.stage], 2 * BOX_BYTES);
 #pragma unroll
                 for (int box = 0; box < 2; box++) {
                     int row = row_block<DOWN>(c, col, box) * BOX_ROWS - c.row_phase;
@@ -154,7 +154,7 @@ static __device__ __forceinline__ void multiply(const struct moe_call &c, int ex
         const char *stage = shared + at.stage * STAGE_BYTES;
         const float2 *x_scales = (const float2 *) (shared + MOE_STAGES * STAGE_BYTES +
                                                    at.stage * SCALE_BYTES) + lane % 4;
-        barrier_wait(&full[at.stage], at.parity);
+        bar_wait(&full[at.stage], at.parity);
 #pragma unroll
         for (int box = 0; box < 2; box++) {
             float acc[N / 2];
@@ -170,7 +170,7 @@ static __device__ __forceinline__ void multiply(const struct moe_call &c, int ex
             }
         }
         __syncwarp();
-        if (lane == 0) barrier_arrive(&empty[at.stage]);
+        if (lane == 0) bar_arrive(&empty[at.stage]);
     }
 }
 
@@ -291,10 +291,10 @@ fp8_experts(const __grid_constant__ struct moe_call c)
     char *shared = wgmma_shared(dynamic);
     if (threadIdx.x == 0) {
         for (int i = 0; i < MOE_STAGES; i++) {
-            barrier_init(&full[i], PRODUCERS + 1); // and the copy engine's
-            barrier_init(&empty[i], CONSUMERS / WARP);
+            bar_init(&full[i], PRODUCERS + 1); // and the copy engine's
+            bar_init(&empty[i], CONSUMERS / WARP);
         }
-        barriers_ready();
+        bar_init_end();
     }
     __syncthreads();
     if (threadIdx.x >= CONSUMERS) {

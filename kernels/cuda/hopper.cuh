@@ -7,6 +7,7 @@
 #ifndef PENSTOCK_KERNELS_CUDA_HOPPER_CUH
 #define PENSTOCK_KERNELS_CUDA_HOPPER_CUH
 
+#include "kernels/cuda/barrier.cuh"
 #include "kernels/cuda/device.cuh"
 
 #include <cuda.h>
@@ -88,45 +89,6 @@ template <int N> static __device__ __forceinline__ void registers_give()
 template <int N> static __device__ __forceinline__ void registers_take()
 {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
-}
-
-// --- barriers in shared memory
-
-static __device__ __forceinline__ uint32_t shared_at(const void *p)
-{
-    return (uint32_t) __cvta_generic_to_shared(p);
-}
-
-static __device__ __forceinline__ void bar_init(uint64_t *bar, int arrivals)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_at(bar)), "r"(arrivals)
-                 : "memory");
-}
-
-// After all inits, before other threads or the copy engine see them.
-static __device__ __forceinline__ void bar_init_end()
-{
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-static __device__ __forceinline__ void bar_arrive(uint64_t *bar)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_at(bar)) : "memory");
-}
-
-static __device__ __forceinline__ void bar_expect(uint64_t *bar, int bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_at(bar)),
-                 "r"(bytes) : "memory");
-}
-
-// Waits until the phase of this parity has ended.
-static __device__ __forceinline__ void bar_wait(uint64_t *bar, uint32_t parity)
-{
-    asm volatile("{\n.reg .pred done;\nagain:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again;\n}\n" ::"r"(shared_at(bar)), "r"(parity) : "memory");
 }
 
 // --- copies

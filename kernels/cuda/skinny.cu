@@ -73,7 +73,7 @@ static __device__ __forceinline__ void produce(const struct skinny_call &c, char
     int end = share_begin(blockIdx.x + 1, c.units, gridDim.x);
     auto bring_weights = [&](int unit) {
         char *to = shared + at.stage * S::STAGE_BYTES;
-        barrier_expect(&full[at.stage], S::STAGE_BYTES);
+        bar_expect(&full[at.stage], S::STAGE_BYTES);
         tma_load(to, &c.w, unit % c.blocks * TMA_ROW, unit / c.blocks * TILE_N - c.row_phase, 0,
                  &full[at.stage]);
     };
@@ -89,7 +89,7 @@ static __device__ __forceinline__ void produce(const struct skinny_call &c, char
     at = {};
     for (int unit = begin; unit < first; unit++, at.next()) bring_rows(unit);
     for (int unit = first; unit < end; unit++, at.next()) {
-        barrier_wait(&empty[at.stage], at.parity ^ 1);
+        bar_wait(&empty[at.stage], at.parity ^ 1);
         bring_weights(unit);
         bring_rows(unit);
     }
@@ -189,7 +189,7 @@ static __device__ __forceinline__ void consume(const struct skinny_call &c, cons
             float scale = next;
             if (unit + 1 < end) next = __ldg(c.scales + unit + 1);
             const char *weights = shared + at.stage * S::STAGE_BYTES;
-            barrier_wait(&full[at.stage], at.parity);
+            bar_wait(&full[at.stage], at.parity);
             uint32_t a[8][4];
             uint4 w[2][2];
 #pragma unroll
@@ -212,7 +212,7 @@ static __device__ __forceinline__ void consume(const struct skinny_call &c, cons
             asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
             asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
             wgmma_fence(acc);
-            if (lane == 0) barrier_arrive(&empty[at.stage]);
+            if (lane == 0) bar_arrive(&empty[at.stage]);
 #pragma unroll
             for (int i = 0; i < N / 2; i++) total[i] = fmaf(acc[i], scale, total[i]);
         }
@@ -234,10 +234,10 @@ skinny_product(const __grid_constant__ struct skinny_call c)
     char *shared = wgmma_shared(dynamic);
     if (threadIdx.x == 0) {
         for (int i = 0; i < S::STAGES; i++) {
-            barrier_init(&full[i], 1);
-            barrier_init(&empty[i], CONSUMERS / WARP);
+            bar_init(&full[i], 1);
+            bar_init(&empty[i], CONSUMERS / WARP);
         }
-        barriers_ready();
+        bar_init_end();
     }
     __syncthreads();
     overlap_next();

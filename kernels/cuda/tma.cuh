@@ -5,6 +5,7 @@
 #ifndef PENSTOCK_KERNELS_CUDA_TMA_CUH
 #define PENSTOCK_KERNELS_CUDA_TMA_CUH
 
+#include "kernels/cuda/barrier.cuh"
 #include "kernels/cuda/device.cuh"
 
 #include <cuda.h>
@@ -26,44 +27,6 @@ struct tma_tensor {
 CUtensorMap tma_map(struct device *d, const struct tma_tensor *t);
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-
-static __device__ __forceinline__ uint32_t shared_at(const void *shared)
-{
-    return (uint32_t) __cvta_generic_to_shared(shared);
-}
-
-static __device__ __forceinline__ void barrier_init(uint64_t *barrier, int arrivals)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_at(barrier)),
-                 "r"(arrivals) : "memory");
-}
-
-// After all barrier_init, before __syncthreads: the copy engine sees them.
-static __device__ __forceinline__ void barriers_ready()
-{
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-static __device__ __forceinline__ void barrier_arrive(uint64_t *barrier)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_at(barrier)) : "memory");
-}
-
-// Arrives, and lets the phase end only when so many bytes were copied.
-static __device__ __forceinline__ void barrier_expect(uint64_t *barrier, uint32_t bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_at(barrier)),
-                 "r"(bytes) : "memory");
-}
-
-// Waits for the end of the phase of that parity; a new barrier is in phase 0.
-static __device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity)
-{
-    asm volatile("{\n.reg .pred p;\n"
-                 "again:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-                 "@!p bra again;\n}\n" ::"r"(shared_at(barrier)), "r"(parity) : "memory");
-}
 
 // The box of matrix `matrix` at (row, byte) to shared memory aligned to 1024 bytes.
 static __device__ __forceinline__ void tma_load(void *shared, const CUtensorMap *map, int byte,
