@@ -1,12 +1,9 @@
 #include "workers/group.h"
 
 #include "common/clock.h"
-#include "common/health.h"
 #include "common/log.h"
 #include "common/seal.h"
-#include "workers/figures.h"
-#include "workers/host.h"
-#include "workers/loading.h"
+#include "workers/group_state.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -23,436 +20,6 @@ enum {
     TURN_MS = 100,          // longest sleep of the loop
     LINK_TURN_MS = 5,       // while it waits for a link to connect
 };
-
-// What the ranks were built for: another ASSIGN of the same shape keeps their weights.
-struct stage_shape {
-    int first, last, steps_in_flight;
-    enum precision precision;
-    struct step_limits limits;
-};
-
-struct group {
-    struct group_options options;
-    struct control control;
-    uint8_t boot[WIRE_ID_BYTES];
-    struct stage *stage;
-    struct stage_shape shape; // of `stage`
-    struct host host;         // of `stage` and its epochs
-    struct manifest *manifest; // while it loads; NULL: none
-    bool assigned;
-    struct wire_assign assign;
-    enum wire_state state;    // WIRE_IDLE without an assignment
-    bool open;                // `epoch` is
-    bool ending;              // the epoch is over; its steps are not yet out of the ranks
-    bool linking;             // LINK came; waits for the connection
-    int64_t link_ms;          // since when
-    char next[ENDPOINT_MAX + 1]; // where to
-    struct epoch epoch;
-    struct head *head;
-    int stop;                 // times it was asked to
-    int64_t stop_ms;
-    int64_t said_ms, credit_ms;
-    int64_t report_ms;        // TOKENS are due then
-    uint64_t credit_slots, credit_blocks; // told last
-    uint64_t steps;           // through this group, ever
-    uint64_t heap_calls;      // under the seal (common/seal.h), as far as noticed
-    struct figures figures;
-    struct health_writer health;
-    struct error trouble;     // why it has no stage
-    struct loading loading;   // what people see of it
-    bool leave;
-    struct wire_running running[SLOTS_MAX];
-    struct job_key kept[SLOTS_MAX];
-};
-
-// --- what the group says
-
-static bool send_hello(struct group *g, int link)
-{
-    const struct group_options *o = &g->options;
-    struct wire_device devices[TP_MAX];
-    struct wire_message m = {.command = WIRE_HELLO};
-    struct wire_hello *h = &m.hello;
-    for (int i = 0; i < o->tp; i++) {
-        devices[i] = (struct wire_device){.bytes = o->memory_bytes};
-        snprintf(devices[i].name, sizeof devices[i].name, "%s:%d", o->backend->name, i);
-    }
-    h->minor = WIRE_MINOR;
-    snprintf(h->version, sizeof h->version, "%s", PENSTOCK_VERSION);
-    snprintf(h->node, sizeof h->node, "%s", o->node);
-    snprintf(h->name, sizeof h->name, "%s", o->name);
-    memcpy(h->boot, g->boot, sizeof h->boot);
-    h->devices = devices;
-    h->n_devices = h->tp = o->tp;
-    snprintf(h->model, sizeof h->model, "%s", o->model_hash);
-    snprintf(h->precision, sizeof h->precision, "%s", precision_name(o->precision));
-    snprintf(h->data, sizeof h->data, "%s", o->data);
-    h->assigned = g->assigned;
-    if (g->assigned) {
-        const struct wire_assign *a = &g->assign;
-        h->assignment = (struct wire_assignment){a->pipeline, a->epoch, a->stage, a->n_stages,
-                                                 a->first, a->last, "", g->state};
-        snprintf(h->assignment.plan, sizeof h->assignment.plan, "%s", a->plan);
-    }
-    if (g->head != NULL) {
-        h->running = g->running;
-        h->n_running = head_list_running(g->head, g->running, SLOTS_MAX);
-        h->finished = g->kept;
-        h->n_finished = head_list_kept(g->head, g->kept, SLOTS_MAX);
-        if (link == g->control.leader) head_report_again(g->head);
-    }
-    return control_send_to(&g->control, link, &m);
-}
-
-// A broker that is silent is told of this group: HELLO, or of one that stands by only a sign of
-// life, since it asks for HELLO when it leads.
-static void greet(struct group *g, int64_t now_ms)
-{
-    struct wire_message ping = {.command = WIRE_PING};
-    for (int i = 0; i < g->control.n_links; i++) {
-        struct control_link *l = &g->control.links[i];
-        if (!control_silent(&g->control, i, now_ms)) continue;
-        bool told = l->stands_by ? control_send_to(&g->control, i, &ping) : send_hello(g, i);
-        if (told) l->greeted_ms = now_ms;
-    }
-}
-
-static void send_ready(struct group *g)
-{
-    struct wire_message m = {.command = WIRE_READY};
-    struct ledger ledger = stage_ledger(g->stage);
-    uint64_t total = ledger_total(&ledger), kv = ledger.bytes[LEDGER_KV];
-    uint64_t weights = ledger_weights(&ledger) + ledger.bytes[LEDGER_PACKING];
-    m.ready = (struct wire_ready){.pipeline = g->assign.pipeline,
-                                  .epoch = g->assign.epoch,
-                                  .stage = g->assign.stage,
-                                  .weights_bytes = weights,
-                                  .kv_bytes = kv,
-                                  .buffers_bytes = total - weights - kv,
-                                  .total_bytes = total,
-                                  .by_line = true,
-                                  .ledger = ledger};
-    snprintf(m.ready.endpoint, sizeof m.ready.endpoint, "%s", g->epoch.in.endpoint);
-    snprintf(m.ready.tokens_endpoint, sizeof m.ready.tokens_endpoint, "%s",
-             g->epoch.tokens_in.endpoint);
-    control_send(&g->control, &m);
-}
-
-static void send_linked(struct group *g)
-{
-    struct wire_message m = {.command = WIRE_LINKED};
-    m.stage = (struct wire_stage){g->assign.pipeline, g->assign.epoch, g->assign.stage};
-    control_send(&g->control, &m);
-}
-
-static void send_failed(struct group *g, const struct error *why)
-{
-    struct wire_message m = {.command = WIRE_FAILED};
-    m.failed.pipeline = g->assign.pipeline;
-    m.failed.epoch = g->assign.epoch;
-    m.failed.stage = g->assign.stage;
-    snprintf(m.failed.code, sizeof m.failed.code, "%s", why->code);
-    snprintf(m.failed.message, sizeof m.failed.message, "%s", why->text);
-    log_line(LOG_ERROR, "epoch_failed", log_int("stage", g->assign.stage),
-             log_str("code", why->code), log_str("error", why->text));
-    control_send(&g->control, &m);
-}
-
-static void send_credit(struct group *g, int64_t now_ms)
-{
-    struct wire_message m = {.command = WIRE_CREDIT};
-    m.credit = (struct wire_credit){g->assign.pipeline, g->assign.epoch, g->head->granted_slots,
-                                    g->head->granted_blocks};
-    if (!control_send(&g->control, &m)) return;
-    g->credit_ms = now_ms;
-    g->credit_slots = g->head->granted_slots;
-    g->credit_blocks = g->head->granted_blocks;
-}
-
-static void send_plain(struct group *g, enum wire_command command)
-{
-    struct wire_message m = {.command = command};
-    control_send(&g->control, &m);
-}
-
-static bool say_tokens(void *arg, const struct wire_tokens *t)
-{
-    struct group *g = arg;
-    struct wire_message m = {.command = WIRE_TOKENS, .tokens = *t};
-    return control_send(&g->control, &m);
-}
-
-static bool say_result(void *arg, const struct kept_result *r)
-{
-    struct group *g = arg;
-    struct wire_message m = {.command = WIRE_RESULT};
-    m.result.key = r->key;
-    m.result.result = (struct wire_bytes){r->bytes.data, r->bytes.n};
-    return control_send(&g->control, &m);
-}
-
-static void say_logits(void *arg, const struct wire_logits *l)
-{
-    struct group *g = arg;
-    struct wire_message m = {.command = WIRE_LOGITS, .logits = *l};
-    control_send(&g->control, &m);
-}
-
-// --- the life of an epoch
-
-static void drop_epoch(struct group *g)
-{
-    figures_end_epoch(&g->figures, &g->epoch);
-    epoch_close(&g->epoch);
-}
-
-static void drop_stage(struct group *g)
-{
-    figures_end_stage(&g->figures, g->stage);
-    stage_destroy(&g->stage);
-}
-
-static void end_epoch(struct group *g)
-{
-    g->ending = g->open;
-    g->linking = false;
-    g->assigned = false;
-    g->state = WIRE_IDLE;
-    figures_end_head(&g->figures, g->head);
-    head_destroy(&g->head);
-}
-
-// The steps of an ended epoch have left the ranks: its frames may go.
-static void settle(struct group *g)
-{
-    if (!g->ending || !stage_idle(g->stage)) return;
-    drop_epoch(g);
-    stage_reset(g->stage);
-    g->open = g->ending = false;
-}
-
-static void fail_epoch(struct group *g, const struct error *why)
-{
-    g->trouble = *why;
-    send_failed(g, why);
-    end_epoch(g);
-}
-
-static struct stage_shape shape_of(const struct group *g, const struct wire_assign *a,
-                                   enum precision precision)
-{
-    struct stage_shape shape;
-    memset(&shape, 0, sizeof shape); // compared as bytes
-    shape.first = a->first;
-    shape.last = a->last;
-    shape.steps_in_flight = a->steps_in_flight;
-    shape.precision = precision;
-    shape.limits.max_rows = a->max_rows;
-    shape.limits.slots = a->slots;
-    shape.limits.max_blocks = a->max_blocks;
-    shape.limits.n_blocks = a->kv_blocks;
-    shape.limits.max_out = a->max_out;
-    shape.limits.vocab_size = g->options.config->vocab_size;
-    shape.limits.score = a->score;
-    return shape;
-}
-
-static enum status check_assign(const struct group *g, const struct wire_assign *a,
-                                enum precision *precision, struct error *e)
-{
-    const struct model_config *c = g->options.config;
-    const char *bf16 = precision_name(PRECISION_BF16), *f32 = precision_name(PRECISION_F32);
-    if (strcmp(a->precision, bf16) != 0 && strcmp(a->precision, f32) != 0) {
-        return error_set(e, ERR_UNSUPPORTED, "bad_assign", "there is no precision \"%s\"",
-                         a->precision);
-    }
-    *precision = strcmp(a->precision, f32) == 0 ? PRECISION_F32 : PRECISION_BF16;
-    if (a->tp != g->options.tp) {
-        return error_set(e, ERR_INPUT, "bad_tp", "the plan wants %d ranks, this group has %d",
-                         a->tp, g->options.tp);
-    }
-    if (a->first < 0 || a->first >= a->last || a->last > c->n_layers || a->stage >= a->n_stages ||
-        (a->first == 0) != (a->stage == 0) ||
-        (a->last == c->n_layers) != (a->stage + 1 == a->n_stages)) {
-        return error_set(e, ERR_INPUT, "bad_assign", "stage %d of %d with layers [%d, %d) of %d",
-                         a->stage, a->n_stages, a->first, a->last, c->n_layers);
-    }
-    if (a->kv_blocks < 1 || a->slots < 1 || a->max_blocks < 1 || a->max_rows < 1 ||
-        a->max_out < 1 || a->steps_in_flight < 1 || a->max_context < 1 ||
-        a->max_context > (int64_t) a->max_blocks * KV_BLOCK_ROWS) {
-        return error_set(e, ERR_INPUT, "bad_assign", "a limit of the assignment is out of range");
-    }
-    return OK;
-}
-
-static struct epoch_options epoch_options(const struct group *g)
-{
-    const struct wire_assign *a = &g->assign;
-    struct epoch_options o = {.zmq = g->options.zmq,
-                              .data = g->options.data,
-                              .name = g->options.name,
-                              .link = {.pipeline = a->pipeline, .epoch = a->epoch},
-                              .stage = a->stage,
-                              .n_stages = a->n_stages,
-                              .steps_in_flight = a->steps_in_flight,
-                              .config = g->options.config,
-                              .precision = g->shape.precision,
-                              .limits = g->shape.limits,
-                              .step_deadline_ms = g->options.step_deadline_ms,
-                              .memory = g->host.links,
-                              .arena = g->host.arena};
-    memcpy(o.link.token, a->token, sizeof o.link.token);
-    return o;
-}
-
-static enum status build_stage(struct group *g, const struct stage_shape *shape, struct error *e)
-{
-    const struct group_options *o = &g->options;
-    const struct wire_assign *a = &g->assign;
-    struct stage_options options = {.config = o->config,
-                                    .checkpoint = o->checkpoint,
-                                    .backend = o->backend,
-                                    .first = a->first,
-                                    .last = a->last,
-                                    .head = a->stage == 0,
-                                    .tail = a->stage + 1 == a->n_stages,
-                                    .tp = o->tp,
-                                    .gpu = o->gpu,
-                                    .n_gpus = o->n_gpus,
-                                    .n_threads = o->n_threads,
-                                    .precision = shape->precision,
-                                    .memory_bytes = o->memory_bytes,
-                                    .limits = shape->limits,
-                                    .n_steps = a->steps_in_flight,
-                                    .collective_deadline_ms = o->step_deadline_ms};
-    if (g->stage != NULL && memcmp(shape, &g->shape, sizeof *shape) == 0) return OK;
-    drop_stage(g);
-    if (g->open) drop_epoch(g); // now that the ranks don't read its frames any more
-    g->open = g->ending = false;
-    host_release(&g->host);
-    manifest_close(&g->manifest);
-    g->shape = *shape;
-    struct epoch_options epoch = epoch_options(g);
-    try(host_create(&g->host, &options, &epoch, e));
-    if (g->options.manifest != NULL) {
-        try(manifest_open(&g->manifest, g->options.manifest, g->options.model_hash, e));
-    }
-    options.memory = g->host.steps;
-    options.staging = g->host.staging;
-    options.comm = g->host.comm;
-    options.manifest = g->manifest;
-    log_line(LOG_INFO, "loading", log_int("stage", a->stage), log_int("first", a->first),
-             log_int("last", a->last), log_int("ranks", o->tp));
-    return stage_create(&g->stage, &options, e);
-}
-
-static void on_assign(struct group *g, const struct wire_assign *a)
-{
-    struct error e = {0};
-    enum precision precision = PRECISION_F32;
-    if (g->assigned && a->pipeline == g->assign.pipeline && a->epoch == g->assign.epoch) {
-        g->said_ms = 0; // said again: so is what became of it, and the endpoint stays what it was
-        return;
-    }
-    end_epoch(g);
-    g->assign = *a;
-    g->assigned = true;
-    g->state = WIRE_LOADING;
-    enum status status = check_assign(g, a, &precision, &e);
-    if (status == OK) {
-        struct stage_shape shape = shape_of(g, a, precision);
-        status = build_stage(g, &shape, &e);
-    }
-    if (status != OK) fail_epoch(g, &e);
-}
-
-static enum status open_head(struct group *g, const struct step_limits *limits, struct error *e)
-{
-    const struct wire_assign *a = &g->assign;
-    struct head_options o = {.config = g->options.config,
-                             .tokenizer = g->options.tokenizer,
-                             .limits = *limits,
-                             .max_context = a->max_context,
-                             .chunk = a->chunk,
-                             .steps_in_flight = a->steps_in_flight,
-                             .stages = a->n_stages,
-                             .fill_ms = a->fill_ms,
-                             .step_ms = a->step_ms,
-                             .rates = device_rates_of(g->options.backend->kind),
-                             .tp = a->tp,
-                             .f32 = g->shape.precision == PRECISION_F32,
-                             .model_hash = g->options.model_hash,
-                             .plan_hash = a->plan,
-                             .report_tokens = g->options.report_tokens,
-                             .report_ms = g->options.report_ms,
-                             .memory = g->host.sequences};
-    struct head_events events = {g, say_tokens, say_result, say_logits};
-    g->credit_ms = 0;
-    return head_create(&g->head, &o, &events, e);
-}
-
-static enum status open_epoch(struct group *g, struct error *e)
-{
-    struct epoch_options o = epoch_options(g);
-    if (o.stage == 0) try(open_head(g, &o.limits, e));
-    try(epoch_open(&g->epoch, &o, g->stage, g->head, e));
-    g->open = true;
-    return OK;
-}
-
-// Loading has ended, and what an earlier epoch left has settled.
-static void try_ready(struct group *g, int64_t now_ms)
-{
-    struct error e = {0};
-    if (g->state != WIRE_LOADING || g->ending) return;
-    enum stage_state state = stage_state(g->stage, &e);
-    if (state == STAGE_LOADING) return;
-    if (state == STAGE_FAILED) {
-        drop_stage(g);
-        fail_epoch(g, &e);
-    } else if (open_epoch(g, &e) != OK) {
-        fail_epoch(g, &e);
-    } else {
-        g->state = WIRE_LOADED;
-        g->said_ms = now_ms;
-        loading_report(g->assign.stage, g->stage, g->manifest, g->options.manifest);
-        manifest_close(&g->manifest);
-        send_ready(g);
-    }
-}
-
-static void on_link(struct group *g, const struct wire_link *l, int64_t now_ms)
-{
-    struct error e = {0};
-    if (g->state != WIRE_LOADED || l->epoch != g->assign.epoch || g->linking) return;
-    if (epoch_link(&g->epoch, l->endpoint, &e) != OK) {
-        fail_epoch(g, &e);
-        return;
-    }
-    g->linking = true;
-    g->link_ms = now_ms;
-    snprintf(g->next, sizeof g->next, "%s", l->endpoint);
-}
-
-static void try_linked(struct group *g, int64_t now_ms)
-{
-    struct error e;
-    if (!g->linking) return;
-    if (!epoch_linked(&g->epoch)) {
-        if (now_ms - g->link_ms <= g->options.step_deadline_ms) return;
-        error_set(&e, ERR_UNAVAILABLE, "link_lost", "no connection to the next stage at %s within "
-                  "%lld ms", g->next, (long long) g->options.step_deadline_ms);
-        fail_epoch(g, &e);
-        return;
-    }
-    g->linking = false;
-    g->state = WIRE_SERVING;
-    g->trouble = (struct error){0};
-    g->said_ms = now_ms;
-    log_line(LOG_INFO, "linked", log_int("stage", g->assign.stage),
-             log_int("epoch", g->assign.epoch));
-    send_linked(g);
-}
 
 // --- what the broker says
 
@@ -494,7 +61,7 @@ static void on_ping(struct group *g, const struct wire_ping *ping)
 static void on_error(struct group *g, const struct wire_error *error)
 {
     if (strcmp(error->code, "unknown_peer") == 0) {
-        if (g->control.leader >= 0) send_hello(g, g->control.leader);
+        if (g->control.leader >= 0) group_say_hello(g, g->control.leader);
         return;
     }
     if (g->state == WIRE_IDLE) {
@@ -509,7 +76,7 @@ static void on_unassign(struct group *g, const struct wire_stage *s)
 {
     if (g->assigned && s->epoch >= g->assign.epoch) {
         log_line(LOG_INFO, "unassigned", log_int("epoch", g->assign.epoch));
-        end_epoch(g);
+        group_end_epoch(g);
     }
     if (g->stop > 0 && !g->assigned) g->leave = true;
 }
@@ -517,8 +84,8 @@ static void on_unassign(struct group *g, const struct wire_stage *s)
 static void on_message(struct group *g, const struct wire_message *m, int64_t now_ms)
 {
     switch (m->command) {
-    case WIRE_ASSIGN: on_assign(g, &m->assign); break;
-    case WIRE_LINK: on_link(g, &m->link, now_ms); break;
+    case WIRE_ASSIGN: group_assign(g, &m->assign); break;
+    case WIRE_LINK: group_link(g, &m->link, now_ms); break;
     case WIRE_UNASSIGN: on_unassign(g, &m->stage); break;
     case WIRE_JOB: on_job(g, &m->job, now_ms); break;
     case WIRE_CANCEL:
@@ -541,12 +108,12 @@ static void on_message(struct group *g, const struct wire_message *m, int64_t no
 // Whatever may have been lost is said again once a heartbeat.
 static void say_again(struct group *g, int64_t now_ms)
 {
-    greet(g, now_ms);
+    group_greet(g, now_ms);
     if (now_ms - g->said_ms < HEARTBEAT_MS) return;
     g->said_ms = now_ms;
-    if (g->state == WIRE_LOADED && !g->linking) send_ready(g);
-    if (g->state == WIRE_SERVING) send_linked(g);
-    if (g->stop > 0) send_plain(g, WIRE_DRAIN);
+    if (g->state == WIRE_LOADED && !g->linking) group_say_ready(g);
+    if (g->state == WIRE_SERVING) group_say_linked(g);
+    if (g->stop > 0) group_say(g, WIRE_DRAIN);
 }
 
 static void stop_turn(struct group *g, int64_t now_ms)
@@ -557,7 +124,7 @@ static void stop_turn(struct group *g, int64_t now_ms)
             log_line(LOG_INFO, "draining", log_int("running",
                                                    g->head != NULL ? g->head->n_running : 0));
             g->stop_ms = now_ms;
-            send_plain(g, WIRE_DRAIN);
+            group_say(g, WIRE_DRAIN);
         }
         g->stop += (int) (times < 2 ? times : 2);
     }
@@ -577,7 +144,7 @@ static enum status serve(struct group *g, int64_t now_ms, struct error *e)
     enum status status = epoch_turn(&g->epoch, now_ms, &device_failed, e);
     g->steps += g->epoch.n_out - before;
     if (status != OK) {
-        fail_epoch(g, e);
+        group_fail_epoch(g, e);
         if (device_failed) return status;
         *e = (struct error){0};
         return OK;
@@ -586,7 +153,7 @@ static enum status serve(struct group *g, int64_t now_ms, struct error *e)
     g->report_ms = head_report(g->head, now_ms, RESULT_AGAIN_MS);
     if (g->head->granted_slots != g->credit_slots || g->head->granted_blocks != g->credit_blocks ||
         now_ms - g->credit_ms >= CREDIT_AGAIN_MS) {
-        send_credit(g, now_ms);
+        group_say_credit(g, now_ms);
     }
     return OK;
 }
@@ -667,9 +234,9 @@ static enum status loop(struct group *g, struct error *e)
             on_message(g, &m, now_ms);
             wire_message_deinit(&m);
         }
-        settle(g);
-        try_ready(g, now_ms);
-        try_linked(g, now_ms);
+        group_settle(g);
+        group_try_ready(g, now_ms);
+        group_try_linked(g, now_ms);
         if (g->state == WIRE_SERVING) try(serve(g, now_ms, e));
         say_again(g, now_ms);
         if (g->state == WIRE_LOADING && g->stage != NULL) {
@@ -693,7 +260,7 @@ enum status group_run(const struct group_options *o, struct error *e)
     check(getrandom(g->boot, sizeof g->boot, 0) == sizeof g->boot, "no random numbers");
     enum status status = control_open(&g->control, o->zmq, &o->control, e);
     if (status == OK) {
-        greet(g, clock_ms());
+        group_greet(g, clock_ms());
         status = loop(g, e);
         struct wire_message bye = {.command = WIRE_BYE};
         for (int i = 0; i < g->control.n_links; i++) control_send_to(&g->control, i, &bye);
