@@ -286,10 +286,12 @@ static void *rank_main(void *arg)
     seal_set(false);
     forward_deinit(&r->forward);
     weights_deinit(&r->weights);
-    if (r->device == NULL) return NULL;
-    struct comm *comm = s->comms.device[r->index];
-    comm->ops->detach(comm);
-    s->options.backend->close(&r->device);
+    if (r->device != NULL) {
+        struct comm *comm = s->comms.device[r->index];
+        comm->ops->detach(comm);
+        s->options.backend->close(&r->device);
+    }
+    ring_leave(&s->ring, r->index); // last: until then its device may read a step
     return NULL;
 }
 

@@ -74,11 +74,17 @@ void ring_release(struct ring *r)
     pthread_mutex_unlock(&r->mutex);
 }
 
+// The mutex is held.
+static bool is_idle(const struct ring *r, int rank)
+{
+    return r->done[rank] == r->submitted || r->left[rank];
+}
+
 bool ring_idle(struct ring *r)
 {
     pthread_mutex_lock(&r->mutex);
     bool idle = true;
-    for (int i = 0; i < r->tp && r->status == OK; i++) idle = idle && r->done[i] == r->submitted;
+    for (int i = 0; i < r->tp; i++) idle = idle && is_idle(r, i);
     pthread_mutex_unlock(&r->mutex);
     return idle;
 }
@@ -87,9 +93,7 @@ void ring_reset(struct ring *r)
 {
     pthread_mutex_lock(&r->mutex);
     for (int i = 0; i < r->tp; i++) {
-        while (r->done[i] < r->submitted && r->status == OK) {
-            pthread_cond_wait(&r->moved, &r->mutex);
-        }
+        while (!is_idle(r, i)) pthread_cond_wait(&r->moved, &r->mutex);
     }
     r->released = r->submitted;
     pthread_mutex_unlock(&r->mutex);
@@ -131,4 +135,13 @@ void ring_finish(struct ring *r, int rank, enum status status, const struct erro
     if (last || status != OK) pthread_cond_broadcast(&r->moved); // ring_reset may wait
     pthread_mutex_unlock(&r->mutex);
     if (last || status != OK) ring_notify(r);
+}
+
+void ring_leave(struct ring *r, int rank)
+{
+    pthread_mutex_lock(&r->mutex);
+    r->left[rank] = true;
+    pthread_cond_broadcast(&r->moved);
+    pthread_mutex_unlock(&r->mutex);
+    ring_notify(r);
 }

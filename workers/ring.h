@@ -23,6 +23,7 @@ struct ring {
     pthread_cond_t moved;       // submitted, done or stop changed
     uint64_t released;          // steps the leader is done with
     uint64_t done[TP_MAX];      // steps each rank has finished
+    bool left[TP_MAX];          // it does no step any more
     enum status status;         // of the first failed step
     struct error error;
 };
@@ -48,7 +49,7 @@ int ring_oldest(struct ring *r, enum status *status, struct error *e);
 // Frees the place of the oldest step, after ring_oldest.
 void ring_release(struct ring *r);
 
-// Whether the ranks have finished all that was submitted, or one of them failed.
+// Whether the ranks have finished all that was submitted, or have left: nobody reads a step.
 bool ring_idle(struct ring *r);
 
 // Waits until the ranks are idle, then all places are free.
@@ -62,5 +63,8 @@ bool ring_wait(struct ring *r, uint64_t number);
 
 // A rank's next step is finished, with `error` if status is not OK.
 void ring_finish(struct ring *r, int rank, enum status status, const struct error *error);
+
+// A rank and its device are done with all steps; it calls nothing else.
+void ring_leave(struct ring *r, int rank);
 
 #endif

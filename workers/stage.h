@@ -108,7 +108,7 @@ struct stage_step *stage_done(struct stage *s, enum status *status, struct error
 // Frees the oldest step's place, after stage_done.
 void stage_release(struct stage *s);
 
-// Whether the ranks have done all that was submitted, or failed: nobody reads a step's `in` any
+// Whether the ranks have done all that was submitted, or have ended: nobody reads a step's `in` any
 // more.
 bool stage_idle(struct stage *s);
 

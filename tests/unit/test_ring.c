@@ -88,7 +88,34 @@ static void a_failed_rank_ends_it(void **state)
     assert_int_equal(ring_oldest(&ring, &status, &e), -1);
     assert_int_equal(status, ERR_IO);
     assert_string_equal(e.text, "a device");
+    ring_leave(&ring, 1);
+    ring_leave(&ring, 0);
     ring_reset(&ring); // does not wait
+}
+
+// The one that failed may leave while another still reads the step, and the next one.
+static void a_failed_rank_leaves_others_behind(void **state)
+{
+    struct error e = {0};
+    (void) state;
+    error_set(&e, ERR_IO, NULL, "a device");
+    ring_submit(&ring);
+    ring_submit(&ring);
+    ring_finish(&ring, 1, ERR_IO, &e);
+    assert_false(ring_idle(&ring));
+    assert_true(woken());
+    ring_leave(&ring, 1);
+    assert_true(woken());
+    assert_false(ring_idle(&ring)); // rank 0 has the first step
+    ring_finish(&ring, 0, OK, NULL);
+    assert_false(ring_idle(&ring)); // and the second
+    ring_finish(&ring, 0, ERR_ABORTED, &e);
+    assert_true(ring_idle(&ring));
+    ring_reset(&ring); // does not wait
+    ring_submit(&ring);
+    assert_false(ring_idle(&ring)); // rank 0 has not left yet
+    ring_leave(&ring, 0);
+    assert_true(ring_idle(&ring));
 }
 
 static void *run_rank(void *arg)
@@ -133,6 +160,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_step_passes_all_ranks, setup, teardown),
         cmocka_unit_test_setup_teardown(places_go_round_and_run_out, setup, teardown),
         cmocka_unit_test_setup_teardown(a_failed_rank_ends_it, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_failed_rank_leaves_others_behind, setup, teardown),
         cmocka_unit_test_setup_teardown(ranks_of_their_own, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
