@@ -20,6 +20,7 @@ static void add_counters(struct wire_figures *to, const struct wire_figures *f)
     to->rows += f->rows;
     to->sampler_rows += f->sampler_rows;
     to->sampler_fallbacks += f->sampler_fallbacks;
+    to->sampler_hosted += f->sampler_hosted;
     to->stale_frames += f->stale_frames;
     to->heap_calls += f->heap_calls;
     to->prefill_tokens += f->prefill_tokens;

@@ -140,8 +140,9 @@ static json_t *figures_json(const struct group_figures *g, int64_t now_ms)
                           times_json(&f.prefill_steps));
     json_object_set_new(j, "stale_frames", number(f.stale_frames));
     json_object_set_new(j, "heap_calls", number(f.heap_calls));
-    json_object_set_new(j, "sampler", json_pack("{s:o,s:o}", "rows", number(f.sampler_rows),
-                                                "fallbacks", number(f.sampler_fallbacks)));
+    json_object_set_new(j, "sampler", json_pack("{s:o,s:o,s:o}", "rows", number(f.sampler_rows),
+                                                "fallbacks", number(f.sampler_fallbacks), "hosted",
+                                                number(f.sampler_hosted)));
     json_object_set_new(j, "memory", ledger_json(&f.memory));
     json_object_set_new(j, "ranks", ranks);
     if (f.slots == 0) return j; // not a head

@@ -246,7 +246,7 @@ static void write_device(const struct walk *w, const struct site *s, const struc
     exposition_count(w->to, w->name, LABELS({"group", g->name}), told->device_bytes);
 }
 
-enum { ROWS, SAMPLER_ROWS, FALLBACKS, STALE_FRAMES, HEAP_CALLS };
+enum { ROWS, SAMPLER_ROWS, FALLBACKS, HOSTED, STALE_FRAMES, HEAP_CALLS };
 
 static void write_group_count(const struct walk *w, const struct site *s, const struct group *g,
                               const struct fleet_report *told)
@@ -254,8 +254,8 @@ static void write_group_count(const struct walk *w, const struct site *s, const 
     (void) s;
     if (told == NULL || !told->figures.told) return;
     struct wire_figures f = figures_total(&told->figures);
-    const uint64_t values[] = {f.rows, f.sampler_rows, f.sampler_fallbacks, f.stale_frames,
-                               f.heap_calls};
+    const uint64_t values[] = {f.rows, f.sampler_rows, f.sampler_fallbacks,
+                               f.sampler_hosted, f.stale_frames, f.heap_calls};
     exposition_count(w->to, w->name, LABELS({"group", g->name}), values[w->what]);
 }
 
@@ -286,6 +286,8 @@ static void write_groups(const struct metrics *m, struct buffer *to)
          write_group_count, SAMPLER_ROWS},
         {"penstock_sampler_fallbacks_total", "counter", "Of these, rows whose cut-off had to be "
          "searched.", write_group_count, FALLBACKS},
+        {"penstock_sampler_hosted_total", "counter", "Of these, rows of a GPU's logits that the "
+         "host chose for, one by one.", write_group_count, HOSTED},
         {"penstock_stale_frames_total", "counter", "Frames of another epoch, dropped.",
          write_group_count, STALE_FRAMES},
         {"penstock_heap_calls_total", "counter", "Heap calls of threads that may make none.",

@@ -211,7 +211,7 @@ struct wire_rank {
 // What a group has counted since its process began, and what it holds now.
 struct wire_figures {
     uint64_t rows;                    // of all steps
-    uint64_t sampler_rows, sampler_fallbacks; // last stage
+    uint64_t sampler_rows, sampler_fallbacks, sampler_hosted; // last stage
     uint64_t stale_frames;            // of another epoch, dropped
     uint64_t heap_calls;              // of threads that may make none
     struct histogram decode_steps;    // steps with one row of each sequence, by rank 0's clock

@@ -282,6 +282,7 @@ static const struct schema_field pong_body[] = {
     U64("rows", M, F.rows, SCHEMA_OPTIONAL),
     U64("sampler_rows", M, F.sampler_rows, SCHEMA_OPTIONAL),
     U64("sampler_fallbacks", M, F.sampler_fallbacks, SCHEMA_OPTIONAL),
+    U64("sampler_hosted", M, F.sampler_hosted, SCHEMA_OPTIONAL),
     U64("stale_frames", M, F.stale_frames, SCHEMA_OPTIONAL),
     U64("heap_calls", M, F.heap_calls, SCHEMA_OPTIONAL),
     {"decode_steps", SCHEMA_SUB, SCHEMA_AT(M, F.decode_steps), .sub = &times},

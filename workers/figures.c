@@ -12,6 +12,7 @@ static void add_stage(struct wire_figures *to, struct wire_rank *ranks, struct s
     to->rows += f.rows;
     to->sampler_rows += f.sampler_rows;
     to->sampler_fallbacks += f.sampler_fallbacks;
+    to->sampler_hosted += f.sampler_hosted;
     histogram_merge(&to->decode_steps, &f.decode);
     histogram_merge(&to->prefill_steps, &f.prefill);
     for (int i = 0; i < TP_MAX; i++) ranks[i].busy_us += f.busy_us[i];

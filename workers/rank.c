@@ -165,6 +165,7 @@ static void count_step(struct rank *r, const struct step *step, uint64_t us)
             struct sampler_counts c = sampler_counts(r->forward.sampler);
             f->sampler_rows = c.rows;
             f->sampler_fallbacks = c.fallbacks;
+            f->sampler_hosted = c.hosted;
         }
     }
     pthread_mutex_unlock(&r->counting);
@@ -180,6 +181,7 @@ void rank_count(struct rank *r, struct stage_figures *to)
     to->busy_us[r->index] += f->busy_us[r->index];
     to->sampler_rows += f->sampler_rows;
     to->sampler_fallbacks += f->sampler_fallbacks;
+    to->sampler_hosted += f->sampler_hosted;
     pthread_mutex_unlock(&r->counting);
 }
 

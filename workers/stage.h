@@ -91,7 +91,7 @@ struct stage_figures {
     uint64_t rows;
     struct histogram decode, prefill; // steps with one row of each sequence, and with more of any
     uint64_t busy_us[TP_MAX];         // of each rank
-    uint64_t sampler_rows, sampler_fallbacks; // tail
+    uint64_t sampler_rows, sampler_fallbacks, sampler_hosted; // tail
 };
 
 void stage_figures(struct stage *s, struct stage_figures *to);

@@ -107,9 +107,9 @@ static void figures(struct wire_figures *f)
 {
     static struct wire_rank ranks[] = {{.busy_us = 7000000}, {.busy_us = 6900000}};
     *f = (struct wire_figures){.rows = 5000, .sampler_rows = 1000, .sampler_fallbacks = 2,
-                               .stale_frames = 3, .heap_calls = 1, .prefill_tokens = 4000,
-                               .again_tokens = 300, .decode_tokens = 990, .slots = 64,
-                               .running = 12, .kv_blocks = 512, .kv_reserved = 300,
+                               .sampler_hosted = 7, .stale_frames = 3, .heap_calls = 1,
+                               .prefill_tokens = 4000, .again_tokens = 300, .decode_tokens = 990,
+                               .slots = 64, .running = 12, .kv_blocks = 512, .kv_reserved = 300,
                                .kv_used = 120, .ranks = ranks, .n_ranks = 2};
     for (int i = 0; i < LEDGER_LINES; i++) {
         f->memory.bytes[i] = 2 * (uint64_t) i + 3;
