@@ -16,7 +16,7 @@
 enum { CHUNK_COLUMNS = 64, CHUNK_ROW_BYTES = 128, WARPGROUP = 128 };
 
 // Describes a bf16 matrix (rows, columns) in device memory to the copy engine, which brings boxes
-// of box_rows rows and 64 columns. Faults are kept (device_note).
+// of box_rows rows and 64 columns. Faults are kept (device_note). In tma.cu, with tma_map.
 CUtensorMap hopper_map(struct device *d, const void *base, uint64_t rows, uint64_t columns,
                        int box_rows);
 
