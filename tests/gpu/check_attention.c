@@ -1,7 +1,6 @@
 // Attention: CPU and CUDA on identical inputs, twice on CUDA (the same bits), on a Hopper card also
 // with what other cards run; then its speed beside limits probed in the same run.
-#include "tests/gpu/check.h"
-#include "tests/gpu/side.h"
+#include "tests/gpu/speed.h"
 
 #include "kernels/cpu/bf16.h"
 #include "kernels/cuda/probe.h"
@@ -12,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { REPEATS = 20 };
 #define ARENA (24ull << 30)
 
 static struct side cpu, gpu;
@@ -280,44 +278,6 @@ void check_attention(struct result *r, enum precision p)
 
 // --- speed
 
-static double copy_rate, mma_rate;
-static int bucket;
-
-static void speed_begin(void) { check(gpu.b->graph_begin(gpu.d, ++bucket)); }
-
-static double speed_end(void)
-{
-    gpu.b->graph_end(gpu.d, bucket);
-    double s = cuda_probe_graph(gpu.d, bucket, REPEATS);
-    side_sync(&gpu);
-    return s;
-}
-
-static void line_bytes(const char *name, double seconds, double bytes, double bar)
-{
-    char line[160];
-    snprintf(line, sizeof line, "%s: %.1f us, %.0f GB/s, of copy", name, seconds * 1e6,
-             bytes / seconds * 1e-9);
-    result_figure(results, line, bytes / seconds / copy_rate, "", bar);
-}
-
-// `bar`: TFLOP/s.
-static void line_flops(const char *name, double seconds, double flops, double bar)
-{
-    char line[160];
-    snprintf(line, sizeof line, "%s: %.1f us, %.2f of mma.sync, TFLOP/s", name, seconds * 1e6,
-             flops / seconds / mma_rate);
-    result_figure(results, line, flops / seconds * 1e-12, "", bar);
-}
-
-static float *put_noise(size_t n, float scale)
-{
-    float *x = noises(n, scale), *there = side_put(&gpu, x, n * sizeof *x);
-    side_sync(&gpu);
-    free(x);
-    return there;
-}
-
 // Blocks of one layer in reversed order, random rows that repeat.
 static struct kv_layer quick_layer(int n_blocks, int width)
 {
@@ -370,7 +330,7 @@ static void speed_mla(int heads, int n_rows, int context, int slots, bool ragged
     char name[96];
     snprintf(name, sizeof name, "mla %d heads, %d rows of %d %s %d", heads, n_rows, slots,
              ragged ? "to" : "at", context);
-    line_flops(name, s, 2.0 * tokens * heads * (576 + 512), flops_bar);
+    line_tflops(name, s, 2.0 * tokens * heads * (576 + 512), flops_bar);
     if (!prefill) line_bytes(name, s, tokens * width * 2, bytes_bar);
 }
 
@@ -415,7 +375,7 @@ static void speed_run(int heads, int pos, int n, double bar)
     double s = speed_end(), seen = (double) n * pos + 0.5 * n * (n + 1.0);
     char name[96];
     snprintf(name, sizeof name, "mla_run %d heads, %d rows from %d", heads, n, pos);
-    line_flops(name, s, 2.0 * seen * heads * (Q_HEAD + HEAD), bar);
+    line_tflops(name, s, 2.0 * seen * heads * (Q_HEAD + HEAD), bar);
     free(rows);
     free(scales);
     free(uk);
@@ -424,12 +384,8 @@ static void speed_run(int heads, int pos, int n, double bar)
 
 void check_attention_speed(struct result *r)
 {
-    results = r;
     side_open(&gpu, backend_cuda(), PRECISION_BF16, ARENA);
-    copy_rate = cuda_probe_copy(gpu.d, 4ull << 30);
-    mma_rate = cuda_probe_mma(gpu.d);
-    result_figure(r, "device copy, read and written", copy_rate * 1e-9, "GB/s", 0);
-    result_figure(r, "mma.sync between registers", mma_rate * 1e-12, "TFLOP/s", 0);
+    speed_open(&gpu, r);
     speed_mla(16, 64, 4096, 64, false, 0, 0.6);
     speed_mla(16, 128, 4096, 128, true, 0, 0);
     speed_mla(16, 8, 4096, 8, false, 0, 0);

@@ -1,7 +1,6 @@
 // Times of the kernels at V3's shapes, beside limits probed in the same run. Weights are random and
 // more than the caches hold.
-#include "tests/gpu/check.h"
-#include "tests/gpu/side.h"
+#include "tests/gpu/speed.h"
 
 #include "kernels/cuda/probe.h"
 
@@ -9,24 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { REPEATS = 20 };
 #define ARENA (40ull << 30)
 
 static struct side gpu;
 static struct result *results;
-static double copy_rate, mma_rate;
-static int bucket;
-
-// Seconds of the ops that were put on the stream since speed_begin, as a graph.
-static void speed_begin(void) { check(gpu.b->graph_begin(gpu.d, ++bucket)); }
-
-static double speed_end(void)
-{
-    gpu.b->graph_end(gpu.d, bucket);
-    double s = cuda_probe_graph(gpu.d, bucket, REPEATS);
-    side_sync(&gpu);
-    return s;
-}
 
 // A matrix of random bits: rows repeat, which no kernel can tell.
 static struct matrix quick_matrix(enum dtype dtype, int n, int k)
@@ -55,22 +40,6 @@ static struct matrix quick_matrix(enum dtype dtype, int n, int k)
     return m;
 }
 
-static void line_bytes(const char *name, double seconds, double bytes, double bar)
-{
-    char line[160];
-    snprintf(line, sizeof line, "%s: %.1f us, %.0f GB/s, of copy", name, seconds * 1e6,
-             bytes / seconds * 1e-9);
-    result_figure(results, line, bytes / seconds / copy_rate, "", bar);
-}
-
-static void line_flops(const char *name, double seconds, double flops, double bar)
-{
-    char line[160];
-    snprintf(line, sizeof line, "%s: %.1f us, %.0f TFLOP/s, of mma.sync", name, seconds * 1e6,
-             flops / seconds * 1e-12);
-    result_figure(results, line, flops / seconds / mma_rate, "", bar);
-}
-
 // What PyTorch takes for the same in this run (tests/gpu/peers; none: nothing is said), over what
 // is taken here.
 static void line_peer(const char *name, const char *peer, double seconds, double bar)
@@ -81,14 +50,6 @@ static void line_peer(const char *name, const char *peer, double seconds, double
     snprintf(line, sizeof line, "%s: %.1f us, PyTorch's %.1f us, over it", name, seconds * 1e6,
              atof(us));
     result_figure(results, line, atof(us) * 1e-6 / seconds, "", bar);
-}
-
-static float *put_noise(size_t n, float scale)
-{
-    float *x = noises(n, scale), *there = side_put(&gpu, x, n * sizeof *x);
-    side_sync(&gpu);
-    free(x);
-    return there;
 }
 
 static void speed_gemm(enum dtype dtype, int n, int k)
@@ -242,10 +203,7 @@ void check_speed(struct result *r)
 {
     results = r;
     side_open(&gpu, backend_cuda(), PRECISION_BF16, ARENA);
-    copy_rate = cuda_probe_copy(gpu.d, 4ull << 30);
-    mma_rate = cuda_probe_mma(gpu.d);
-    result_figure(r, "device copy, read and written", copy_rate * 1e-9, "GB/s", 0);
-    result_figure(r, "mma.sync between registers", mma_rate * 1e-12, "TFLOP/s", 0);
+    speed_open(&gpu, r);
     speed_gemm(DTYPE_F8_E4M3, 7168, 16384);
     speed_gemm(DTYPE_F8_E4M3, 18432, 7168);
     speed_gemm(DTYPE_F8_E4M3, 7168, 18432);
