@@ -16,12 +16,17 @@
 
 enum { CONTEXT = 512, SLOTS = 4, ROWS_MAX = 8 * CONTEXT };
 
+// A check in brief is for tools that run a kernel a hundred times as long: steps of so many rows
+// at most, and so much patience with the stage.
+enum { BRIEF_PROMPTS = 3, BRIEF_ROWS = 24, SILENCE_MS = 60000, BRIEF_SILENCE_MS = 600000 };
+
 struct model {
     struct model_config config;
     struct checkpoint *checkpoint;
     struct stage *stage;
     void *memory, *staging; // the stage's
     struct golden golden;
+    int silence_ms;  // how long the stage may take for anything
     uint64_t number; // of the last step
     double errors[ROWS_MAX];
     int n_errors;
@@ -35,25 +40,37 @@ static void wait_for(struct model *m)
 {
     struct pollfd p = {.fd = stage_fd(m->stage), .events = POLLIN};
     uint64_t events;
-    check(poll(&p, 1, 60000) == 1, "the stage is silent for a minute");
+    check(poll(&p, 1, m->silence_ms) == 1, "the stage is silent for %d ms", m->silence_ms);
     check(read(p.fd, &events, sizeof events) == sizeof events);
 }
 
 static void open_model(struct model *m, const char *weights, const char *golden, enum precision p,
-                       int tp, int n_gpus)
+                       bool brief, int tp, int n_gpus)
 {
     struct error e = {0};
+    m->silence_ms = brief ? BRIEF_SILENCE_MS : SILENCE_MS;
     must(model_config_load(&m->config, weights, &e), &e);
     must(checkpoint_open(&m->checkpoint, weights, &e), &e);
     golden_load(&m->golden, golden);
-    struct stage_options o = {
-        .config = &m->config, .checkpoint = m->checkpoint, .backend = backend_cuda(), .first = 0,
-        .last = m->config.n_layers, .head = true, .tail = true, .tp = tp, .n_gpus = n_gpus,
-        .precision = p,
-        .limits = {.max_rows = CONTEXT, .slots = SLOTS, .max_blocks = CONTEXT / KV_BLOCK_ROWS,
-                   .n_blocks = CONTEXT / KV_BLOCK_ROWS, .max_out = CONTEXT,
-                   .vocab_size = m->config.vocab_size, .score = true},
-        .n_steps = 1, .collective_deadline_ms = 60000};
+    struct stage_options o = {.config = &m->config,
+                              .checkpoint = m->checkpoint,
+                              .backend = backend_cuda(),
+                              .first = 0,
+                              .last = m->config.n_layers,
+                              .head = true,
+                              .tail = true,
+                              .tp = tp,
+                              .n_gpus = n_gpus,
+                              .precision = p,
+                              .limits = {.max_rows = brief ? BRIEF_ROWS : CONTEXT,
+                                         .slots = SLOTS,
+                                         .max_blocks = CONTEXT / KV_BLOCK_ROWS,
+                                         .n_blocks = CONTEXT / KV_BLOCK_ROWS,
+                                         .max_out = brief ? BRIEF_ROWS : CONTEXT,
+                                         .vocab_size = m->config.vocab_size,
+                                         .score = true},
+                              .n_steps = 1,
+                              .collective_deadline_ms = m->silence_ms};
     m->memory = calloc(1, stage_memory_bytes(&o));
     m->staging = malloc(stage_staging_bytes(&o));
     check(m->memory != NULL && m->staging != NULL);
@@ -74,9 +91,10 @@ static const struct stage_step *run(struct model *m, const int32_t *ids, int pos
     step_reset(&s->step, ++m->number);
     if (end) s->step.closes[s->step.n_closes++] = 1;
     if (open) {
-        s->step.opens[s->step.n_opens++] = (struct step_open){
-            .slot = 1, .n_blocks = CONTEXT / KV_BLOCK_ROWS, .n_prompt = n,
-            .sampling = sampling_default()};
+        s->step.opens[s->step.n_opens++] = (struct step_open){.slot = 1,
+                                                              .n_blocks = CONTEXT / KV_BLOCK_ROWS,
+                                                              .n_prompt = n,
+                                                              .sampling = sampling_default()};
         for (int i = 0; i < CONTEXT / KV_BLOCK_ROWS; i++) {
             s->step.blocks[s->step.n_blocks++] = CONTEXT / KV_BLOCK_ROWS - 1 - i;
         }
@@ -150,8 +168,8 @@ static void check_model(struct result *r, const char *name, const char *weights,
     static struct model m;
     char line[160];
     m = (struct model){0};
-    open_model(&m, weights, golden, p, tp, n_gpus);
-    int n_prompts = brief ? 3 : m.golden.n_prompts;
+    open_model(&m, weights, golden, p, brief, tp, n_gpus);
+    int n_prompts = brief ? BRIEF_PROMPTS : m.golden.n_prompts;
     for (int i = 0; i < n_prompts; i++) run_prompt(&m, i, brief ? 1 : CONTEXT);
     snprintf(line, sizeof line, "golden %s: median row error", name);
     result_error(r, line, median(m.errors, m.n_errors), bar);
