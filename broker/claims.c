@@ -194,7 +194,7 @@ static void make_queues(struct claims *c)
     for (int t = 0; t < c->tenants.n; t++) {
         for (int class = 0; class < JOB_CLASSES; class++) {
             struct window *w = &c->windows[t][class];
-            c->queues[t][class] = (struct ready_queue){w->jobs, w->n};
+            c->queues[t][class] = (struct ready_queue){w->jobs, w->n, w->more};
             for (int i = 0; i < w->n; i++) {
                 bool unfit = is_unfit(c, &w->ready[i]);
                 w->jobs[i].need_blocks = unfit ? 0 : w->ready[i].need_blocks;

@@ -48,13 +48,15 @@ uint64_t credit_blocks(const struct credit *c)
 // One choice as it is made. Room only shrinks meanwhile: who found none is not looked at again.
 struct round {
     const struct dispatch_view *view;
-    int at[TENANTS_MAX][JOB_CLASSES];          // the first job of each queue to look at
+    int at[TENANTS_MAX][JOB_CLASSES];     // the first job of each queue to look at
+    bool taken[TENANTS_MAX][JOB_CLASSES]; // a job of it was chosen, or holds
+    int end_level; // the best one at which a queue may go on with jobs that are not known
     uint64_t jobs[TENANTS_MAX], blocks[TENANTS_MAX]; // left of the tenants' budgets
     bool idle[TENANTS_MAX];
     bool owed[DISPATCH_LEVELS][TENANTS_MAX]; // jobs of it found no room
-    bool both; // class 0 waits, and what age lifted there
+    bool both;                               // class 0 waits, and what age lifted there
     struct rooms rooms;
-    int nth[PIPELINES_MAX]; // of the job that holds the pipeline, in its queue
+    int nth[PIPELINES_MAX];                   // of the job that holds the pipeline, in its queue
     struct dispatch_hold held[PIPELINES_MAX]; // (n_held) when the choice began
     int n_held;
 };
@@ -114,6 +116,16 @@ static const struct ready_job *next_of(const struct dispatch *d, struct round *r
     return NULL;
 }
 
+// A queue of which jobs were taken has no other that can start, but more than are known: those are
+// younger, so their level is no better than the last one's.
+static void look_ahead(const struct dispatch *d, struct round *r, int tenant, int class)
+{
+    const struct ready_queue *q = &r->view->queues[tenant][class];
+    if (!q->more || !r->taken[tenant][class] || r->at[tenant][class] < q->n) return;
+    int level = dispatch_level(d, class, r->view->now_ms - q->jobs[q->n - 1].since_ms);
+    if (level < r->end_level) r->end_level = level;
+}
+
 // Who can start or hold at each level; of several classes of a tenant, the job that has waited
 // longest.
 static void find_candidates(const struct dispatch *d, struct round *r,
@@ -125,9 +137,12 @@ static void find_candidates(const struct dispatch *d, struct round *r,
         for (int t = 0; t < v->n_tenants; t++) who[level][t] = -1;
     }
     for (int t = 0; t < v->n_tenants; t++) {
-        for (int class = 0; class < JOB_CLASSES; class++) {
+        for (int class = 0; class < JOB_CLASSES; class ++) {
             const struct ready_job *j = next_of(d, r, t, class);
-            if (j == NULL) continue;
+            if (j == NULL) {
+                look_ahead(d, r, t, class);
+                continue;
+            }
             int level = dispatch_level(d, class, v->now_ms - j->since_ms), *of = &who[level][t];
             n[level] += *of < 0;
             if (*of < 0 || j->since_ms < first_of(r, t, *of)->since_ms) *of = class;
@@ -140,7 +155,7 @@ static void reset_idle(struct dispatch *d, const struct round *r, int level, con
 {
     for (int t = 0; t < r->view->n_tenants; t++) {
         bool waits = who[t] >= 0;
-        for (int class = 0; class < JOB_CLASSES; class++) waits |= r->view->queues[t][class].n > 0;
+        for (int class = 0; class < JOB_CLASSES; class ++) waits |= r->view->queues[t][class].n > 0;
         if (!waits) d->deficit[level][t] = 0;
     }
 }
@@ -232,8 +247,11 @@ static void hold(struct dispatch *d, struct round *r, const struct dispatch_pick
     if (r->rooms.at[i].hold != NULL) release(d, r->rooms.at[i].hold);
     while (d->holds[k].pipeline != 0) k++;
     check(k < PIPELINES_MAX);
-    d->holds[k] = (struct dispatch_hold){.pipeline = r->rooms.at[i].now.id, .tenant = p->tenant,
-                                         .class = p->class, .level = p->level, .seq = j->job->seq,
+    d->holds[k] = (struct dispatch_hold){.pipeline = r->rooms.at[i].now.id,
+                                         .tenant = p->tenant,
+                                         .class = p->class,
+                                         .level = p->level,
+                                         .seq = j->job->seq,
                                          .cost = p->cost};
     rooms_hold(&r->rooms, i, &d->holds[k], j);
     r->nth[i] = p->nth;
@@ -263,8 +281,8 @@ static void find_holds(struct dispatch *d, struct round *r)
         struct dispatch_hold *h = &d->holds[k];
         if (h->pipeline == 0) continue;
         int i = pipeline_of(r, h), nth = find_holder(r, h);
-        const struct ready_job *j = nth >= 0 ? &r->view->queues[h->tenant][h->class].jobs[nth]
-                                             : NULL;
+        const struct ready_job *j =
+            nth >= 0 ? &r->view->queues[h->tenant][h->class].jobs[nth] : NULL;
         if (i < 0 || j == NULL || j->need_blocks == 0 || !within_budget(r, h->tenant, j)) {
             release(d, h);
             continue;
@@ -305,10 +323,11 @@ static bool start_or_hold(struct dispatch *d, struct round *r, int level, int te
 {
     const struct ready_job *job = first_of(r, tenant, class);
     struct room_job j = room_job(d, r, class, job);
-    *p = (struct dispatch_pick){tenant, class, level, r->at[tenant][class],
-                                rooms_place(&r->rooms, &j), job->cost};
+    *p = (struct dispatch_pick){
+        tenant, class, level, r->at[tenant][class], rooms_place(&r->rooms, &j), job->cost};
     charge(d, r, p);
     r->at[tenant][class]++;
+    r->taken[tenant][class] = true;
     if (p->pipeline < 0) {
         hold(d, r, p, &j);
         return false;
@@ -326,7 +345,7 @@ static bool next_pick(struct dispatch *d, struct round *r, struct dispatch_pick 
         find_candidates(d, r, who, n);
         while (level < DISPATCH_LEVELS && n[level] == 0) level++;
         if (next_holder(r, level, pick)) return true;
-        if (level == DISPATCH_LEVELS) return false;
+        if (level >= r->end_level) return false; // DISPATCH_LEVELS: nobody waits
         r->both = n[0] > 0 && n[1] > 0;
         if (!r->both) d->strict = d->aged = 0;
         else if (aged_is_due(d, r, who[1])) level = 1;
@@ -339,7 +358,7 @@ static bool next_pick(struct dispatch *d, struct round *r, struct dispatch_pick 
 int dispatch_choose(struct dispatch *d, const struct dispatch_view *v, struct dispatch_pick *picks,
                     int most)
 {
-    struct round r = {.view = v};
+    struct round r = {.view = v, .end_level = DISPATCH_LEVELS};
     int chosen = 0;
     check(v->n_tenants <= TENANTS_MAX && v->n_pipelines <= PIPELINES_MAX);
     rooms_init(&r.rooms, v, d->urgent_percent);

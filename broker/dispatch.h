@@ -72,10 +72,13 @@ struct ready_job {
     uint64_t steps;       // that it takes at most
 };
 
-// Those of a tenant and class, in order of arrival: the first of them, if there are many.
+// Those of a tenant and class, in order of arrival: the first of them, if there are many. A choice
+// that took jobs of it, and knows no other that could start, ends before a job of the same level or
+// a lower one: that would take the place of one that is not known yet.
 struct ready_queue {
     const struct ready_job *jobs;
     int n;
+    bool more; // there are more than these
 };
 
 struct dispatch_tenant {

@@ -125,7 +125,7 @@ static void look(int tenant, struct ready_queue *q)
                                          .steps = steps_of(j) / w.understated};
         b->window[n++] = i;
     }
-    *q = (struct ready_queue){b->ready, n};
+    *q = (struct ready_queue){b->ready, n, n == WINDOW};
 }
 
 static struct dispatch_pipeline see(int i)

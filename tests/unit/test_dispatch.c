@@ -10,12 +10,15 @@ static void others_leave_a_share_to_class_0(void **state)
         int class;
         bool fits;
     } cases[] = {
-        {2, 200, 40, 200, 1, 3, false}, {3, 200, 40, 200, 1, 3, true}, // 2 of 40 slots are kept
+        {2, 200, 40, 200, 1, 3, false},
+        {3, 200, 40, 200, 1, 3, true}, // 2 of 40 slots are kept
         {1, 200, 40, 200, 1, 0, true},
-        {9, 12, 40, 200, 3, 1, false}, {9, 13, 40, 200, 3, 1, true}, // 10 of 200 blocks
+        {9, 12, 40, 200, 3, 1, false},
+        {9, 13, 40, 200, 3, 1, true}, // 10 of 200 blocks
         {9, 12, 40, 200, 12, 0, true},
         {9, 200, 40, 200, 191, 2, true}, // too large to leave so much
-        {1, 200, 8, 200, 1, 1, false}, {2, 200, 8, 200, 1, 1, true}, // at least one
+        {1, 200, 8, 200, 1, 1, false},
+        {2, 200, 8, 200, 1, 1, true}, // at least one
         {1, 200, 7, 200, 1, 1, true}, // of few none
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -24,13 +27,17 @@ static void others_leave_a_share_to_class_0(void **state)
         struct ready_queue queues[JOB_CLASSES] = {0};
         struct dispatch_tenant tenant = {1, UINT64_MAX, UINT64_MAX, false};
         struct dispatch_pipeline pipeline = {.id = 1,
-                                             .slots = cases[i].slots, .blocks = cases[i].blocks,
+                                             .slots = cases[i].slots,
+                                             .blocks = cases[i].blocks,
                                              .all_slots = cases[i].all_slots,
                                              .all_blocks = cases[i].all_blocks};
         struct dispatch_pick pick;
-        queues[cases[i].class] = (struct ready_queue){&job, 1};
-        struct dispatch_view v = {.n_pipelines = 1, .pipelines = &pipeline, .n_tenants = 1,
-                                  .tenants = &tenant, .queues = (const void *) queues};
+        queues[cases[i].class] = (struct ready_queue){&job, 1, false};
+        struct dispatch_view v = {.n_pipelines = 1,
+                                  .pipelines = &pipeline,
+                                  .n_tenants = 1,
+                                  .tenants = &tenant,
+                                  .queues = (const void *) queues};
         int n = dispatch_choose(&d, &v, &pick, 1);
         if (n != cases[i].fits) fail_msg("case %zu: %d", i, n);
     }
@@ -92,9 +99,9 @@ static void the_levels_of_classes_and_ages(void **state)
     static const struct {
         int class, level;
         int64_t ready_ms;
-    } cases[] = {{0, 0, 0},    {0, 0, 5000}, {1, 2, 0},    {1, 2, 999},  {1, 1, 1000}, {2, 3, 0},
-                 {2, 2, 1500}, {2, 1, 2000}, {3, 4, 999},  {3, 3, 1000}, {3, 2, 2999}, {3, 1, 3000},
-                 {3, 1, 9999}, {3, 4, -5}};
+    } cases[] = {{0, 0, 0},    {0, 0, 5000}, {1, 2, 0},    {1, 2, 999}, {1, 1, 1000},
+                 {2, 3, 0},    {2, 2, 1500}, {2, 1, 2000}, {3, 4, 999}, {3, 3, 1000},
+                 {3, 2, 2999}, {3, 1, 3000}, {3, 1, 9999}, {3, 4, -5}};
     struct dispatch d = {.age_ms = 1000};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         assert_int_equal(dispatch_level(&d, cases[i].class, cases[i].ready_ms), cases[i].level);
@@ -201,6 +208,66 @@ static void tenants_share_by_weight(void **state)
 }
 
 // Whoever was idle has saved nothing up, and others have lost nothing by it.
+static void credit_of(int pipeline, uint64_t slots, uint64_t blocks)
+{
+    w.credits[pipeline] = (struct credit){0};
+    credit_grant(&w.credits[pipeline], slots, blocks);
+    w.all_slots[pipeline] = slots;
+    w.all_blocks[pipeline] = blocks;
+}
+
+// The broker knows the first jobs of each queue, and may have room for many more at once.
+static void shares_hold_beyond_what_is_known(void **state)
+{
+    (void) state;
+    enum { KNOWN = 64, ROOM = 250, JOBS = 20000 };
+    struct dispatch_pick picks[ROOM];
+    uint64_t tokens[TENANTS] = {0}, all = 0;
+    world();
+    for (int t = 0; t < TENANTS; t++) w.tenants[t].weight = 1u << t;
+    for (int n = 0, left = ROOM; n<JOBS; left = left> 0 ? left : ROOM) {
+        for (int t = 0; t < TENANTS; t++) {
+            while (w.queues[t][2].n < KNOWN) put(t, 2, 1, 1 + (uint64_t) rand() % 100);
+            w.queues[t][2].more = true;
+        }
+        int chosen = choose(picks, left);
+        assert_in_range(chosen, 1, left);
+        for (int i = 0; i < chosen; i++) tokens[picks[i].tenant] += picks[i].cost;
+        for (int i = chosen - 1; i >= 0; i--) { // a queue's in order: from the last to the first
+            pull(&picks[i]);
+            all += picks[i].cost;
+        }
+        n += chosen;
+        left -= chosen;
+    }
+    for (int t = 0; t < TENANTS; t++) {
+        uint64_t due = all * w.tenants[t].weight / 7;
+        assert_in_range(tokens[t], due - due / 50, due + due / 50);
+    }
+}
+
+static void a_choice_ends_where_more_than_is_known_is_due(void **state)
+{
+    (void) state;
+    struct dispatch_pick picks[8];
+    for (int more = 0; more < 2; more++) { // class 0 goes before class 3, known or not
+        world();
+        put(0, 0, 1, 10);
+        put(1, 3, 1, 10);
+        put(1, 3, 1, 10);
+        w.queues[0][0].more = more == 1;
+        assert_int_equal(choose(picks, 8), more == 1 ? 1 : 3);
+        assert_int_equal(picks[0].class, 0);
+    }
+    world(); // jobs that find no room are known, and end nothing
+    credit_of(0, 8, 4);
+    put(0, 1, 9, 10);
+    w.queues[0][1].more = true;
+    put(1, 2, 1, 1);
+    assert_int_equal(choose(picks, 8), 1);
+    assert_int_equal(picks[0].tenant, 1);
+}
+
 static void an_idle_tenant_saves_nothing_up(void **state)
 {
     (void) state;
@@ -246,14 +313,6 @@ static void a_large_job_is_not_starved_by_small_ones(void **state)
 
 // --- several pipelines
 
-static void credit_of(int pipeline, uint64_t slots, uint64_t blocks)
-{
-    w.credits[pipeline] = (struct credit){0};
-    credit_grant(&w.credits[pipeline], slots, blocks);
-    w.all_slots[pipeline] = slots;
-    w.all_blocks[pipeline] = blocks;
-}
-
 static void the_least_loaded_pipeline_takes_a_job(void **state)
 {
     (void) state;
@@ -262,8 +321,7 @@ static void the_least_loaded_pipeline_takes_a_job(void **state)
         int pipeline; // -1: it waits
     } cases[] = {
         {{{4, 10}, {4, 10}, {4, 10}}, 1, 0}, // the first of equals
-        {{{4, 10}, {5, 10}, {4, 10}}, 1, 1},
-        {{{4, 10}, {4, 11}, {4, 12}}, 1, 2},
+        {{{4, 10}, {5, 10}, {4, 10}}, 1, 1}, {{{4, 10}, {4, 11}, {4, 12}}, 1, 2},
         {{{9, 3}, {2, 4}, {1, 9}}, 4, 1}, // it must fit
         {{{9, 3}, {0, 9}, {3, 3}}, 4, -1},
     };
@@ -433,6 +491,8 @@ int main(void)
         cmocka_unit_test(class_0_never_waits_behind_class_3),
         cmocka_unit_test(age_bounds_how_long_a_job_waits),
         cmocka_unit_test(tenants_share_by_weight),
+        cmocka_unit_test(shares_hold_beyond_what_is_known),
+        cmocka_unit_test(a_choice_ends_where_more_than_is_known_is_due),
         cmocka_unit_test(an_idle_tenant_saves_nothing_up),
         cmocka_unit_test(a_large_job_is_not_starved_by_small_ones),
         cmocka_unit_test(the_least_loaded_pipeline_takes_a_job),

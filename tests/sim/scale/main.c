@@ -278,7 +278,7 @@ static int choose(void)
         tenants[t] = (struct dispatch_tenant){.weight = (uint32_t) t + 1, .jobs = UINT64_MAX,
                                               .blocks = UINT64_MAX};
         for (int c = 0; c < JOB_CLASSES; c++) {
-            queues[t][c] = (struct ready_queue){room.windows[t][c], WINDOW};
+            queues[t][c] = (struct ready_queue){room.windows[t][c], WINDOW, true};
         }
     }
     int64_t from = now_ns();
