@@ -9,7 +9,7 @@ static int batch_of(const struct sampler_shape *s)
     // A device takes them at once; the host, for what is left, row by row.
     if (s->on_device) {
         // Half of the scratch for what the ranks tell.
-        int told = 2 * (SAMPLER_HEAD_WORDS + 1) * (int) sizeof(uint64_t) * s->tp;
+        int told = 2 * SAMPLER_HEAD_WORDS * (int) sizeof(uint64_t) * s->tp;
         batch = SAMPLER_SCRATCH_MAX / 2 / told;
         batch = batch < SAMPLER_DEVICE_BATCH ? batch : SAMPLER_DEVICE_BATCH;
         batch = batch < s->max_out ? batch : s->max_out;
@@ -28,11 +28,11 @@ static int batch_of(const struct sampler_shape *s)
     return batch > 0 ? batch : 1;
 }
 
-// That a rank tells in one round. Of a device's batch the first has the most, and one row a mass
-// beside it; cut-offs are searched for one row at a time.
+// That a rank tells in one round. Of a device's batch the first has the most; cut-offs are searched
+// for one row at a time.
 static uint64_t words_of(const struct sampler_shape *s)
 {
-    uint64_t batch = (uint64_t) batch_of(s), heads = batch * (SAMPLER_HEAD_WORDS + 1);
+    uint64_t batch = (uint64_t) batch_of(s), heads = batch * SAMPLER_HEAD_WORDS;
     if (!s->on_device) return batch * SAMPLER_ROW_WORDS;
     return heads > SAMPLER_ROW_WORDS ? heads : SAMPLER_ROW_WORDS;
 }
@@ -70,12 +70,16 @@ void sampler_device_carve(struct sampler_device_parts *p, const struct sampler_s
     uint64_t batch = s->on_device ? (uint64_t) batch_of(s) : 0;
     uint64_t n_blocks = (uint64_t) ceil_div(s->vocab_n, SAMPLER_BLOCK);
     uint64_t n_chunks = (uint64_t) ceil_div(s->vocab_n, SAMPLER_CHUNK);
+    p->batch = (int) batch;
     carve_line(c, LEDGER_SAMPLER);
     p->maxima = carve_take(c, batch * n_blocks * sizeof *p->maxima);
     p->chunks = carve_take(c, batch * n_chunks * sizeof *p->chunks);
     p->totals = carve_take(c, batch * sizeof *p->totals);
     p->done = carve_take(c, batch * sizeof *p->done);
-    p->ahead = carve_take(c, batch * SAMPLER_SOFTMAX_BYTES);
+    bool alone = s->on_device && s->tp == 1;
+    p->records = carve_take(c, alone ? batch * SAMPLER_RECORD_BYTES : 0);
+    p->queues = carve_take(c, alone ? 2 * SAMPLER_QUEUE_BYTES : 0);
+    p->bins = carve_take(c, alone ? batch * SAMPLER_NARROW_WORDS * sizeof(uint64_t) : 0);
 }
 
 uint64_t sampler_bytes(const struct sampler_shape *s)

@@ -38,7 +38,12 @@ enum {
     SAMPLER_STATE_BYTES = 512,
     SAMPLER_SEQUENCE_BYTES = 96,
     SAMPLER_ROW_BYTES = 512,
-    SAMPLER_SOFTMAX_BYTES = 24,
+    // Where a device's rows choose by themselves: what it keeps of a row, and of their order.
+    SAMPLER_TRIALS = 4,         // draws from all tokens
+    SAMPLER_PHASES = 14,        // of a row, beside its first
+    SAMPLER_COUNTED_MAX = 4096, // ids of an output that are counted there
+    SAMPLER_RECORD_BYTES = 1536,
+    SAMPLER_QUEUE_BYTES = 4 * (4 + (SAMPLER_PHASES + 1) * SAMPLER_DEVICE_BATCH),
     // Scratch at most, for DeepSeek-V3's vocabulary and 256 rows.
     SAMPLER_SCRATCH_MAX = 8 * 1024 * 1024,
 };
@@ -80,11 +85,14 @@ struct sampler_parts {
 
 // On a device, beside the logits.
 struct sampler_device_parts {
+    int batch;        // rows
     uint32_t *maxima; // (batch, blocks of the slice) keys
     uint64_t *chunks; // (batch, n_chunks) masses
     uint64_t *totals; // (batch) of sums in progress
     uint32_t *done;   // (batch) their blocks that are done
-    void *ahead;      // (batch) softmaxes of sums that follow the lists
+    void *records;    // (batch), tp 1: SAMPLER_RECORD_BYTES each
+    void *queues;     // (2), tp 1: SAMPLER_QUEUE_BYTES each
+    void *bins;       // (batch), tp 1: SAMPLER_NARROW_WORDS each
 };
 
 // Lays the parts out, the record first; all NULL while counting.

@@ -56,10 +56,10 @@ void sampler_history(struct sampler *s, int slot, int pos, const int32_t *ids, i
 void sampler_close(struct sampler *s, int slot);
 
 // Chooses for n_out rows: logits (n_out, vocab_n) f32 of this rank, which penalties change while it
-// runs and which are as before when it returns; slot[i]'s sequence has pos[i] ids (all written by
-// sampler_history) and draws the token of index pos[i] with sampling_random(seed, pos[i]). The same
-// call on every rank. A NaN, or a row of nothing but -inf: ERR_STATE bad_logits on every rank.
-// Other errors: the collectives'.
+// runs and which are as before when it returns, but for a rank that is alone, on a device: there
+// penalties stay. slot[i]'s sequence has pos[i] ids (all written by sampler_history) and draws the
+// token of index pos[i] with sampling_random(seed, pos[i]). The same call on every rank. A NaN, or
+// a row of nothing but -inf: ERR_STATE bad_logits on every rank. Other errors: the collectives'.
 enum status sampler_run(struct sampler *s, float *logits, int n_out, const int32_t *slot,
                         const int32_t *pos, struct sampled *out, struct error *e);
 

@@ -1,6 +1,6 @@
 #include "kernels/sampler_device.h"
 
-static struct sampler_view view_of(const struct sampler_device *d, const float *logits)
+static struct sampler_view view_of(const struct sampler_device *d, float *logits)
 {
     return (struct sampler_view){logits, d->vocab_begin, d->vocab_n, d->parts};
 }
@@ -13,6 +13,16 @@ static enum status finish(const struct sampler_device *d, struct error *e)
 static void add_job(struct sampler_jobs *j, const struct sampler_job *job)
 {
     j->job[j->n++] = *job;
+}
+
+enum status sampler_device_choose(struct sampler_device *d, float *logits,
+                                  const struct sampler_wish *wishes, int n,
+                                  struct sampler_choice *choices, struct error *e)
+{
+    if (n == 0) return OK;
+    struct sampler_view view = view_of(d, logits);
+    d->backend->sampler->choose(d->device, &view, wishes, n, d->turn++, choices);
+    return finish(d, e);
 }
 
 enum status sampler_device_heads(const struct sampler_device *d, struct row *rows, int n,
@@ -28,17 +38,8 @@ enum status sampler_device_heads(const struct sampler_device *d, struct row *row
         heads.to[i] = at;
         at += row_head_words(row);
     }
-    for (int i = 0; i < n; i++) {
-        float temperature = d->alone ? row_sure_mass(&rows[i]) : 0;
-        heads.sum_to[i] = at + i; // not to be gathered
-        heads.scale[i] = temperature > 0 ? softmax_scale(temperature) : 0;
-        rows[i].has_mass = heads.scale[i] != 0;
-        heads.sums = heads.sums || rows[i].has_mass;
-    }
     d->backend->sampler->heads(d->device, &view, &heads, words);
-    try(finish(d, e));
-    for (int i = 0; i < n; i++) rows[i].mass = words[at + i];
-    return OK;
+    return finish(d, e);
 }
 
 enum status sampler_device_totals(const struct sampler_device *d, const struct row *rows, int n,
@@ -57,11 +58,7 @@ enum status sampler_device_totals(const struct sampler_device *d, const struct r
                                   .softmax = drawn ? row->softmax : row->raw_softmax,
                                   .above = row->kept.above};
         words[at] = words[at + 1] = 0;
-        if (row->has_mass && row->kept.above == -INFINITY) {
-            words[at] = row->mass;
-        } else {
-            add_job(&jobs, &job);
-        }
+        add_job(&jobs, &job);
         if (row->rule->raw_total && !row_raw_is_same(row)) {
             job.to = at + 1;
             job.softmax = row->raw_softmax;

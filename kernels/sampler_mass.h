@@ -153,13 +153,23 @@ static inline float min_p_exponent(float min_p)
     return min_p > 0 ? (float) log2((double) min_p) : -INFINITY;
 }
 
+// top_p = the result * 2^-shift, exactly.
+static inline uint32_t top_p_parts(float top_p, int *shift)
+{
+    int exponent;
+    uint32_t m = (uint32_t) ldexp(frexp((double) top_p, &exponent), 24);
+    *shift = 24 - exponent;
+    return m;
+}
+
+#define TOP_P_SHIFT_MAX 100 // beyond, no mass there is has a product of 1
+
 // The mass that top_p's prefix must reach: ceil(top_p * left) in exact arithmetic, at least 1.
 static inline uint64_t top_p_mass(float top_p, uint64_t left)
 {
-    int exponent;
-    uint64_t m = (uint64_t) ldexp(frexp((double) top_p, &exponent), 24); // top_p = m * 2^(e - 24)
-    int shift = 24 - exponent;
-    if (shift > 100) return 1;
+    int shift;
+    uint32_t m = top_p_parts(top_p, &shift);
+    if (shift > TOP_P_SHIFT_MAX) return 1;
     unsigned __int128 product = (unsigned __int128) m * left;
     uint64_t need = (uint64_t) ((product + (((unsigned __int128) 1 << shift) - 1)) >> shift);
     return need > 0 ? need : 1;

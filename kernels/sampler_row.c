@@ -30,6 +30,20 @@ struct rule rule_of(const struct sampling *s, int vocab_size)
     return r;
 }
 
+bool rule_wish(const struct rule *r, struct sampler_wish *w)
+{
+    if (r->penalties && r->raw_total) return false; // log-probabilities are of logits without
+    *w = (struct sampler_wish){.seed = r->sampling.seed,
+                               .n_list = r->n_list,
+                               .top_k = r->top_k,
+                               .n_top = r->sampling.n_logprobs > 0 ? r->sampling.n_logprobs : 0,
+                               .scale = r->greedy ? 0 : softmax_scale(r->sampling.temperature),
+                               .raw_scale = r->raw_total ? softmax_scale(1) : 0,
+                               .least = r->least};
+    if (r->top_p) w->top_p = top_p_parts(r->sampling.top_p, &w->top_p_shift);
+    return true;
+}
+
 static void choose(struct row *row, uint64_t entry)
 {
     row->stage = ROW_CHOSEN;
@@ -161,17 +175,6 @@ bool row_decide_lists(struct row *row, uint64_t *kept)
 }
 
 int row_head_words(const struct row *row) { return 1 + row->rule->n_list + row->rule->n_raw_list; }
-
-float row_sure_mass(const struct row *row)
-{
-    const struct rule *r = row->rule;
-    if (r->penalties) return 0;
-    if (r->total) return r->sampling.temperature;
-    bool filtered = r->top_k > 0 || r->top_p || r->least > -INFINITY;
-    if (!r->greedy && !filtered) return r->sampling.temperature;
-    bool listed = r->greedy || (r->top_k > 0 && r->top_k <= CANDIDATES_MAX);
-    return listed && r->raw_total ? 1.0f : 0.0f;
-}
 
 bool row_needs_mass(const struct row *row)
 {

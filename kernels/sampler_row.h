@@ -7,13 +7,14 @@
 #include "kernels/sampler.h"
 #include "kernels/sampler_mass.h"
 #include "kernels/sampler_narrow.h"
+#include "kernels/sampler_ops.h"
 #include "kernels/sampler_select.h"
 #include "kernels/sampler_slice.h"
 
 enum {
     CANDIDATES_MAX = SAMPLER_CANDIDATES_MAX, // of a rank and a row
     NUCLEUS_LIST = 32,                       // as many of these for top_p and min_p
-    TRIALS_MAX = 4,                          // draws from all tokens
+    TRIALS_MAX = SAMPLER_TRIALS,             // draws from all tokens
 };
 
 // What a sequence's parameters mean for the rounds; fixed when it is opened.
@@ -31,6 +32,10 @@ struct rule {
 };
 
 struct rule rule_of(const struct sampling *s, int vocab_size);
+
+// What a row with that rule asks of a device that has the whole vocabulary, but for its `pos` and
+// `row` and, with penalties, its ids. False: it has to be left to the host.
+bool rule_wish(const struct rule *r, struct sampler_wish *w);
 
 enum row_stage {
     ROW_TOTAL,  // waits for the mass of all tokens on each rank
@@ -59,14 +64,13 @@ struct row {
     const struct rule *rule;
     float *logits; // this rank's
     int slot, n_ids; // of its sequence
+    bool penalised;  // the logits have their penalties, and keep them
     struct row_lists lists;
     float least; // no logit of this rank's is below
     bool summed; // the chunks have masses in place of bounds
     uint64_t random;
     enum row_stage stage;
     struct softmax softmax, raw_softmax;
-    bool has_mass; // tp == 1: of all logits, made with the lists: `mass`
-    uint64_t mass;
     uint64_t total, raw_total, need; // mass of all; mass that top_p's prefix must reach
     int n_patches;                   // logits that penalties changed and that are not yet restored
     // The order's tokens up to `sure` are kept; if `closed`, no others.
@@ -90,9 +94,6 @@ bool row_decide_lists(struct row *row, uint64_t *kept);
 
 // Words of a row in the first round: enum sampler_head, the list, the raw list.
 int row_head_words(const struct row *row);
-
-// The temperature of a mass of all logits that the second round surely has; 0: there may be none.
-float row_sure_mass(const struct row *row);
 
 // Whether the second round has its masses.
 bool row_needs_mass(const struct row *row);
