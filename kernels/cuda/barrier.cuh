@@ -30,6 +30,14 @@ static __device__ __forceinline__ void bar_arrive(uint64_t *bar)
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_at(bar)) : "memory");
 }
 
+// By its place in shared memory, where a kernel counts along barriers; from the threads that `may`.
+static __device__ __forceinline__ void bar_arrive_at(uint32_t bar, bool may)
+{
+    asm volatile("{\n.reg .pred may;\nsetp.ne.u32 may, %1, 0;\n"
+                 "@may mbarrier.arrive.shared::cta.b64 _, [%0];\n}\n" ::"r"(bar),
+                 "r"((uint32_t) may) : "memory");
+}
+
 // Arrives, and lets the phase end only when so many bytes were copied.
 static __device__ __forceinline__ void bar_expect(uint64_t *bar, int bytes)
 {
@@ -38,11 +46,26 @@ static __device__ __forceinline__ void bar_expect(uint64_t *bar, int bytes)
 }
 
 // Waits until the phase of this parity has ended.
-static __device__ __forceinline__ void bar_wait(uint64_t *bar, uint32_t parity)
+static __device__ __forceinline__ void bar_wait_at(uint32_t bar, uint32_t parity)
 {
     asm volatile("{\n.reg .pred done;\nagain:\n"
                  "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again;\n}\n" ::"r"(shared_at(bar)), "r"(parity) : "memory");
+                 "@!done bra again;\n}\n" ::"r"(bar), "r"(parity) : "memory");
+}
+
+static __device__ __forceinline__ void bar_wait(uint64_t *bar, uint32_t parity)
+{
+    bar_wait_at(shared_at(bar), parity);
+}
+
+// Whether it has.
+static __device__ __forceinline__ bool bar_passed_at(uint32_t bar, uint32_t parity)
+{
+    uint32_t passed;
+    asm volatile("{\n.reg .pred done;\nmbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, done;\n}\n" : "=r"(passed) : "r"(bar), "r"(parity)
+                 : "memory");
+    return passed != 0;
 }
 
 #endif

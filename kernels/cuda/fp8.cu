@@ -1,6 +1,6 @@
 // Rows in FP8, and the product of many of them with one matrix. A block of threads: two warpgroups
-// that multiply and one whose first thread brings tiles, STAGES of them ahead, across the tiles of
-// the output that the block takes in turn.
+// that multiply and one whose first thread brings tiles, some stages ahead, across the tiles of the
+// output that the block takes in turn.
 #include "kernels/cuda/fp8.cuh"
 
 enum {
@@ -9,9 +9,8 @@ enum {
     FP8_THREADS = 384,
     FP8_CONSUMERS = 256,   // of these
     TILE_N = SCALE_BLOCK,  // outputs
-    STAGES = 4,
-    PRODUCER_REGISTERS = 40,
-    CONSUMER_REGISTERS = 232,
+    PRODUCER_REGISTERS = 24,
+    CONSUMER_REGISTERS = 240,
 };
 
 // --- rows
@@ -88,6 +87,7 @@ struct fp8_call {
 
 // HALVES: 64 tokens that a warpgroup takes, one after the other.
 template <int HALVES> struct fp8_shape {
+    static constexpr int STAGES = HALVES == 1 ? 6 : 4;
     static constexpr int TOKENS = 128 * HALVES;
     static constexpr int X_BYTES = TOKENS * TMA_ROW;
     static constexpr int W_BYTES = TILE_N * TMA_ROW;
@@ -103,8 +103,8 @@ static __device__ __forceinline__ void produce(const struct fp8_call &c, char *s
                                                uint64_t *full, uint64_t *empty)
 {
     using S = fp8_shape<HALVES>;
-    char *scales = shared + STAGES * S::STAGE_BYTES;
-    struct ring<STAGES> at;
+    char *scales = shared + S::STAGES * S::STAGE_BYTES;
+    struct ring<S::STAGES> at;
     for (int tile = blockIdx.x; tile < c.tiles; tile += gridDim.x) {
         int token0 = tile % c.token_tiles * S::TOKENS;
         int row0 = tile / c.token_tiles * TILE_N - c.row_phase;
@@ -121,79 +121,87 @@ static __device__ __forceinline__ void produce(const struct fp8_call &c, char *s
     }
 }
 
-// Two tiles of 8 outputs of a token, of which a thread has two each (a, b): neighbours exchange
-// theirs, so that each writes four.
-static __device__ __forceinline__ void store_eights(const struct fp8_call &c, int token, int n,
-                                                    float2 a, float2 b)
+// A warpgroup's sums of a tile: the thread's first token, the tile's first output.
+template <int HALVES>
+static __device__ __forceinline__ void store(const struct fp8_call &c,
+                                             const float (&total)[HALVES][64], int token, int n)
 {
-    int t = threadIdx.x % 4;
-    bool odd = t % 2 != 0;
-    float2 mine = odd ? a : b, other;
-    other.x = __shfl_xor_sync(~0u, mine.x, 1);
-    other.y = __shfl_xor_sync(~0u, mine.y, 1);
-    float v[4] = {odd ? other.x : a.x, odd ? other.y : a.y, odd ? b.x : other.x,
-                  odd ? b.y : other.y};
-    n += t % 2 * 8 + t / 2 * 4;
-    if (token >= c.n_rows) return;
-    float *to = c.out + (size_t) token * c.out_stride + n;
-    if (c.fours && n >= 0 && n + 3 < c.n) {
-        __stcs((float4 *) to, make_float4(v[0], v[1], v[2], v[3]));
-        return;
-    }
+    bool whole = c.fours && n >= 0 && n + TILE_N <= c.n &&
+                 token / 64 * 64 + HALVES * 64 <= c.n_rows; // for all of the warpgroup
+    int first = n + fp8_fours_at();
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        if (n + i >= 0 && n + i < c.n) to[i] = v[i];
+    for (int i = 0; i < HALVES * 16; i++) {
+        int h = i / 16, half = i / 8 % 2, row = token + h * 64 + half * 8;
+        const float *of = &total[h][i % 8 * 8 + half * 2];
+        float4 v = fp8_fours(make_float2(of[0], of[1]), make_float2(of[4], of[5]));
+        if (!whole && row >= c.n_rows) continue;
+        fp8_put(c.out + (size_t) row * c.out_stride, first + i % 8 * 16, c.n, whole, v);
     }
 }
 
+// The lane's scale of weights, of 32 blocks from `block` on of a tile: asked for 32 blocks ahead.
+static __device__ __forceinline__ float scale_ahead(const struct fp8_call &c, int tile, int block)
+{
+    block += (int) threadIdx.x % WARP;
+    if (tile >= c.tiles || block >= c.blocks) return 0;
+    return __ldg(c.w_scales + (size_t) (tile / c.token_tiles) * c.blocks + block);
+}
+
+// Between the last sum of a block and the first product of the next one lies nothing that waits:
+// then two warpgroups are enough to keep the tensor cores busy. So places are counted along, scales
+// are there before, and whether the next stage is full was asked before the sums.
 template <int HALVES>
 static __device__ __forceinline__ void consume(const struct fp8_call &c, const char *shared,
                                                uint64_t *full, uint64_t *empty)
 {
     using S = fp8_shape<HALVES>;
-    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = warp / 4;
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    int group = __shfl_sync(~0u, warp / 4, 0);
     int local = group * HALVES * 64 + warp % 4 * 16 + lane / 4; // the thread's first token
-    const char *scales = shared + STAGES * S::STAGE_BYTES;
-    struct ring<STAGES> at;
+    const char *scales = shared + S::STAGES * S::STAGE_BYTES + local * sizeof(float);
+    uint32_t rows = (uint32_t) wgmma_descriptor(shared + group * HALVES * 64 * TMA_ROW);
+    uint32_t weights = (uint32_t) wgmma_descriptor(shared + S::X_BYTES);
+    uint32_t is_full = shared_at(full), is_empty = shared_at(empty);
+    struct ring<S::STAGES> at;
+    bool ready = false;
+    float held = 0, ahead = scale_ahead(c, blockIdx.x, 0);
     for (int tile = blockIdx.x; tile < c.tiles; tile += gridDim.x) {
         float total[HALVES][64] = {};
-        const float *w_scales = c.w_scales + (size_t) (tile / c.token_tiles) * c.blocks;
-        float next = __ldg(w_scales);
-        for (int block = 0; block < c.blocks; block++, at.next()) {
-            float w_scale = next;
-            if (block + 1 < c.blocks) next = __ldg(w_scales + block + 1);
-            const char *stage = shared + at.stage * S::STAGE_BYTES;
-            const float *x_scales = (const float *) (scales + at.stage * S::SCALE_BYTES) + local;
-            bar_wait(&full[at.stage], at.parity);
-            float s[HALVES][2];
-#pragma unroll
-            for (int h = 0; h < HALVES; h++) {
-                s[h][0] = x_scales[h * 64] * w_scale;
-                s[h][1] = x_scales[h * 64 + 8] * w_scale;
+        for (int block = 0; block < c.blocks; block++) {
+            uint32_t stage = (uint32_t) at.stage * (S::STAGE_BYTES / DESCRIPTOR_BYTES);
+            const float *x_scales = (const float *) (scales + at.stage * S::SCALE_BYTES);
+            if (!ready) bar_wait_at(is_full + at.stage * 8, at.parity);
+            float acc[64], s[HALVES][2];
+            fp8_begin(acc, rows + stage, weights + stage);
+            if (block % WARP == 0) {
+                bool more = block + WARP < c.blocks;
+                held = ahead;
+                ahead = scale_ahead(c, more ? tile : tile + gridDim.x, more ? block + WARP : 0);
             }
+            float w_scale = __shfl_sync(~0u, held, block % WARP);
+#pragma unroll
+            for (int i = 0; i < HALVES * 2; i++) s[i / 2][i % 2] = x_scales[i / 2 * 64 + i % 2 * 8];
 #pragma unroll
             for (int h = 0; h < HALVES; h++) {
-                float acc[64];
-                fp8_block(acc, stage + (group * HALVES + h) * 64 * TMA_ROW, stage + S::X_BYTES);
-                if (h == HALVES - 1 && lane == 0) bar_arrive(&empty[at.stage]);
+                fp8_end(acc);
+                if (h == HALVES - 1) {
+                    bar_arrive_at(is_empty + at.stage * 8, lane == 0);
+                    at.next();
+                    ready = bar_passed_at(is_full + at.stage * 8, at.parity);
+                }
+                float s0 = s[h][0] * w_scale, s1 = s[h][1] * w_scale;
 #pragma unroll
                 for (int i = 0; i < 64; i++) {
-                    total[h][i] = fmaf(acc[i], s[h][i / 2 % 2], total[h][i]);
+                    total[h][i] = fmaf(acc[i], i / 2 % 2 == 0 ? s0 : s1, total[h][i]);
+                }
+                if (h + 1 < HALVES) {
+                    fp8_begin(acc, rows + stage + (h + 1) * 64 * TMA_ROW / DESCRIPTOR_BYTES,
+                              weights + stage);
                 }
             }
         }
-        int token = tile % c.token_tiles * S::TOKENS + local;
-        int n = tile / c.token_tiles * TILE_N - c.row_phase;
-#pragma unroll
-        for (int i = 0; i < HALVES * 64; i += 8) {
-            const float *of = &total[i / 64][i % 64];
-#pragma unroll
-            for (int half = 0; half < 4; half += 2) {
-                store_eights(c, token + i / 64 * 64 + half * 4, n + i % 64 / 4 * 8,
-                             make_float2(of[half], of[half + 1]),
-                             make_float2(of[half + 4], of[half + 5]));
-            }
-        }
+        store<HALVES>(c, total, tile % c.token_tiles * S::TOKENS + local,
+                      tile / c.token_tiles * TILE_N - c.row_phase);
     }
 }
 
@@ -205,6 +213,7 @@ static __global__ void __launch_bounds__(FP8_THREADS, 1)
 fp8_product(const __grid_constant__ struct fp8_call c)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    constexpr int STAGES = fp8_shape<HALVES>::STAGES;
     extern __shared__ char dynamic[];
     __shared__ uint64_t full[STAGES], empty[STAGES];
     char *shared = wgmma_shared(dynamic);
@@ -261,12 +270,12 @@ void fp8_gemm(struct device *d, const struct mat *w, const struct fp8_rows *x, i
     c.row_phase = w->row_phase;
     c.n_rows = n_rows;
     c.blocks = mat_blocks(w->col_phase, w->k);
-    c.fours = (uintptr_t) out % 16 == 0 && out_stride % 4 == 0 && w->row_phase % 4 == 0;
-    // Waves of blocks in units of 128 tokens, which take 1.4 times as long in tiles of as many: the
-    // second level cache bounds them.
+    c.fours = fp8_by_fours(w, out, out_stride);
+    // Waves of blocks in units of 128 tokens, which take an eighth longer in tiles of as many: these
+    // read weights twice as often.
     uint64_t wide = ceil_div((uint64_t) (c.row_phase + c.n), TILE_N), sm = (uint64_t) d->n_sm;
     uint64_t small = ceil_div(wide * ceil_div((uint64_t) n_rows, 128), sm);
     uint64_t large = ceil_div(wide * ceil_div((uint64_t) n_rows, 256), sm) * 2;
-    if (small * 7 < large * 5) launch<1>(d, c, w, x);
+    if (small * 9 < large * 8) launch<1>(d, c, w, x);
     else launch<2>(d, c, w, x);
 }

@@ -9,7 +9,10 @@
 #include "kernels/cuda/tma.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
-enum { FP8_ROWS_ALIGN = 256 }; // the largest tile of tokens
+enum {
+    FP8_ROWS_ALIGN = 256,  // the largest tile of tokens
+    DESCRIPTOR_BYTES = 16, // what a descriptor's place counts
+};
 
 // Rows in FP8: (n_rows, pitch) bytes, and scales (pitch / 128, scale_pitch) f32, a block's scales
 // of all rows side by side.
@@ -34,6 +37,12 @@ void fp8_quantise(struct device *d, const struct gemm_rows *r, const struct fp8_
 void fp8_gemm(struct device *d, const struct mat *w, const struct fp8_rows *x, int n_rows,
               float *out, size_t out_stride);
 
+// Whether outputs of a tile may be written four at a time.
+static inline bool fp8_by_fours(const struct mat *w, const float *out, size_t out_stride)
+{
+    return (uintptr_t) out % 16 == 0 && out_stride % 4 == 0 && w->row_phase % 4 == 0;
+}
+
 // The same without Hopper's instructions.
 void fp8_mma_gemm(struct device *d, const struct mat *w, const struct fp8_rows *x, int n_rows,
                   float *out, size_t out_stride);
@@ -57,6 +66,37 @@ static __device__ __forceinline__ uint32_t fp8_pack(float a, float b, float c, f
     asm("{\n.reg .b16 h;\ncvt.rn.satfinite.e4m3x2.f32 h, %1, %2;\ncvt.u32.u16 %0, h;\n}\n"
         : "=r"(high) : "f"(d), "f"(c));
     return low | high << 16;
+}
+
+// Two eights of outputs of a token, of which a thread has two values each (a, b), as tensor cores
+// leave them: neighbours exchange theirs, and each has four in a row, from output fp8_fours_at() of
+// the sixteen on.
+static __device__ __forceinline__ float4 fp8_fours(float2 a, float2 b)
+{
+    bool odd = threadIdx.x % 2 != 0;
+    float2 mine = odd ? a : b, other;
+    other.x = __shfl_xor_sync(~0u, mine.x, 1);
+    other.y = __shfl_xor_sync(~0u, mine.y, 1);
+    return odd ? make_float4(other.x, other.y, b.x, b.y) : make_float4(a.x, a.y, other.x, other.y);
+}
+
+static __device__ __forceinline__ int fp8_fours_at()
+{
+    return threadIdx.x % 2 * 8 + threadIdx.x % 4 / 2 * 4;
+}
+
+// Those of outputs at .. at + 3 that are among the n of the row. `whole`: all are, and aligned.
+static __device__ __forceinline__ void fp8_put(float *row, int at, int n, bool whole, float4 v)
+{
+    if (whole) {
+        __stcs((float4 *) (row + at), v);
+        return;
+    }
+    float each[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (at + i >= 0 && at + i < n) row[at + i] = each[i];
+    }
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -146,18 +186,38 @@ static __device__ __forceinline__ void fp8_step(float (&d)[64], uint64_t a, uint
         : "l"(a), "l"(b), "r"(keep));
 }
 
-// d = 64 rows of `a` times the rows of `b`, one block of 128 inputs; complete at the end.
-template <int N>
-static __device__ __forceinline__ void fp8_block(float (&d)[N], const char *a, const char *b)
+// A tile's descriptor (wgmma_descriptor) from its lower half, in which the place is: counted along,
+// it stays in registers that a warp has once.
+static __device__ __forceinline__ uint64_t fp8_tile(uint32_t low)
 {
-    uint64_t from_a = wgmma_descriptor(a), from_b = wgmma_descriptor(b);
+    return (uint64_t) (1u << 30 | 1024 >> 4) << 32 | low;
+}
+
+// Begins d = 64 rows of `a` times the rows of `b`, one block of 128 inputs; lower halves of
+// descriptors.
+template <int N>
+static __device__ __forceinline__ void fp8_begin(float (&d)[N], uint32_t a, uint32_t b)
+{
     wgmma_fence(d);
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-    for (int s = 0; s < 4; s++) fp8_step(d, from_a + 2 * s, from_b + 2 * s, s > 0);
+    for (int s = 0; s < 4; s++) fp8_step(d, fp8_tile(a + 2 * s), fp8_tile(b + 2 * s), s > 0);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// What was begun is complete.
+template <int N> static __device__ __forceinline__ void fp8_end(float (&d)[N])
+{
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
     wgmma_fence(d);
+}
+
+// Both.
+template <int N>
+static __device__ __forceinline__ void fp8_block(float (&d)[N], const char *a, const char *b)
+{
+    fp8_begin(d, (uint32_t) wgmma_descriptor(a), (uint32_t) wgmma_descriptor(b));
+    fp8_end(d);
 }
 
 #endif

@@ -80,15 +80,15 @@ struct gemm_case {
     int n, k, row_phase, col_phase, rows;
 };
 
-// `way`: said of it.
-static void check_gemm(const struct gemm_case *c, const char *way)
+// `dense`: rows lie one after the other; `way`: said of it.
+static void check_gemm(const struct gemm_case *c, bool dense, const char *way)
 {
     struct scratch_shape shape = {.max_rows = c->rows, .hidden = c->k, .intermediate = c->k};
     struct matrix m = {.dtype = c->dtype, .n = c->n, .k = c->k, .row_phase = c->row_phase,
                        .col_phase = c->col_phase};
     void *rows = noise_rows(&m);
     float *scales = noise_scales(&m);
-    int x_stride = c->k + 3, out_stride = c->n + 5;
+    int x_stride = c->k + (dense ? 0 : 3), out_stride = c->n + (dense ? 0 : 5);
     size_t n_out = (size_t) c->rows * (size_t) out_stride;
     float *x = noises((size_t) c->rows * (size_t) x_stride, 2), *out[4];
     struct side *sides[] = {&gpu, &gpu, &cpu, &cpu};
@@ -129,11 +129,19 @@ static void check_gemms(void)
         {DTYPE_BF16, 512, 7168, 0, 0, 1},       {DTYPE_F32, 65, 33, 0, 0, 5},
         {DTYPE_F32, 200, 300, 0, 0, 40},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_gemm(&cases[i], "");
+    // Of several tiles a multiprocessor, and more blocks than a warp asks scales of at once.
+    static const struct gemm_case many[] = {
+        {DTYPE_F8_E4M3, 4096, 4224, 0, 0, 2000}, {DTYPE_F8_E4M3, 640, 4236, 4, 20, 1500},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_gemm(&cases[i], false, "");
     if (precision == PRECISION_F32) return;
+    for (size_t i = 0; i < sizeof many / sizeof *many; i++) check_gemm(&many[i], true, ", dense");
     cuda_probe_hopper(gpu.d, false);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        if (cases[i].rows > 16) check_gemm(&cases[i], ", mma.sync");
+        if (cases[i].rows > 16) check_gemm(&cases[i], false, ", mma.sync");
+    }
+    for (size_t i = 0; i < sizeof many / sizeof *many; i++) {
+        check_gemm(&many[i], true, ", dense, mma.sync");
     }
     cuda_probe_hopper(gpu.d, true);
 }

@@ -13,6 +13,9 @@ void speed_open(struct side *side, struct result *r);
 void speed_begin(void);
 double speed_end(void);
 
+// The same once more: the first time has the clocks that the load before it left.
+double speed_again(void);
+
 // `bar`: of the device's copy rate, bytes read and written together.
 void line_bytes(const char *name, double seconds, double bytes, double bar);
 
