@@ -127,10 +127,19 @@ static void carve_moe(struct cuda_moe_scratch *to, const struct scratch_shape *s
     to->n_tiles = carve_take(c, sizeof *to->n_tiles);
 }
 
+// Half of the largest step, so that it comes while the one before is computed, whose kernels would
+// have to end before more could be taken.
+static uint64_t wire_bytes(const struct scratch_shape *s)
+{
+    uint64_t half = carve_aligned((uint64_t) s->max_rows * (uint64_t) s->hidden);
+    if (half < CUDA_WIRE_LEAST) return CUDA_WIRE_LEAST;
+    return half < CUDA_WIRE_MOST ? half : CUDA_WIRE_MOST;
+}
+
 void cuda_scratch_carve(struct cuda_scratch *to, const struct scratch_shape *s, struct carve *c)
 {
-    *to = (struct cuda_scratch){.input_bytes = input_bytes(s)};
-    to->wire = carve_take(c, CUDA_STAGING_HALF);
+    *to = (struct cuda_scratch){.input_bytes = input_bytes(s), .wire_bytes = wire_bytes(s)};
+    to->wire = carve_take(c, 4 * to->wire_bytes);
     to->input = carve_take(c, to->input_bytes);
     to->partial = carve_take(c, (uint64_t) CUDA_SPLIT_BLOCKS * CUDA_TILE_FLOATS * sizeof(float));
     to->counters = carve_take(c, CUDA_COUNTERS * sizeof *to->counters);

@@ -10,6 +10,9 @@
 
 enum {
     CUDA_STAGING_HALF = 8 * 1024 * 1024, // bytes of pinned memory; a device has two of them
+    CUDA_WIRE_STAGED = 2 * 1024 * 1024,  // the same for activations alone
+    CUDA_WIRE_LEAST = 2 * 1024 * 1024,   // bytes of half a way between host and device
+    CUDA_WIRE_MOST = 16 * 1024 * 1024,
     CUDA_HEADS_MAX = 64,         // matrices of one launch
     CUDA_SPLIT_BLOCKS = 384,     // at most, of a product whose inputs are split
     CUDA_TILE_FLOATS = 128 * 64, // of a block of such a product
@@ -78,7 +81,8 @@ struct cuda_run_scratch {
 };
 
 struct cuda_scratch {
-    char *wire;        // CUDA_STAGING_HALF bytes: activations in wire form
+    char *wire;        // 4 of wire_bytes: activations in wire form, two on each way
+    uint64_t wire_bytes;
     char *input;       // a matrix product's rows in bf16
     uint64_t input_bytes;
     float *partial;    // sums of split products

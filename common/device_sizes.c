@@ -51,7 +51,7 @@ static const struct device_sizes kinds[N_DEVICE_KINDS] = {
                      .comm_pinned = cuda_pinned,
                      .context = 512 * MIB,
                      .libraries = 384 * MIB,
-                     .pinned = 2 * CUDA_STAGING_HALF},
+                     .pinned = 2 * CUDA_STAGING_HALF + 2 * CUDA_WIRE_STAGED},
 };
 
 const struct device_sizes *device_sizes(enum device_kind kind) { return &kinds[kind]; }

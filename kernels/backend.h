@@ -140,6 +140,9 @@ struct backend {
     void (*step_end)(struct device *d, int i);
     bool (*step_passed)(struct device *d, int i);
     enum status (*step_wait)(struct device *d, int i, struct error *e);
+    // From apart(true) to apart(false) choosing tokens (`sampler`), downloads and sync do not wait
+    // for what the device was given behind the last end of a step, nor does that wait for them.
+    void (*apart)(struct device *d, bool on);
 
     // --- recorded steps: begin..end records the ops between them once per row bucket, launch runs
     // them; `begin` is false for a bucket that was recorded. Recording takes memory of the device:
@@ -214,6 +217,9 @@ struct backend {
     // and overlaps with what follows if `wire` is pinned.
     void (*import_act)(struct device *d, float *x, const void *wire, size_t n);
     void (*export_act)(struct device *d, void *wire, const float *x, size_t n);
+    // NULL: nothing comes ahead. What the next import, of the same `wire` and n, will want begins
+    // to come while ops run. Done with `wire` when it returns.
+    void (*import_ahead)(struct device *d, const void *wire, size_t n);
     // out (n_out, dim) f32 = rows out_rows[i] of x.
     void (*gather)(struct device *d, const float *x, const int32_t *out_rows, int dim, float *out,
                    int n_out);

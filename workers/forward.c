@@ -340,7 +340,7 @@ static void feed_sampler(struct forward *f, const struct step *s)
     }
 }
 
-static void logits(struct forward *f, int n_out)
+static void put_logits(struct forward *f, int n_out)
 {
     const struct model_config *m = f->config;
     const struct backend *b = f->backend;
@@ -351,18 +351,34 @@ static void logits(struct forward *f, int n_out)
             (int) f->weights->vocab.n, n_out);
 }
 
-static enum status tail(struct forward *f, const struct step *s, struct error *e)
+bool forward_overlaps(const struct forward *f)
 {
+    const struct placement *place = &f->weights->place;
+    return f->backend->step_end != NULL && !(place->tail && place->tp > 1);
+}
+
+void forward_ahead(struct forward *f, const struct step *s, const void *in)
+{
+    size_t values = (size_t) s->n_rows * (size_t) f->config->hidden_size;
+    if (f->weights->place.head || f->backend->import_ahead == NULL) return;
+    f->backend->import_ahead(f->device, in, values);
+}
+
+void forward_logits(struct forward *f, const struct step *s)
+{
+    if (f->weights->place.tail && s->n_out > 0) put_logits(f, s->n_out);
+}
+
+enum status forward_choose(struct forward *f, const struct step *s, struct error *e)
+{
+    if (!f->weights->place.tail) return OK;
     feed_sampler(f, s);
-    if (s->n_out > 0) {
-        logits(f, s->n_out);
-        for (int i = 0; i < s->n_out; i++) {
-            f->out_slot[i] = s->slot[s->out_rows[i]];
-            f->out_pos[i] = s->pos[s->out_rows[i]] + 1; // of the token being chosen
-        }
-        try(sampler_run(f->sampler, f->logits, s->n_out, f->out_slot, f->out_pos, f->sampled, e));
+    if (s->n_out == 0) return OK;
+    for (int i = 0; i < s->n_out; i++) {
+        f->out_slot[i] = s->slot[s->out_rows[i]];
+        f->out_pos[i] = s->pos[s->out_rows[i]] + 1; // of the token being chosen
     }
-    return OK;
+    return sampler_run(f->sampler, f->logits, s->n_out, f->out_slot, f->out_pos, f->sampled, e);
 }
 
 enum status forward_prepare(struct forward *f, struct error *e)
@@ -380,11 +396,11 @@ enum status forward_prepare(struct forward *f, struct error *e)
         padding.n_runs = 1;
         try(body(f, has_room ? &padding : NULL, buckets[i], e));
         try(body(f, NULL, buckets[i], e));
-        if (f->weights->place.tail && buckets[i] <= f->limits.max_out) logits(f, buckets[i]);
+        if (f->weights->place.tail && buckets[i] <= f->limits.max_out) put_logits(f, buckets[i]);
     }
     // The buffers hold the rows of the largest bucket; a step has up to max_out of them.
     if (f->weights->place.tail && n > 0 && f->limits.max_out <= buckets[n - 1]) {
-        logits(f, f->limits.max_out);
+        put_logits(f, f->limits.max_out);
     }
     n = row_buckets(f->most_recorded, buckets);
     for (int i = 0; i < n; i++) {
@@ -408,11 +424,7 @@ enum status forward_begin(struct forward *f, const struct step *s, const void *i
         if (!w->place.head) f->backend->import_act(f->device, f->x, in, values);
         try(recorded ? replay(f, bucket, e) : body(f, s, n, e));
     }
-    if (w->place.tail) {
-        try(tail(f, s, e));
-    } else if (out != NULL) {
-        f->backend->export_act(f->device, out, f->x, values);
-    }
+    if (!w->place.tail && out != NULL) f->backend->export_act(f->device, out, f->x, values);
     return OK;
 }
 
@@ -420,6 +432,8 @@ enum status forward_run(struct forward *f, const struct step *s, const void *in,
                         struct error *e)
 {
     try(forward_begin(f, s, in, out, e));
+    forward_logits(f, s);
+    try(forward_choose(f, s, e));
     return f->backend->sync(f->device, e);
 }
 

@@ -62,10 +62,27 @@ void forward_layout(struct forward *f, const struct weights *weights, const stru
 // nothing where the device records no steps. Errors: as of forward_run.
 enum status forward_prepare(struct forward *f, struct error *e);
 
-// Puts one expanded step on the device, as far as the host does not have to wait for it: it is done
-// after the device's sync or the step's end (backend.h). Else as forward_run.
+// Puts one expanded step on the device: a tail's as far as its layers go, any other's whole. The
+// host waits for nothing: it is done after the device's sync or the step's end (backend.h). Else as
+// forward_run.
 enum status forward_begin(struct forward *f, const struct step *step, const void *in, void *out,
                           struct error *e);
+
+// Whether the next step may be begun before this one has ended. The ranks of a tail meet while they
+// choose tokens: one whose device has the next step could wait there for one that has not begun it.
+bool forward_overlaps(const struct forward *f);
+
+// What the step after the one that was begun brings from the stage before (`in`) begins to come, if
+// the device can have it ahead. Once for a step, which is begun next.
+void forward_ahead(struct forward *f, const struct step *step, const void *in);
+
+// On the tail, once the step that was begun before this one has its tokens, and before the next one
+// is begun: puts the step's logits on the device, too.
+void forward_logits(struct forward *f, const struct step *step);
+
+// On the tail: waits for the logits and chooses tokens (n_out). Steps are chosen for in order; the
+// next one may have been begun, if this runs apart from it (backend.h).
+enum status forward_choose(struct forward *f, const struct step *step, struct error *e);
 
 // Runs one expanded step. `in`: (n_rows, hidden) in wire form, unused on the head. `out`: (n_rows,
 // hidden) in wire form, written if this is not the tail and `out` is not NULL (rank 0 only needs
@@ -74,7 +91,8 @@ enum status forward_begin(struct forward *f, const struct step *step, const void
 enum status forward_run(struct forward *f, const struct step *step, const void *in, void *out,
                         struct error *e);
 
-// After forward_run on the tail: the chosen tokens of the step, in order of its out rows.
+// After forward_run or forward_choose on the tail: the chosen tokens of the step, in order of its
+// out rows.
 void forward_tokens(const struct forward *f, const struct step *step, struct step_token *tokens);
 
 void forward_deinit(struct forward *f);

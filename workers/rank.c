@@ -197,26 +197,38 @@ static void copy_logits(const struct rank *r, struct stage_step *step)
     }
 }
 
-// How many steps the rank begins before it ends the first. A tail's host has something to do in the
-// middle of each.
-static uint64_t depth_of(const struct rank_stage *s)
-{
-    return s->options.backend->step_end != NULL && !s->options.tail ? DEVICE_STEPS : 1;
-}
-
 static struct stage_step *step_at(struct rank_stage *s, uint64_t number)
 {
     return &s->steps[number % (uint64_t) s->options.n_steps];
 }
 
-static enum status begin_step(struct rank *r, uint64_t number)
+// A tail's logits lie in one place: those of a step follow when the one before it has its tokens.
+static void put_logits(struct rank *r, uint64_t number)
+{
+    struct rank_stage *s = r->stage;
+    forward_logits(&r->forward, &step_at(s, number)->step);
+    if (!forward_overlaps(&r->forward)) return;
+    s->options.backend->step_end(r->device, (int) (number % DEVICE_STEPS));
+}
+
+static enum status begin_step(struct rank *r, uint64_t number, bool alone)
 {
     struct rank_stage *s = r->stage;
     struct stage_step *step = step_at(s, number);
     r->begun_ns[number % DEVICE_STEPS] = clock_ns();
     try(forward_begin(&r->forward, &step->step, step->in, r->index == 0 ? step->out : NULL,
                       &r->error));
-    if (depth_of(s) > 1) s->options.backend->step_end(r->device, (int) (number % DEVICE_STEPS));
+    if (alone || !s->options.tail) put_logits(r, number);
+    return OK;
+}
+
+static enum status choose(struct rank *r, struct stage_step *step)
+{
+    try(forward_choose(&r->forward, &step->step, &r->error));
+    if (step->logits != NULL) copy_logits(r, step);
+    if (step->tokens != NULL && r->index == 0) {
+        forward_tokens(&r->forward, &step->step, step->tokens);
+    }
     return OK;
 }
 
@@ -224,14 +236,23 @@ static enum status end_step(struct rank *r, uint64_t number)
 {
     const struct backend *b = r->stage->options.backend;
     struct stage_step *step = step_at(r->stage, number);
-    bool overlaps = depth_of(r->stage) > 1;
-    try(overlaps ? b->step_wait(r->device, (int) (number % DEVICE_STEPS), &r->error)
-                 : b->sync(r->device, &r->error));
-    if (step->logits != NULL) copy_logits(r, step);
-    if (step->tokens != NULL && r->index == 0) {
-        forward_tokens(&r->forward, &step->step, step->tokens);
-    }
-    return OK;
+    bool overlaps = forward_overlaps(&r->forward), tail = r->stage->options.tail;
+    enum status status = OK;
+    if (tail && overlaps) b->apart(r->device, true);
+    if (tail) status = choose(r, step);
+    if (tail && overlaps) b->apart(r->device, false);
+    if (status != OK) return status;
+    return overlaps ? b->step_wait(r->device, (int) (number % DEVICE_STEPS), &r->error)
+                    : b->sync(r->device, &r->error);
+}
+
+// While a step runs that no other overlaps with, what the next one brings comes, if it is there.
+static void bring_next(struct rank *r, uint64_t number)
+{
+    struct rank_stage *s = r->stage;
+    if (forward_overlaps(&r->forward) || atomic_load(&s->ring.submitted) <= number) return;
+    const struct stage_step *step = step_at(s, number);
+    forward_ahead(&r->forward, &step->step, step->in);
 }
 
 // Of overlapping steps each has the time since the one before it ended.
@@ -250,17 +271,21 @@ static void run_steps(struct rank *r)
 {
     struct rank_stage *s = r->stage;
     const struct backend *b = s->options.backend;
-    uint64_t begun = 0, ended = 0, depth = depth_of(s);
+    uint64_t begun = 0, ended = 0, depth = forward_overlaps(&r->forward) ? DEVICE_STEPS : 1;
     enum status status = OK;
     while (status == OK) {
         if (begun == ended && !ring_wait(&s->ring, begun)) return;
-        bool room = begun - ended < depth;
+        bool full = begun - ended == depth;
         bool goes = begun == ended || !atomic_load(&s->ring.stop); // what was waited for is begun
-        if (room && goes && atomic_load(&s->ring.submitted) > begun) {
-            status = begin_step(r, begun++);
-        } else if (!room || b->step_passed(r->device, (int) (ended % DEVICE_STEPS))) {
+        if (!full && goes && atomic_load(&s->ring.submitted) > begun) {
+            status = begin_step(r, begun, begun == ended);
+            begun++;
+        } else if (full || b->step_passed(r->device, (int) (ended % DEVICE_STEPS))) {
+            bring_next(r, begun);
             status = end_step(r, ended);
-            if (status == OK) count_end(r, ended++, status);
+            if (status != OK) break;
+            count_end(r, ended++, status);
+            if (s->options.tail && begun > ended) put_logits(r, ended);
         } else {
             sched_yield();
         }

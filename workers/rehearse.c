@@ -30,8 +30,8 @@ struct rehearsal {
     struct rehearse_comm comm, host_comm;
     struct rehearse_noise noise;
     struct rehearse_memory memory;
-    struct step step;
-    void *step_memory;
+    struct step step, before; // of a tail that overlaps: the step that has no tokens yet
+    void *step_memory;        // of both
     char *links;         // the three that follow
     char *in, *out[DEVICE_STEPS]; // (max_rows, hidden) wire form
     int32_t *chosen;     // (max_rows, n_chosen), to count experts
@@ -151,7 +151,8 @@ static enum status take_host(struct rehearsal *r, struct error *e)
     const struct model_config *c = r->options.request->config;
     struct step_limits limits = limits_of(&r->options);
     size_t rows = (size_t) limits.max_rows, link = rows * stage_row_bytes(c, r->precision);
-    r->step_memory = calloc(1, step_bytes(&limits));
+    size_t step = carve_aligned(step_bytes(&limits));
+    r->step_memory = calloc(2, step);
     r->links = calloc(1 + DEVICE_STEPS, link);
     r->chosen = calloc(rows * (size_t) (c->n_experts_per_token + 1), sizeof *r->chosen);
     r->touched = calloc((size_t) c->n_routed_experts + 1, sizeof *r->touched);
@@ -166,6 +167,7 @@ static enum status take_host(struct rehearsal *r, struct error *e)
     r->in = r->links;
     for (int i = 0; i < DEVICE_STEPS; i++) r->out[i] = r->links + (size_t) (i + 1) * link;
     step_init(&r->step, &limits, r->step_memory);
+    step_init(&r->before, &limits, (char *) r->step_memory + step);
     rehearse_noise_wire(&r->noise, r->precision, r->in, rows * (size_t) c->hidden_size);
     return OK;
 }
@@ -183,6 +185,8 @@ static enum status begin(struct rehearsal *r, int i, struct error *e)
 static enum status run(struct rehearsal *r, struct error *e)
 {
     try(begin(r, 0, e));
+    forward_logits(&r->forward, &r->step);
+    try(forward_choose(&r->forward, &r->step, e));
     return r->options.backend->sync(r->device, e);
 }
 
@@ -245,15 +249,51 @@ struct way {
     double *ops, *layers;
     bool overlaps;
     int64_t begun; // steps that overlap
+    bool more;     // work
+    int next;      // rows of the step that follows; 0: none does
 };
+
+// A tail's step gets its tokens while the device has the next one.
+static enum status choose_before(struct rehearsal *r, const struct way *way, struct error *e)
+{
+    const struct backend *b = r->options.backend;
+    if (!r->weights.place.tail || way->begun == 0) return OK;
+    b->apart(r->device, true);
+    enum status status = forward_choose(&r->forward, &r->before, e);
+    b->apart(r->device, false);
+    return status;
+}
+
+static void swap_steps(struct rehearsal *r)
+{
+    struct step now = r->step;
+    r->step = r->before;
+    r->before = now;
+}
+
+// Of steps one by one only what the next one brings from the stage before comes meanwhile.
+static enum status run_with_next(struct rehearsal *r, int next, struct error *e)
+{
+    try(begin(r, 0, e));
+    forward_logits(&r->forward, &r->step);
+    struct step after = {.n_rows = next};
+    if (next > 0) forward_ahead(&r->forward, &after, r->in);
+    try(forward_choose(&r->forward, &r->step, e));
+    return r->options.backend->sync(r->device, e);
+}
 
 static enum status run_overlapping(struct rehearsal *r, struct way *way, struct error *e)
 {
+    if (!forward_overlaps(&r->forward)) return run_with_next(r, way->next, e);
     const struct backend *b = r->options.backend;
     int place = (int) (way->begun % DEVICE_STEPS);
-    if (way->begun++ >= DEVICE_STEPS) try(b->step_wait(r->device, place, e));
+    if (way->begun >= DEVICE_STEPS) try(b->step_wait(r->device, place, e));
     try(begin(r, place, e));
+    try(choose_before(r, way, e));
+    forward_logits(&r->forward, &r->step);
     b->step_end(r->device, place);
+    swap_steps(r);
+    way->begun++;
     return OK;
 }
 
@@ -268,17 +308,22 @@ static enum status run_way(struct rehearsal *r, struct way *way, struct error *e
     return status;
 }
 
+static int least_of(int a, int b) { return a < b ? a : b; }
+
 static enum status run_work(struct rehearsal *r, const struct work *w, struct way *way,
                             struct error *e)
 {
-    int chunk = r->options.plan->chunk;
+    int chunk = w->prefill ? r->options.plan->chunk : w->rows;
+    int first = least_of(w->rows, chunk);
     if (!w->prefill) {
         put_decode(r, w->rows);
+        way->next = way->more ? first : 0;
         return run_way(r, way, e);
     }
     for (int pos = 0; pos < w->rows; pos += chunk) {
-        int n = w->rows - pos < chunk ? w->rows - pos : chunk;
-        put_prefill(r, pos, n, pos + n == w->rows);
+        int left = w->rows - pos, n = least_of(left, chunk);
+        put_prefill(r, pos, n, n == left);
+        way->next = left - n > 0 ? least_of(left - n, chunk) : way->more ? first : 0;
         try(run_way(r, way, e));
     }
     return OK;
@@ -344,16 +389,20 @@ static enum status time_steps(struct rehearsal *r, const struct work *w, struct 
     return OK;
 }
 
-// As a rank runs steps that follow each other: the device never waits for the host or for links. A
-// tail's host has something to do in the middle of each.
+// As a rank runs steps that follow each other: the device never waits for the host or for links.
 static enum status time_pace(struct rehearsal *r, const struct work *w, struct rehearse_time *t,
                              struct error *e)
 {
     struct way way = {.overlaps = true};
     t->pace = t->seconds;
-    if (r->options.backend->step_end == NULL || r->weights.place.tail) return OK;
+    if (r->options.backend->step_end == NULL) return OK;
     int64_t begun_ns = clock_ns();
-    for (int i = 0; i < t->repeats; i++) try(run_work(r, w, &way, e));
+    for (int i = 0; i < t->repeats; i++) {
+        way.more = i + 1 < t->repeats;
+        try(run_work(r, w, &way, e));
+    }
+    try(choose_before(r, &way, e));
+    if (way.begun > 0) swap_steps(r); // the last one is at hand again
     try(r->options.backend->sync(r->device, e));
     t->pace = (double) (clock_ns() - begun_ns) * 1e-9 / t->repeats;
     return OK;

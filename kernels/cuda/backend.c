@@ -23,6 +23,7 @@ static const struct backend cuda = {
     .step_end = cuda_step_end,
     .step_passed = cuda_step_passed,
     .step_wait = cuda_step_wait,
+    .apart = cuda_apart,
     .graph_begin = cuda_graph_begin,
     .graph_end = cuda_graph_end,
     .graph_launch = cuda_graph_launch,
@@ -46,6 +47,7 @@ static const struct backend cuda = {
     .add = cuda_add,
     .import_act = cuda_import_act,
     .export_act = cuda_export_act,
+    .import_ahead = cuda_import_ahead,
     .gather = cuda_gather,
     .sampler = &cuda_sampler,
 };

@@ -33,8 +33,19 @@ void cuda_upload(struct device *d, void *to, const void *from, size_t n)
     }
 }
 
+// Apart from the steps the staging is theirs.
+static void download_apart(struct device *d, void *to, const void *from, size_t n)
+{
+    device_note(d, cudaMemcpyAsync(to, from, n, cudaMemcpyDeviceToHost, d->stream), "download");
+    device_note(d, device_wait(d), "download");
+}
+
 void cuda_download(struct device *d, void *to, const void *from, size_t n)
 {
+    if (d->apart) {
+        download_apart(d, to, from, n);
+        return;
+    }
     for (size_t done = 0; done < n;) {
         size_t piece = smaller(n - done, CUDA_STAGING_HALF);
         char *staged = staging_take(d, piece);
@@ -64,13 +75,14 @@ static __global__ void narrow(__nv_bfloat16 *wire, const float *x, size_t n)
 static unsigned blocks_of(size_t n) { return (unsigned) ceil_div(n, ELEMENT_THREADS); }
 
 // Of the wire buffer: a way in, a way out, each with two halves.
-enum { WIRE_BYTES = CUDA_STAGING_HALF / 4, WIRE_MOST = WIRE_BYTES / 2 };
-
 static __nv_bfloat16 *wire_half(struct device *d, struct wire_way *w)
 {
     size_t at = (size_t) (w == &d->in ? 0 : 2) + (size_t) w->half;
-    return (__nv_bfloat16 *) (d->scratch.wire + at * WIRE_BYTES);
+    return (__nv_bfloat16 *) (d->scratch.wire + at * d->scratch.wire_bytes);
 }
+
+// Values that a half holds.
+static size_t wire_most(const struct device *d) { return d->scratch.wire_bytes / 2; }
 
 static void record(struct device *d, cudaEvent_t event, cudaStream_t stream, const char *op)
 {
@@ -82,22 +94,54 @@ static void wait_for(struct device *d, cudaStream_t stream, cudaEvent_t event, c
     device_note(d, cudaStreamWaitEvent(stream, event, 0), op);
 }
 
-// Staged bytes are there until the ops' stream, which waits for their copy, has come so far.
-static void import_piece(struct device *d, float *x, const void *wire, size_t n)
+// Through a staging of its own, which waits for copies and not for ops.
+static void stage_wire(struct device *d, char *there, const char *wire, size_t n)
+{
+    for (size_t done = 0; done < n; done += CUDA_WIRE_STAGED) {
+        size_t piece = smaller(n - done, CUDA_WIRE_STAGED);
+        int half = d->wire_half ^= 1;
+        char *staged = d->staging + 2 * (size_t) CUDA_STAGING_HALF +
+                       (size_t) half * CUDA_WIRE_STAGED;
+        device_note(d, device_wait_event(d, d->wire_copied[half]), "import_act");
+        memcpy(staged, wire + done, piece);
+        device_note(d, cudaMemcpyAsync(there + done, staged, piece, cudaMemcpyHostToDevice,
+                                       d->in.stream), "import_act");
+        record(d, d->wire_copied[half], d->in.stream, "import_act");
+    }
+}
+
+// The next half's values come as soon as its last ones have been widened.
+static void import_half(struct device *d, const char *wire, size_t n)
 {
     struct wire_way *w = &d->in;
     w->half ^= 1;
-    __nv_bfloat16 *there = wire_half(d, w);
-    char *staged = staging_take(d, 2 * n);
-    memcpy(staged, wire, 2 * n);
     wait_for(d, w->stream, w->emptied[w->half], "import_act");
-    device_note(d, cudaMemcpyAsync(there, staged, 2 * n, cudaMemcpyHostToDevice, w->stream),
-                "import_act");
+    stage_wire(d, (char *) wire_half(d, w), wire, 2 * n);
     record(d, w->filled[w->half], w->stream, "import_act");
-    wait_for(d, d->stream, w->filled[w->half], "import_act");
+}
+
+static void widen_half(struct device *d, int half, float *x, size_t n)
+{
+    struct wire_way *w = &d->in;
+    const __nv_bfloat16 *there = (__nv_bfloat16 *) (d->scratch.wire +
+                                                    (size_t) half * d->scratch.wire_bytes);
+    wait_for(d, d->stream, w->filled[half], "import_act");
     widen<<<blocks_of(n), ELEMENT_THREADS, 0, d->stream>>>(x, there, n);
     device_launched(d, "import_act");
-    record(d, w->emptied[w->half], d->stream, "import_act");
+    record(d, w->emptied[half], d->stream, "import_act");
+}
+
+// Both halves at most: a third part would wait for ops that are not given yet.
+void cuda_import_ahead(struct device *d, const void *wire, size_t n)
+{
+    size_t most = wire_most(d);
+    check(d->ahead_n == 0);
+    if (d->precision == PRECISION_F32 || n == 0 || n > 2 * most) return;
+    for (size_t done = 0; done < n; done += most) {
+        import_half(d, (const char *) wire + 2 * done, smaller(n - done, most));
+    }
+    d->ahead = wire;
+    d->ahead_n = n;
 }
 
 void cuda_import_act(struct device *d, float *x, const void *wire, size_t n)
@@ -106,10 +150,17 @@ void cuda_import_act(struct device *d, float *x, const void *wire, size_t n)
         cuda_upload(d, x, wire, n * sizeof *x);
         return;
     }
-    for (size_t done = 0; done < n; done += WIRE_MOST) {
-        size_t piece = smaller(n - done, WIRE_MOST);
-        import_piece(d, x + done, (const char *) wire + 2 * done, piece);
+    size_t most = wire_most(d);
+    bool ahead = d->ahead_n > 0;
+    check(!ahead || (d->ahead == wire && d->ahead_n == n), "the import that came ahead");
+    for (size_t done = 0; done < n; done += most) {
+        size_t piece = smaller(n - done, most);
+        if (!ahead) import_half(d, (const char *) wire + 2 * done, piece);
+        // Two that came ahead: the second one was last.
+        int half = ahead && done == 0 && n > most ? d->in.half ^ 1 : d->in.half;
+        widen_half(d, half, x + done, piece);
     }
+    d->ahead_n = 0;
 }
 
 static void export_piece(struct device *d, void *wire, const float *x, size_t n, bool pinned)
@@ -140,8 +191,9 @@ void cuda_export_act(struct device *d, void *wire, const float *x, size_t n)
     const char *to = (const char *) wire;
     bool pinned = d->pinned != NULL && to >= d->pinned &&
                   to + 2 * n <= d->pinned + d->pinned_bytes;
-    for (size_t done = 0; done < n; done += WIRE_MOST) {
-        size_t piece = smaller(n - done, WIRE_MOST);
+    size_t most = wire_most(d);
+    for (size_t done = 0; done < n; done += most) {
+        size_t piece = smaller(n - done, most);
         export_piece(d, (char *) wire + 2 * done, x + done, piece, pinned);
     }
 }

@@ -113,6 +113,15 @@ static void destroy_way(struct wire_way *w)
     if (w->stream != NULL) cudaStreamDestroy(w->stream);
 }
 
+// What is apart is short and waited for: its kernels come before the next ones of a step.
+static cudaError_t create_beside(struct device *d)
+{
+    int least, first;
+    cudaError_t error = cudaDeviceGetStreamPriorityRange(&least, &first);
+    if (error != cudaSuccess) return error;
+    return cudaStreamCreateWithPriority(&d->beside, cudaStreamNonBlocking, first);
+}
+
 static cudaError_t create_parts(struct device *d)
 {
     cudaError_t error = cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking);
@@ -120,9 +129,13 @@ static cudaError_t create_parts(struct device *d)
         error = cudaHostAlloc((void **) &d->staging, device_sizes(DEVICE_CUDA)->pinned,
                               cudaHostAllocDefault);
     }
-    for (int i = 0; i < 2 && error == cudaSuccess; i++) error = create_event(d, &d->copied[i]);
+    for (int i = 0; i < 2 && error == cudaSuccess; i++) {
+        error = create_event(d, &d->copied[i]);
+        if (error == cudaSuccess) error = create_event(d, &d->wire_copied[i]);
+    }
     if (error == cudaSuccess) error = create_event(d, &d->computed);
     if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&d->side, cudaStreamNonBlocking);
+    if (error == cudaSuccess) error = create_beside(d);
     if (error == cudaSuccess) error = create_event(d, &d->begun);
     if (error == cudaSuccess) error = create_event(d, &d->met);
     for (int i = 0; i < DEVICE_STEPS && error == cudaSuccess; i++) {
@@ -227,6 +240,7 @@ void cuda_close(struct device **device)
     device_forget(d);
     for (int i = 0; i < 2; i++) {
         if (d->copied[i] != NULL) cudaEventDestroy(d->copied[i]);
+        if (d->wire_copied[i] != NULL) cudaEventDestroy(d->wire_copied[i]);
     }
     for (int i = 0; i < DEVICE_STEPS; i++) {
         if (d->ended[i] != NULL) cudaEventDestroy(d->ended[i]);
@@ -241,6 +255,7 @@ void cuda_close(struct device **device)
     if (d->staging != NULL) cudaFreeHost(d->staging);
     if (d->host != NULL) cudaFreeHost(d->host);
     if (d->arena != NULL) cudaFree(d->arena);
+    if (d->beside != NULL) cudaStreamDestroy(d->beside);
     if (d->side != NULL) cudaStreamDestroy(d->side);
     if (d->stream != NULL) cudaStreamDestroy(d->stream);
     cudaGetLastError();
@@ -335,6 +350,10 @@ static enum status report(struct device *d, struct error *e)
 
 enum status cuda_sync(struct device *d, struct error *e)
 {
+    if (d->apart) { // the steps' copies are not over
+        device_note(d, device_wait(d), "the stream");
+        return report(d, e);
+    }
     for (int i = 0; i < 2; i++) { // exports are done, too
         device_note(d, cudaStreamWaitEvent(d->stream, d->out.emptied[i], 0), "export_act");
     }
@@ -367,6 +386,16 @@ enum status cuda_step_wait(struct device *d, int i, struct error *e)
                                         : wait_watched(d, d->ended[i]), "the stream");
     }
     return report(d, e);
+}
+
+void cuda_apart(struct device *d, bool on)
+{
+    check(d->apart != on && !d->branched);
+    cudaStream_t other = d->stream;
+    d->stream = d->beside;
+    d->beside = other;
+    d->apart = on;
+    if (on) device_note(d, cudaStreamWaitEvent(d->stream, d->computed, 0), "apart");
 }
 
 static struct graph *graph_of(struct device *d, int bucket)

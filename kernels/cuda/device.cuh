@@ -42,10 +42,10 @@ struct device {
     void *arena, *host;
     uint64_t arena_bytes;
     bool joined; // counted as a user of its GPU (usage.cuh)
-    char *staging; // 2 * CUDA_STAGING_HALF, pinned
-    int half;      // the one to fill next
-    size_t filled; // of that half
-    cudaEvent_t copied[2]; // the half's last copy has ended
+    char *staging; // 2 * CUDA_STAGING_HALF, pinned; then 2 * CUDA_WIRE_STAGED of activations
+    int half, wire_half;   // the ones to fill next
+    size_t filled;         // of `half`
+    cudaEvent_t copied[2], wire_copied[2]; // the half's last copy has ended
     cudaError_t fault;     // the first since the last sync
     const char *fault_op;
     // Looked at while the host waits for the stream: other ranks can keep it from ending. What is
@@ -56,9 +56,13 @@ struct device {
     cudaStream_t side;      // of a branch; while one is made, `stream` is this one
     cudaEvent_t begun, met; // a branch: what it sees, what `join` waits for
     bool branched;          // one is being made
+    cudaStream_t beside;    // of what is apart from the steps; while it is, `stream` is this one
+    bool apart;
     struct scratch_shape shape;
     struct cuda_scratch scratch;
     struct wire_way in, out;
+    const void *ahead; // what the next import is of, if its `ahead_n` values came before it
+    size_t ahead_n;
     cudaEvent_t computed, ended[DEVICE_STEPS]; // a step's ops; with its exports
     int64_t asked_ns; // since when the oldest step is asked whether it has passed; 0: it is not
     char *pinned;          // host memory of the caller, page-locked; NULL: none

@@ -24,6 +24,7 @@ enum status cuda_sync(struct device *d, struct error *e);
 void cuda_step_end(struct device *d, int i);
 bool cuda_step_passed(struct device *d, int i);
 enum status cuda_step_wait(struct device *d, int i, struct error *e);
+void cuda_apart(struct device *d, bool on);
 bool cuda_graph_begin(struct device *d, int bucket);
 void cuda_graph_end(struct device *d, int bucket);
 void cuda_graph_launch(struct device *d, int bucket);
@@ -38,6 +39,7 @@ void cuda_usage(struct device *d, struct device_usage *usage);
 void cuda_upload(struct device *d, void *to, const void *from, size_t n);
 void cuda_download(struct device *d, void *to, const void *from, size_t n);
 void cuda_import_act(struct device *d, float *x, const void *wire, size_t n);
+void cuda_import_ahead(struct device *d, const void *wire, size_t n);
 void cuda_export_act(struct device *d, void *wire, const float *x, size_t n);
 
 // --- matrix.cu

@@ -14,7 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { CONTEXT = 512, SLOTS = 4, ROWS_MAX = 8 * CONTEXT };
+enum { CONTEXT = 512, SLOTS = 4, ROWS_MAX = 8 * CONTEXT, N_OVERLAPPING = 48 };
 
 // A check in brief is for tools that run a kernel a hundred times as long: steps of so many rows
 // at most, and so much patience with the stage.
@@ -45,7 +45,7 @@ static void wait_for(struct model *m)
 }
 
 static void open_model(struct model *m, const char *weights, const char *golden, enum precision p,
-                       bool brief, int tp, int n_gpus)
+                       bool brief, int tp, int n_gpus, int n_steps)
 {
     struct error e = {0};
     m->silence_ms = brief ? BRIEF_SILENCE_MS : SILENCE_MS;
@@ -65,11 +65,11 @@ static void open_model(struct model *m, const char *weights, const char *golden,
                               .limits = {.max_rows = brief ? BRIEF_ROWS : CONTEXT,
                                          .slots = SLOTS,
                                          .max_blocks = CONTEXT / KV_BLOCK_ROWS,
-                                         .n_blocks = CONTEXT / KV_BLOCK_ROWS,
+                                         .n_blocks = SLOTS * CONTEXT / KV_BLOCK_ROWS,
                                          .max_out = brief ? BRIEF_ROWS : CONTEXT,
                                          .vocab_size = m->config.vocab_size,
-                                         .score = true},
-                              .n_steps = 1,
+                                         .score = n_steps == 1},
+                              .n_steps = n_steps,
                               .collective_deadline_ms = m->silence_ms};
     m->memory = calloc(1, stage_memory_bytes(&o));
     m->staging = malloc(stage_staging_bytes(&o));
@@ -80,6 +80,15 @@ static void open_model(struct model *m, const char *weights, const char *golden,
     enum stage_state state;
     while ((state = stage_state(m->stage, &e)) == STAGE_LOADING) wait_for(m);
     check(state == STAGE_READY, "%s", e.text);
+}
+
+static void close_model(struct model *m)
+{
+    stage_destroy(&m->stage);
+    free(m->memory);
+    free(m->staging);
+    checkpoint_close(&m->checkpoint);
+    golden_free(&m->golden);
 }
 
 // Runs rows [pos, pos + n) of the sequence in slot 1; `open` begins it, `end` ends the one before.
@@ -168,7 +177,7 @@ static void check_model(struct result *r, const char *name, const char *weights,
     static struct model m;
     char line[160];
     m = (struct model){0};
-    open_model(&m, weights, golden, p, brief, tp, n_gpus);
+    open_model(&m, weights, golden, p, brief, tp, n_gpus, 1);
     int n_prompts = brief ? BRIEF_PROMPTS : m.golden.n_prompts;
     for (int i = 0; i < n_prompts; i++) run_prompt(&m, i, brief ? 1 : CONTEXT);
     snprintf(line, sizeof line, "golden %s: median row error", name);
@@ -180,11 +189,83 @@ static void check_model(struct result *r, const char *name, const char *weights,
     snprintf(line, sizeof line, "golden %s: greedy tokens that differ, of %d", name, m.n_clear);
     // In bf16 a random model's router flips experts, and a token with it.
     result_error(r, line, m.n_clear - m.n_same, p == PRECISION_F32 ? 0 : m.n_clear * 0.2);
-    stage_destroy(&m.stage);
-    free(m.memory);
-    free(m.staging);
-    checkpoint_close(&m.checkpoint);
-    golden_free(&m.golden);
+    close_model(&m);
+}
+
+// --- steps that overlap
+
+// A step of the slot's next rows: its prompt, or the token that was chosen last.
+static void submit(struct model *m, int slot, const int32_t *ids, int pos, int n)
+{
+    enum { BLOCKS = CONTEXT / KV_BLOCK_ROWS };
+    struct step *s = &stage_next(m->stage)->step;
+    step_reset(s, ++m->number);
+    if (pos == 0) {
+        struct sampling sampling = sampling_default();
+        sampling.temperature = slot % 2 == 0 ? 0 : 0.8f;
+        sampling.top_p = 0.9f;
+        sampling.seed = (uint64_t) slot;
+        s->opens[s->n_opens++] = (struct step_open){.slot = slot, .n_blocks = BLOCKS, .n_prompt = n,
+                                                    .sampling = sampling};
+        for (int i = 0; i < BLOCKS; i++) s->blocks[s->n_blocks++] = slot * BLOCKS + i;
+    }
+    s->runs[s->n_runs++] = (struct step_run){slot, pos, n, RUN_LAST_ROW};
+    memcpy(s->ids, ids, (size_t) n * sizeof *ids);
+    s->n_rows = n;
+    step_expand(s);
+    stage_submit(m->stage);
+}
+
+// Tokens of SLOTS sequences, a step for each row, as many of them in flight as the stage has steps.
+static void run_slots(struct model *m, int n_steps, int32_t tokens[SLOTS][N_OVERLAPPING])
+{
+    int pos[SLOTS] = {0}, n[SLOTS] = {0}, queue[SLOTS], n_queued = SLOTS, flying = 0;
+    for (int i = 0; i < SLOTS; i++) queue[i] = i;
+    for (int left = SLOTS * N_OVERLAPPING; left > 0;) {
+        for (; n_queued > 0 && flying < n_steps; flying++) {
+            int slot = queue[0];
+            const struct golden_prompt *p = &m->golden.prompts[slot % m->golden.n_prompts];
+            memmove(queue, queue + 1, (size_t) --n_queued * sizeof *queue);
+            bool first = pos[slot] == 0;
+            submit(m, slot, first ? p->ids : &tokens[slot][n[slot] - 1], pos[slot],
+                   first ? p->n_ids : 1);
+            pos[slot] += first ? p->n_ids : 1;
+        }
+        struct error e = {0};
+        enum status status = OK;
+        struct stage_step *done = stage_done(m->stage, &status, &e);
+        must(status, &e);
+        if (done == NULL) {
+            wait_for(m);
+            continue;
+        }
+        int slot = done->step.runs[0].slot;
+        tokens[slot][n[slot]++] = done->tokens[0].id;
+        if (n[slot] < N_OVERLAPPING) queue[n_queued++] = slot;
+        stage_release(m->stage);
+        flying--;
+        left--;
+    }
+}
+
+static void check_overlapping(struct result *r, const char *weights, const char *golden)
+{
+    static struct model m;
+    static int32_t tokens[2][SLOTS][N_OVERLAPPING];
+    int differ = 0;
+    for (int k = 0; k < 2; k++) {
+        m = (struct model){0};
+        open_model(&m, weights, golden, PRECISION_BF16, false, 1, 0, k == 0 ? 1 : 3);
+        run_slots(&m, k == 0 ? 1 : 3, tokens[k]);
+        close_model(&m);
+    }
+    for (int i = 0; i < SLOTS; i++) {
+        for (int k = 0; k < N_OVERLAPPING; k++) differ += tokens[0][i][k] != tokens[1][i][k];
+    }
+    char line[80];
+    snprintf(line, sizeof line, "a tail's steps overlap: tokens that differ, of %d",
+             SLOTS * N_OVERLAPPING);
+    result_error(r, line, differ, 0);
 }
 
 static const struct {
@@ -208,6 +289,9 @@ static void check_number(struct result *r, const char *fixtures, const char *mod
 void check_golden(struct result *r, const char *fixtures, const char *model, bool brief)
 {
     for (int i = 0; i < (brief ? 2 : 6); i++) check_number(r, fixtures, model, i, brief, 1, 0);
+    char golden[512];
+    snprintf(golden, sizeof golden, "%s/shipped", fixtures);
+    if (!brief) check_overlapping(r, model, golden);
 }
 
 void check_golden_ranks(struct result *r, const char *fixtures, const char *model, int tp,

@@ -512,6 +512,47 @@ static void check_rows(int dim, int n_rows)
     free(wire);
 }
 
+// Imports of steps of all sizes, each with the next one ahead, as they come alone.
+static void check_ahead(void)
+{
+    enum { HIDDEN = 7168, MOST = 1024 };
+    static const int rows[] = {3, MOST, MOST / 2, MOST / 2 + 1, 1, MOST, 1};
+    enum { STEPS = sizeof rows / sizeof *rows };
+    // MOST rows are too many to come ahead.
+    struct scratch_shape shape = {.max_rows = MOST - 24, .hidden = HIDDEN};
+    size_t value = precision == PRECISION_F32 ? 4 : 2, most = (size_t) MOST * HIDDEN;
+    char *wire[STEPS];
+    float *alone = malloc(most * 4), *have = malloc(most * 4);
+    double off = 0;
+    reset(&shape);
+    float *x = side_take(&gpu, most * 4);
+    for (int i = 0; i < STEPS; i++) {
+        wire[i] = malloc(most * value);
+        for (size_t k = 0; k < most * value / 2; k++) {
+            uint16_t bits = (uint16_t) (noise_bits() & 0xbfff);
+            memcpy(wire[i] + 2 * k, &bits, 2);
+        }
+    }
+    for (int i = 0; i < STEPS; i++) {
+        size_t n = (size_t) rows[i] * HIDDEN;
+        gpu.b->import_act(gpu.d, x, wire[i], n);
+        if (i + 1 < STEPS) {
+            gpu.b->import_ahead(gpu.d, wire[i + 1], (size_t) rows[i + 1] * HIDDEN);
+        }
+        side_get(&gpu, have, x, n * 4);
+        for (size_t k = 0; k < n; k++) {
+            uint32_t bits = 0;
+            memcpy((char *) &bits + 4 - value, wire[i] + value * k, value);
+            memcpy(&alone[k], &bits, 4);
+        }
+        off += memcmp(alone, have, n * 4) != 0;
+    }
+    result_error(results, "imports with the next one ahead: that differ", off, 0);
+    for (int i = 0; i < STEPS; i++) free(wire[i]);
+    free(alone);
+    free(have);
+}
+
 void check_ops(struct result *r, enum precision p)
 {
     results = r;
@@ -520,6 +561,7 @@ void check_ops(struct result *r, enum precision p)
     side_open(&gpu, backend_cuda(), p, 6ull << 30);
     static const int row_counts[] = {1, 7, 300};
     for (int i = 0; i < 3; i++) check_rows(i == 0 ? 7168 : i == 1 ? 129 : 512, row_counts[i]);
+    check_ahead();
     check_gemms();
     check_nan_weights();
     check_heads(DTYPE_F8_E4M3, 16, 512, 128, 0, 1);

@@ -167,9 +167,10 @@ static void test_the_table_is_whole(void **state)
         offsetof(struct backend, host_memory), offsetof(struct backend, usage),
         offsetof(struct backend, pin),         offsetof(struct backend, step_end),
         offsetof(struct backend, step_passed), offsetof(struct backend, step_wait),
-        offsetof(struct backend, mla_run),     offsetof(struct backend, run_least),
-        offsetof(struct backend, branch),      offsetof(struct backend, resume),
-        offsetof(struct backend, join),        offsetof(struct backend, sampler)};
+        offsetof(struct backend, apart),       offsetof(struct backend, mla_run),
+        offsetof(struct backend, run_least),   offsetof(struct backend, branch),
+        offsetof(struct backend, resume),      offsetof(struct backend, join),
+        offsetof(struct backend, import_ahead), offsetof(struct backend, sampler)};
     for (size_t i = 0; i < n; i++) {
         size_t at = offsetof(struct backend, open) + i * sizeof *functions;
         bool there = true;

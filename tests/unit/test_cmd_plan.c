@@ -238,7 +238,7 @@ static void test_host_memory_of_gpus(void **state)
         json_decref(o);
     }
     for (int i = 0; i < 2; i++) {
-        assert_int_equal(staging[1][i] - staging[0][i], 2 * (16ll << 20));
+        assert_int_equal(staging[1][i] - staging[0][i], 2 * (20ll << 20));
         assert_int_equal(sampler[0][i], 0);
         assert_int_equal(sampler[1][i] > 0, i == 1);
     }

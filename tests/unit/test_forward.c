@@ -179,6 +179,8 @@ static struct late {
 } late[DEVICE_STEPS];
 
 static int n_exported, n_waited, most_apart;
+static int n_embeds, most_ahead; // steps that a tail began; beyond the one it chooses tokens for
+static bool is_apart;
 
 static void late_export(struct device *d, void *wire, const float *x, size_t n)
 {
@@ -210,22 +212,56 @@ static enum status late_wait(struct device *d, int i, struct error *e)
     (void) d;
     (void) e;
     assert_int_equal(i, n_waited % DEVICE_STEPS);
-    memcpy(late[i].wire, late[i].bytes, late[i].n);
+    assert_false(is_apart);
+    if (late[i].wire != NULL) memcpy(late[i].wire, late[i].bytes, late[i].n);
     late[i].wire = NULL;
     n_waited++;
     return OK;
 }
 
-// The activations that leave the first stage in each step, all steps submitted as there is room.
-static char *run_first(const struct model *m, const struct backend *b)
+static void late_embed(struct device *d, const void *table, enum dtype dtype, int vocab_begin,
+                       int vocab_n, int hidden, const int32_t *ids, float *x, int n_rows)
+{
+    n_embeds++;
+    backend_cpu()->embed(d, table, dtype, vocab_begin, vocab_n, hidden, ids, x, n_rows);
+}
+
+static void late_apart(struct device *d, bool on)
+{
+    (void) d;
+    assert_true(is_apart != on);
+    is_apart = on;
+    assert_int_equal(n_exported, n_waited + 1); // the step whose tokens are chosen, and no other
+    int ahead = n_embeds - n_exported;
+    if (ahead > most_ahead) most_ahead = ahead;
+}
+
+static struct backend overlapping(void)
+{
+    struct backend b = *backend_cpu();
+    b.export_act = late_export;
+    b.step_end = late_end;
+    b.step_passed = late_passed;
+    b.step_wait = late_wait;
+    b.embed = late_embed;
+    b.apart = late_apart;
+    memset(late, 0, sizeof late);
+    n_exported = n_waited = most_apart = n_embeds = most_ahead = 0;
+    return b;
+}
+
+// What leaves a stage of the layers below `last` in each step: activations, or with all layers the
+// logits. All steps are submitted as there is room. `bytes`: of a row.
+static char *run_stage(const struct model *m, const struct backend *b, int last, size_t bytes)
 {
     struct error e = {0};
+    bool tail = last == m->config.n_layers;
     struct stage_options o = {
-        .config = &m->config, .checkpoint = m->checkpoint, .backend = b, .last = FIRST_STAGE,
-        .head = true, .tp = 1, .n_threads = 1, .precision = PRECISION_F32,
+        .config = &m->config, .checkpoint = m->checkpoint, .backend = b, .last = last,
+        .head = true, .tail = tail, .tp = 1, .n_threads = 1, .precision = PRECISION_F32,
         .limits = {.max_rows = ROWS, .slots = SLOTS, .max_blocks = BLOCKS_EACH,
                    .n_blocks = SLOTS * BLOCKS_EACH, .max_out = ROWS,
-                   .vocab_size = m->config.vocab_size},
+                   .vocab_size = m->config.vocab_size, .score = tail},
         .n_steps = 3};
     void *memory = calloc(1, stage_memory_bytes(&o)), *staging = malloc(stage_staging_bytes(&o));
     o.memory = memory;
@@ -233,8 +269,8 @@ static char *run_first(const struct model *m, const struct backend *b)
     struct stage *stage;
     if (stage_create(&stage, &o, &e) != OK) fail_msg("%s", e.text);
     if (stage_case_wait(stage, &e) != STAGE_READY) fail_msg("%s", e.text);
-    size_t row = stage_row_bytes(&m->config, PRECISION_F32), at = 0;
-    char *all = calloc(STEPS * ROWS, row);
+    size_t at = 0;
+    char *all = calloc(STEPS * ROWS, bytes);
     int sent = 0;
     for (int back = 0; back < STEPS;) {
         struct stage_step *s, *done;
@@ -248,8 +284,9 @@ static char *run_first(const struct model *m, const struct backend *b)
         while ((done = stage_done(stage, &status, &e)) != NULL) {
             room = true;
             assert_int_equal(done->step.number, ++back);
-            memcpy(all + at, done->out, (size_t) done->step.n_rows * row);
-            at += (size_t) done->step.n_rows * row;
+            size_t n = (size_t) (tail ? done->step.n_out : done->step.n_rows) * bytes;
+            memcpy(all + at, tail ? (void *) done->logits : done->out, n);
+            at += n;
             stage_release(stage);
         }
         if (status != OK) fail_msg("%s", e.text);
@@ -272,28 +309,108 @@ static char *run_first(const struct model *m, const struct backend *b)
 static void steps_overlap_and_stay_in_order(void **state)
 {
     (void) state;
-    struct backend b = *backend_cpu();
     struct model m;
     struct error e = {0};
-    b.export_act = late_export;
-    b.step_end = late_end;
-    b.step_passed = late_passed;
-    b.step_wait = late_wait;
     if (model_config_load(&m.config, FIXTURES "/tiny-bf16", &e) != OK) fail_msg("%s", e.text);
     if (checkpoint_open(&m.checkpoint, FIXTURES "/tiny-bf16", &e) != OK) fail_msg("%s", e.text);
-    char *want = run_first(&m, backend_cpu()), *have = run_first(&m, &b);
-    assert_memory_equal(have, want, STEPS * ROWS * stage_row_bytes(&m.config, PRECISION_F32));
-    assert_int_equal(n_waited, STEPS);
-    assert_int_equal(n_exported, STEPS);
-    assert_int_equal(most_apart, DEVICE_STEPS); // all were there at once
-    free(want);
-    free(have);
+    for (int tail = 0; tail < 2; tail++) {
+        struct backend b = overlapping();
+        int last = tail ? m.config.n_layers : FIRST_STAGE;
+        size_t bytes = tail ? (size_t) m.config.vocab_size * sizeof(float)
+                            : stage_row_bytes(&m.config, PRECISION_F32);
+        char *want = run_stage(&m, backend_cpu(), last, bytes);
+        char *have = run_stage(&m, &b, last, bytes);
+        assert_memory_equal(have, want, STEPS * ROWS * bytes);
+        assert_int_equal(n_waited, STEPS);
+        assert_int_equal(n_exported, STEPS);
+        // All were there at once; a tail began each before it chose tokens for the one before.
+        assert_int_equal(tail ? 1 + most_ahead : most_apart, DEVICE_STEPS);
+        free(want);
+        free(have);
+    }
+    checkpoint_close(&m.checkpoint);
+}
+
+// --- what steps one by one bring
+
+// Of each rank's thread: the import that came ahead.
+static _Thread_local const void *ahead;
+static _Thread_local size_t ahead_n;
+static atomic_int n_ahead, n_imports;
+
+static void note_ahead(struct device *d, const void *wire, size_t n)
+{
+    (void) d;
+    assert_null(ahead);
+    ahead = wire;
+    ahead_n = n;
+    n_ahead++;
+}
+
+static void note_import(struct device *d, float *x, const void *wire, size_t n)
+{
+    assert_true(ahead == NULL || (ahead == wire && ahead_n == n));
+    ahead = NULL;
+    n_imports++;
+    backend_cpu()->import_act(d, x, wire, n);
+}
+
+// Two ranks of the last stage, which are given all steps at once: what the next one brings comes
+// while one runs.
+static void a_tail_of_ranks_has_the_next_step_ahead(void **state)
+{
+    (void) state;
+    struct backend b = overlapping();
+    struct model m;
+    struct error e = {0};
+    b.import_act = note_import;
+    b.import_ahead = note_ahead;
+    if (model_config_load(&m.config, FIXTURES "/tiny-bf16", &e) != OK) fail_msg("%s", e.text);
+    if (checkpoint_open(&m.checkpoint, FIXTURES "/tiny-bf16", &e) != OK) fail_msg("%s", e.text);
+    struct stage_options o = {
+        .config = &m.config, .checkpoint = m.checkpoint, .backend = &b, .first = FIRST_STAGE,
+        .last = m.config.n_layers, .tail = true, .tp = 2, .n_threads = 1,
+        .precision = PRECISION_F32,
+        .limits = {.max_rows = ROWS, .slots = SLOTS, .max_blocks = BLOCKS_EACH,
+                   .n_blocks = SLOTS * BLOCKS_EACH, .max_out = ROWS,
+                   .vocab_size = m.config.vocab_size},
+        .n_steps = STEPS};
+    void *memory = calloc(1, stage_memory_bytes(&o)), *staging = malloc(stage_staging_bytes(&o));
+    char *in = calloc(ROWS, stage_row_bytes(&m.config, PRECISION_F32));
+    o.memory = memory;
+    o.staging = staging;
+    struct stage *stage;
+    if (stage_create(&stage, &o, &e) != OK) fail_msg("%s", e.text);
+    if (stage_case_wait(stage, &e) != STAGE_READY) fail_msg("%s", e.text);
+    for (int i = 0; i < STEPS; i++) {
+        struct stage_step *s = stage_next(stage);
+        fill(&s->step, i, 0, i == 0 ? SLOTS : i);
+        s->in = in;
+        stage_submit(stage);
+    }
+    for (int back = 0; back < STEPS;) {
+        enum status status;
+        for (; stage_done(stage, &status, &e) != NULL; back++) stage_release(stage);
+        if (status != OK) fail_msg("%s", e.text);
+        struct pollfd fd = {.fd = stage_fd(stage), .events = POLLIN};
+        uint64_t n;
+        if (back == STEPS) break;
+        assert_true(poll(&fd, 1, -1) == 1);
+        assert_int_equal(read(fd.fd, &n, sizeof n), sizeof n);
+    }
+    stage_destroy(&stage);
+    assert_int_equal(n_imports, 2 * STEPS);
+    assert_true(n_ahead > 0 && n_ahead < n_imports); // the first one was waited for
+    free(memory);
+    free(staging);
+    free(in);
     checkpoint_close(&m.checkpoint);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(padding_changes_no_result),
-                                       cmocka_unit_test(steps_overlap_and_stay_in_order)};
+                                       cmocka_unit_test(steps_overlap_and_stay_in_order),
+                                       cmocka_unit_test(a_tail_of_ranks_has_the_next_step_ahead)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
 #include "common/cuda_comm_sizes.h"
+#include "common/cuda_sizes.h"
 #include "common/plan_cost.h"
 #include "common/rank_layout.h"
 #include "kernels/backend.h"
@@ -461,7 +462,7 @@ static void test_host_memory_of_ranks(void **state)
                                .place = {.last = 2, .tail = tail, .tp_rank = 1, .tp = 8}};
         struct ledger l = rank_host_ledger(&s), none = {0}, large;
         uint64_t row = tail ? (uint64_t) (c.vocab_size / 8) * sizeof(float) : 0;
-        assert_int_equal(l.bytes[LEDGER_STAGING], 2 * 8 * MIB);
+        assert_int_equal(l.bytes[LEDGER_STAGING], 2 * 8 * MIB + 2 * 2 * MIB);
         assert_int_equal(l.bytes[LEDGER_LOGITS], 0); // they stay on the GPU
         assert_int_equal(l.bytes[LEDGER_COMM], cuda_comm_pinned(8).bytes);
         assert_int_equal(l.bytes[LEDGER_HISTORY] > 0, tail);
@@ -479,6 +480,24 @@ static void test_host_memory_of_ranks(void **state)
 
 // What ranks on GPUs have for their sums: slots for each rank in the device, two of its own in
 // pinned memory.
+// Both halves hold a step, of those that are not larger than 32 MiB.
+static void test_ways_between_host_and_gpu(void **state)
+{
+    (void) state;
+    static const struct {
+        int rows;
+        uint64_t half;
+    } cases[] = {{1, 2 * MIB}, {512, 512 * 7168}, {2048, 2048 * 7168}, {4096, 16 * MIB}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct scratch_shape s = {.max_rows = cases[i].rows, .hidden = 7168};
+        struct cuda_scratch to;
+        struct carve c = {0};
+        cuda_scratch_carve(&to, &s, &c);
+        assert_int_equal(to.wire_bytes, cases[i].half);
+        assert_true(c.used >= 4 * to.wire_bytes);
+    }
+}
+
 static void test_memory_of_sums_between_gpus(void **state)
 {
     (void) state;
@@ -543,6 +562,7 @@ int main(void)
         cmocka_unit_test(test_host_memory_of_ranks),
         cmocka_unit_test(test_host_memory_of_collectives),
         cmocka_unit_test(test_memory_of_sums_between_gpus),
+        cmocka_unit_test(test_ways_between_host_and_gpu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
