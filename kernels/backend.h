@@ -172,6 +172,10 @@ struct backend {
     // out (n_rows, n) f32 = x (n_rows, k) act times W^T; strides in elements.
     void (*gemm)(struct device *d, const struct matrix *w, const void *x, int x_stride, float *out,
                  int out_stride, int n_rows);
+    // Two products of the same rows, as gemm makes each: out by w, second_out by `second`.
+    void (*gemm_pair)(struct device *d, const struct matrix *w, const struct matrix *second,
+                      const void *x, int x_stride, float *out, int out_stride, float *second_out,
+                      int second_stride, int n_rows);
     // For each head h of n_heads: out[row][h] (n) f32 = x[row][h] (k) times W_h^T.
     // x's heads are x_head_stride apart and its rows x_stride; the same for out.
     void (*gemm_heads)(struct device *d, const struct matrix *w, int n_heads, const float *x,
@@ -189,6 +193,12 @@ struct backend {
     void (*kv_write)(struct device *d, const struct attention_shape *a, const float *c,
                      const float *norm, const float *cos_sin, const struct step_inputs *in,
                      const struct kv_layer *kv, int n_rows);
+    // Both latents of the rows: q_out (n_rows, q_lora) act = rmsnorm of q_a (n_rows, q_lora) f32 by
+    // q_norm and a's norm_eps, and c as kv_write has it.
+    void (*latents)(struct device *d, const struct attention_shape *a, const float *q_a,
+                    const float *q_norm, int q_lora, void *q_out, const float *c,
+                    const float *norm, const float *cos_sin, const struct step_inputs *in,
+                    const struct kv_layer *kv, int n_rows);
     // Absorbed MLA: q_abs (n_rows, n_heads, kv_lora) f32, q_pe the rope part of q (strides as in
     // rope), out (n_rows, n_heads, kv_lora) f32 = softmax(scale * (q_abs.kv + q_pe.k_pe)) kv over
     // rows 0..pos of the row's sequence. In f32 one fixed order over KV blocks for every row.
@@ -224,7 +234,12 @@ struct backend {
     void (*gather)(struct device *d, const float *x, const int32_t *out_rows, int dim, float *out,
                    int n_out);
 
-    // --- a way of its own that a device may have; both NULL where it has none.
+    // --- ways of its own that a device may have; NULL where it has none.
+    // What moe and a `shared` expert of every row make together: out as moe's, plus down(silu(gate
+    // x) * up x) of it. False: not for such shapes or so many rows, and nothing was done.
+    bool (*moe_shared)(struct device *d, const struct expert *experts, const struct expert *shared,
+                       int n_experts, int n_chosen, const void *x, const int32_t *chosen,
+                       const float *weights, const int32_t *pos, float *out, int n_rows);
     // What gemm_heads by uk, mla and gemm_heads by uv make together, for one run of rows: keys and
     // values are made from the latents of its sequence, which is less work where there are many
     // rows. q (run.n, n_heads, nope + rope) f32, rope turned, 16-byte aligned with its strides;

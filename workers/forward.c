@@ -175,16 +175,17 @@ static void attention(struct forward *f, const struct layer *l, const struct kv_
     int latent = m->kv_lora_rank, v = m->v_head_dim, q_head = nope + rope;
 
     if (m->q_lora_rank > 0) {
-        b->gemm(d, &l->q_a, f->h, hidden, f->q_a, m->q_lora_rank, n);
-        b->rmsnorm(d, f->q_a, m->q_lora_rank, l->q_a_norm, LATENT_NORM_EPS, f->q_a_normed,
-                   m->q_lora_rank, n);
+        b->gemm_pair(d, &l->q_a, &l->kv_a, f->h, hidden, f->q_a, m->q_lora_rank, f->c,
+                     latent + rope, n);
+        b->latents(d, &f->attention, f->q_a, l->q_a_norm, m->q_lora_rank, f->q_a_normed, f->c,
+                   l->kv_a_norm, f->cos_sin, &f->inputs, kv, n);
         b->gemm(d, &l->q, f->q_a_normed, m->q_lora_rank, f->q, heads * q_head, n);
     } else {
+        b->gemm(d, &l->kv_a, f->h, hidden, f->c, latent + rope, n);
+        b->kv_write(d, &f->attention, f->c, l->kv_a_norm, f->cos_sin, &f->inputs, kv, n);
         b->gemm(d, &l->q, f->h, hidden, f->q, heads * q_head, n);
     }
-    b->gemm(d, &l->kv_a, f->h, hidden, f->c, latent + rope, n);
     b->rope(d, f->q + nope, heads * q_head, q_head, heads, rope, f->cos_sin, n);
-    b->kv_write(d, &f->attention, f->c, l->kv_a_norm, f->cos_sin, &f->inputs, kv, n);
     attend(f, l, kv, s, n);
     b->gemm(d, &l->o, f->o_v, heads * v, f->y, hidden, n);
 }
@@ -193,10 +194,20 @@ static void gated(struct forward *f, const struct layer *l, float *y, int n)
 {
     const struct backend *b = f->backend;
     int hidden = f->config->hidden_size, width = l->gate.n;
-    b->gemm(f->device, &l->gate, f->h, hidden, f->gate, width, n);
-    b->gemm(f->device, &l->up, f->h, hidden, f->up, width, n);
+    b->gemm_pair(f->device, &l->gate, &l->up, f->h, hidden, f->gate, width, f->up, width, n);
     b->swiglu(f->device, f->gate, f->up, f->act, width, n);
     b->gemm(f->device, &l->down, f->act, width, y, hidden, n);
+}
+
+// y = the shared and the routed experts of h in one; false: the device does not take them so.
+static bool all_experts(struct forward *f, const struct layer *l, int n)
+{
+    const struct model_config *m = f->config;
+    struct expert shared = {l->gate, l->up, l->down};
+    return f->backend->moe_shared != NULL &&
+           f->backend->moe_shared(f->device, l->experts, &shared, m->n_routed_experts,
+                                  m->n_experts_per_token, f->h, f->chosen, f->expert_weight,
+                                  f->inputs.pos, f->y, n);
 }
 
 // y = the FFN of h.
@@ -210,6 +221,7 @@ static void feed_forward(struct forward *f, const struct layer *l, int n)
     }
     bool shared = m->n_shared_experts > 0;
     b->route(f->device, &l->router, f->h, f->chosen, f->expert_weight, n);
+    if (shared && all_experts(f, l, n)) return;
     if (shared) {
         if (b->branch != NULL) b->branch(f->device);
         gated(f, l, f->y_shared, n);

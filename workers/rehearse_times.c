@@ -198,7 +198,42 @@ static void graph_launch(struct device *d, int bucket)
     own->real->graph_launch(d, bucket);
 }
 
-// Ops that are timed one by one run one by one.
+// Ops that are timed one by one run one by one: no branches, and by their parts.
+
+static void gemm_pair(struct device *d, const struct matrix *w, const struct matrix *second,
+                      const void *x, int x_stride, float *out, int out_stride, float *second_out,
+                      int second_stride, int n_rows)
+{
+    if (!own->on) {
+        own->real->gemm_pair(d, w, second, x, x_stride, out, out_stride, second_out, second_stride,
+                             n_rows);
+        return;
+    }
+    gemm(d, w, x, x_stride, out, out_stride, n_rows);
+    gemm(d, second, x, x_stride, second_out, second_stride, n_rows);
+}
+
+static void latents(struct device *d, const struct attention_shape *a, const float *q_a,
+                    const float *q_norm, int q_lora, void *q_out, const float *c,
+                    const float *norm, const float *cos_sin, const struct step_inputs *in,
+                    const struct kv_layer *kv, int n_rows)
+{
+    if (!own->on) {
+        own->real->latents(d, a, q_a, q_norm, q_lora, q_out, c, norm, cos_sin, in, kv, n_rows);
+        return;
+    }
+    rmsnorm(d, q_a, q_lora, q_norm, a->norm_eps, q_out, q_lora, n_rows);
+    kv_write(d, a, c, norm, cos_sin, in, kv, n_rows);
+}
+
+static bool moe_shared(struct device *d, const struct expert *experts, const struct expert *shared,
+                       int n_experts, int n_chosen, const void *x, const int32_t *chosen,
+                       const float *weights, const int32_t *pos, float *out, int n_rows)
+{
+    return !own->on && own->real->moe_shared(d, experts, shared, n_experts, n_chosen, x, chosen,
+                                             weights, pos, out, n_rows);
+}
+
 static void branch(struct device *d)
 {
     if (!own->on) own->real->branch(d);
@@ -232,14 +267,17 @@ static void set_table(struct rehearse_times *t)
     b->rmsnorm = rmsnorm;
     b->add_rmsnorm = add_rmsnorm;
     b->gemm = gemm;
+    b->gemm_pair = gemm_pair;
     b->gemm_heads = gemm_heads;
     b->rope_angles = rope_angles;
     b->rope = rotate;
     b->kv_write = kv_write;
+    b->latents = latents;
     b->mla = mla;
     if (b->mla_run != NULL) b->mla_run = mla_run;
     b->route = route;
     b->moe = moe;
+    if (b->moe_shared != NULL) b->moe_shared = moe_shared;
     b->swiglu = swiglu;
     b->add = add;
     b->import_act = import_act;

@@ -223,3 +223,11 @@ void cpu_gemm_heads(struct device *d, const struct matrix *w, int n_heads, const
     };
     run(&g, n_rows);
 }
+
+void cpu_gemm_pair(struct device *d, const struct matrix *w, const struct matrix *second,
+                   const void *x, int x_stride, float *out, int out_stride, float *second_out,
+                   int second_stride, int n_rows)
+{
+    cpu_gemm(d, w, x, x_stride, out, out_stride, n_rows);
+    cpu_gemm(d, second, x, x_stride, second_out, second_stride, n_rows);
+}

@@ -101,6 +101,9 @@ void cpu_gemm(struct device *d, const struct matrix *w, const void *x, int x_str
 void cpu_gemm_heads(struct device *d, const struct matrix *w, int n_heads, const float *x,
                     int x_stride, int x_head_stride, float *out, int out_stride,
                     int out_head_stride, int n_rows);
+void cpu_gemm_pair(struct device *d, const struct matrix *w, const struct matrix *second,
+                   const void *x, int x_stride, float *out, int out_stride, float *second_out,
+                   int second_stride, int n_rows);
 void cpu_moe(struct device *d, const struct expert *experts, int n_experts, int n_chosen,
              const void *x, const int32_t *chosen, const float *weights, const int32_t *pos,
              float *out, int n_rows);

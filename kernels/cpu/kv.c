@@ -51,3 +51,12 @@ void cpu_kv_write(struct device *d, const struct attention_shape *a, const float
     struct kv_write w = {d->precision, a, c, norm, cos_sin, in, kv};
     team_run(d->team, write_rows, &w, n_rows, WRITE_ROWS);
 }
+
+void cpu_latents(struct device *d, const struct attention_shape *a, const float *q_a,
+                 const float *q_norm, int q_lora, void *q_out, const float *c, const float *norm,
+                 const float *cos_sin, const struct step_inputs *in, const struct kv_layer *kv,
+                 int n_rows)
+{
+    cpu_rmsnorm(d, q_a, q_lora, q_norm, a->norm_eps, q_out, q_lora, n_rows);
+    cpu_kv_write(d, a, c, norm, cos_sin, in, kv, n_rows);
+}

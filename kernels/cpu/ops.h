@@ -33,6 +33,10 @@ void row_rope(const float *x, const float *cos_sin, float *out, int rope);
 void cpu_kv_write(struct device *d, const struct attention_shape *a, const float *c,
                   const float *norm, const float *cos_sin, const struct step_inputs *in,
                   const struct kv_layer *kv, int n_rows);
+void cpu_latents(struct device *d, const struct attention_shape *a, const float *q_a,
+                 const float *q_norm, int q_lora, void *q_out, const float *c, const float *norm,
+                 const float *cos_sin, const struct step_inputs *in, const struct kv_layer *kv,
+                 int n_rows);
 
 // --- mla.c
 void cpu_mla(struct device *d, const struct attention_shape *a, const float *q_abs,

@@ -61,6 +61,7 @@ static enum status settle(struct cuda_comm *c, ncclResult_t result, const char *
 {
     struct cuda_group *g = c->group;
     int64_t begun_ms = clock_ms();
+    c->device->barred = true; // whatever NCCL puts there
     while (result == ncclInProgress) {
         int64_t deadline_ms = g->options.deadline_ms;
         if (deadline_ms > 0 && clock_ms() - begun_ms > deadline_ms) hub_end(g->hub, ERR_TIMEOUT);

@@ -58,6 +58,7 @@ static enum status meet_ready(struct cuda_comm *p, void *buffer)
 static enum status meet_done(struct cuda_comm *p)
 {
     struct cuda_group *g = p->group;
+    p->device->barred = true;
     device_note(p->device, cudaEventRecord(p->done, p->device->stream), "a collective");
     enum status status = hub_meet(g->hub);
     for (int r = 0; r < g->options.tp && status == OK; r++) {

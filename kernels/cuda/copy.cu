@@ -23,6 +23,7 @@ char *staging_take(struct device *d, size_t n)
 
 void cuda_upload(struct device *d, void *to, const void *from, size_t n)
 {
+    d->barred = true;
     for (size_t done = 0; done < n;) {
         size_t piece = smaller(n - done, CUDA_STAGING_HALF);
         char *staged = staging_take(d, piece);
@@ -42,6 +43,7 @@ static void download_apart(struct device *d, void *to, const void *from, size_t 
 
 void cuda_download(struct device *d, void *to, const void *from, size_t n)
 {
+    d->barred = true;
     if (d->apart) {
         download_apart(d, to, from, n);
         return;
@@ -87,11 +89,13 @@ static size_t wire_most(const struct device *d) { return d->scratch.wire_bytes /
 static void record(struct device *d, cudaEvent_t event, cudaStream_t stream, const char *op)
 {
     device_note(d, cudaEventRecord(event, stream), op);
+    d->barred = true;
 }
 
 static void wait_for(struct device *d, cudaStream_t stream, cudaEvent_t event, const char *op)
 {
     device_note(d, cudaStreamWaitEvent(stream, event, 0), op);
+    d->barred = true;
 }
 
 // Through a staging of its own, which waits for copies and not for ops.

@@ -328,6 +328,7 @@ void cuda_set_scratch(struct device *d, const struct scratch_shape *s, void *scr
     cuda_scratch_carve(&d->scratch, s, &c);
     device_note(d, cudaMemsetAsync(d->scratch.counters, 0, CUDA_COUNTERS * 4, d->stream),
                 "set_scratch");
+    d->barred = true;
 }
 
 // --- the stream
@@ -366,6 +367,7 @@ enum status cuda_sync(struct device *d, struct error *e)
 void cuda_step_end(struct device *d, int i)
 {
     device_note(d, cudaEventRecord(d->computed, d->stream), "step_end");
+    d->barred = true;
     device_note(d, cudaStreamWaitEvent(d->out.stream, d->computed, 0), "step_end");
     device_note(d, cudaEventRecord(d->ended[i], d->out.stream), "step_end");
 }
@@ -395,6 +397,7 @@ void cuda_apart(struct device *d, bool on)
     d->stream = d->beside;
     d->beside = other;
     d->apart = on;
+    d->barred = true;
     if (on) device_note(d, cudaStreamWaitEvent(d->stream, d->computed, 0), "apart");
 }
 
@@ -412,6 +415,7 @@ bool cuda_graph_begin(struct device *d, int bucket)
     check(d->n_graphs < GRAPHS_MAX, "more than %d row buckets", GRAPHS_MAX);
     device_note(d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal),
                 "graph_begin");
+    d->barred = true;
     return true;
 }
 
@@ -435,6 +439,7 @@ void cuda_graph_launch(struct device *d, int bucket)
         return;
     }
     device_note(d, cudaGraphLaunch(g->exec, d->stream), "graph_launch");
+    d->barred = true;
 }
 
 // --- branches
@@ -460,4 +465,5 @@ void cuda_join(struct device *d)
 {
     device_note(d, cudaEventRecord(d->met, d->side), "join");
     device_note(d, cudaStreamWaitEvent(d->stream, d->met, 0), "join");
+    d->barred = true;
 }

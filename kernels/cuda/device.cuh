@@ -56,6 +56,7 @@ struct device {
     cudaStream_t side;      // of a branch; while one is made, `stream` is this one
     cudaEvent_t begun, met; // a branch: what it sees, what `join` waits for
     bool branched;          // one is being made
+    bool barred;            // the last on the stream is no kernel: none overlaps with it
     cudaStream_t beside;    // of what is apart from the steps; while it is, `stream` is this one
     bool apart;
     struct scratch_shape shape;

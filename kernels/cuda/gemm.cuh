@@ -4,6 +4,8 @@
 
 #include "kernels/cuda/matrix.cuh"
 
+enum { ROUNDING_ROWS = 16 }; // up to so many tokens are rounded by the product itself
+
 // Rows of f32, of several heads, each for a matrix with a phase of its own.
 struct gemm_rows {
     const float *x;

@@ -47,6 +47,7 @@ static enum status marks_create(struct marks **marks, struct device *d, int n, s
 static void mark(struct marks *m, int i)
 {
     device_note(m->d, cudaEventRecord(m->events[i], m->d->stream), "a mark");
+    m->d->barred = true;
 }
 
 static double between(struct marks *m, int from, int to)
@@ -75,6 +76,7 @@ static void hold(struct device *d, double seconds)
 static void copy(struct device *d, void *to, const void *from, size_t n)
 {
     device_note(d, cudaMemcpyAsync(to, from, n, cudaMemcpyDeviceToDevice, d->stream), "copy");
+    d->barred = true;
 }
 
 static enum status memory(struct device *d, uint64_t *free_bytes, uint64_t *total, struct error *e)

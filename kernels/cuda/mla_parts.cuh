@@ -5,10 +5,12 @@
 #define PENSTOCK_KERNELS_CUDA_MLA_PARTS_CUH
 
 #include "kernels/cuda/mla_mma.cuh"
+#include "kernels/cuda/overlap.cuh"
 
 enum {
     PARTS_THREADS = 256, // that work here: more may call, for the block's barriers
     PARTS_CUTS = 32,     // how many ways to cut are compared
+    PARTS_FEW_ROWS = 16, // the parts of so few are added by several warps a head
 };
 
 // Where the parts of a row that is cut leave their sums.
@@ -50,7 +52,8 @@ static __device__ __forceinline__ int ceil_of(int n, int by) { return (n + by - 
 static __device__ __forceinline__ int parts_cut(struct parts_shared *s, int n_rows, int groups,
                                                 int n_sm)
 {
-    constexpr float BLOCK_COST = 6, ADD_COST = 0.12f;
+    constexpr float BLOCK_COST = 6;
+    float add_cost = n_rows <= PARTS_FEW_ROWS ? 0.07f : 0.12f; // the former by more warps
     int thread = threadIdx.x, warp = thread / WARP, lane = thread % WARP;
     int most = s->most, tiles = ceil_of(most, parts_divisor(lane));
     if (tiles < 1) tiles = 1;
@@ -70,7 +73,7 @@ static __device__ __forceinline__ int parts_cut(struct parts_shared *s, int n_ro
         int waves = ceil_of(n * groups, n_sm);
         float mean = (float) s->total / (float) (n > 0 ? n : 1);
         float time = fmaxf((float) waves * (mean + BLOCK_COST), (float) tiles + BLOCK_COST) +
-                     ADD_COST * (float) (most / tiles);
+                     add_cost * (float) (most / tiles);
         if (n > s->live + parts_more(n_sm, groups)) time = INFINITY; // places of sums
         float best = time;
         for (int i = WARP / 2; i > 0; i /= 2) best = fminf(best, __shfl_xor_sync(~0u, best, i));
@@ -82,7 +85,7 @@ static __device__ __forceinline__ int parts_cut(struct parts_shared *s, int n_ro
 }
 
 // The block's part, its index among all blocks of a group of heads: `index`. All threads call.
-// The grid's first block leaves in `rows` where parts are.
+// The grid's first block leaves in `rows` where parts are, once all before have ended.
 static __device__ __forceinline__ struct part parts_find(struct parts_shared *s,
                                                          const struct mla &m, int index,
                                                          int groups, int n_sm,
@@ -139,6 +142,7 @@ static __device__ __forceinline__ struct part parts_find(struct parts_shared *s,
     __syncthreads();
     before -= sum;
     cut_before -= cut_sum;
+    if (first) overlap_wait();
     for (int i = 0; i < warp && i < PARTS_THREADS / WARP; i++) {
         before += s->sums[0][i];
         cut_before += s->sums[1][i];

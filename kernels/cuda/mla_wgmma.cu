@@ -56,9 +56,15 @@ static __device__ __forceinline__ void bring(struct shared *s, const CUtensorMap
                                              int share, int shares)
 {
     int lane = threadIdx.x % WARP, n = part.end - part.begin, ids = 0, later = 0;
+    int written = m.in.pos[part.row] / KV_BLOCK_ROWS - part.begin; // the tile of the row itself
+    bool waits = true;
     const int32_t *blocks =
         m.in.blocks + (size_t) m.in.slot[part.row] * m.in.max_blocks + part.begin;
     for (int i = 0; i < n; i++) {
+        if (waits && (m.n_rows > 1 || i == written)) { // rows of a step may read each other's KV
+            overlap_wait();
+            waits = false;
+        }
         if (i % WARP == 0) { // of the next 32 tiles, and of those behind them
             ids = i > 0 ? later : lane < n ? blocks[lane] : 0;
             later = i + WARP + lane < n ? blocks[i + WARP + lane] : 0;
@@ -85,24 +91,22 @@ static __device__ __forceinline__ void bring(struct shared *s, const CUtensorMap
 static __device__ __forceinline__ void load_queries(char *q, const struct mla &m, int row,
                                                     int head0)
 {
-    constexpr int PIECES = LORA / 8, ROUND = 8; // loads of a round are on their way at once
+    constexpr int PIECES = LORA / 4, ROUND = 16; // loads of a round are on their way at once
     for (int i0 = threadIdx.x; i0 < HEADS * PIECES; i0 += COMPUTERS * ROUND) {
-        float4 x[ROUND][2];
+        float4 x[ROUND];
 #pragma unroll
-        for (int j = 0; j < ROUND; j++) {
+        for (int j = 0; j < ROUND; j++) { // a warp reads whole lines
             int i = i0 + j * COMPUTERS, head = head0 + i / PIECES;
-            x[j][0] = x[j][1] = make_float4(0, 0, 0, 0);
+            x[j] = make_float4(0, 0, 0, 0);
             if (head >= m.n_heads) continue;
-            const float4 *from = (const float4 *) (m.q_abs + ((size_t) row * m.n_heads + head) *
-                                                                 LORA) + i % PIECES * 2;
-            x[j][0] = __ldg(from);
-            x[j][1] = __ldg(from + 1);
+            x[j] = __ldcg((const float4 *) (m.q_abs + ((size_t) row * m.n_heads + head) * LORA) +
+                          i % PIECES);
         }
 #pragma unroll
         for (int j = 0; j < ROUND; j++) {
-            int i = i0 + j * COMPUTERS;
-            *(uint4 *) (q + chunk_place(i / PIECES, i % PIECES, HEADS)) =
-                pack_bf16(x[j][0], x[j][1]);
+            int i = i0 + j * COMPUTERS, at = i % PIECES;
+            *(uint2 *) (q + chunk_place(i / PIECES, at / 2, HEADS) + at % 2 * 8) =
+                make_uint2(pack_bf16(x[j].x, x[j].y), pack_bf16(x[j].z, x[j].w));
         }
     }
 #pragma unroll
@@ -404,6 +408,7 @@ attend_wgmma(const __grid_constant__ struct mla m, const __grid_constant__ CUten
     extern __shared__ char dynamic[];
     struct shared *s = (struct shared *) hopper_shared(dynamic);
     int thread = threadIdx.x, index = blockIdx.x / p.groups;
+    overlap_next();
     int head0 = (int) blockIdx.x % p.groups * HEADS;
     if (thread == 0) {
         map_prefetch(&map);
@@ -418,7 +423,10 @@ attend_wgmma(const __grid_constant__ struct mla m, const __grid_constant__ CUten
     static_assert(sizeof(struct parts_shared) <= sizeof s->q, "queries come later");
     struct part part = parts_find((struct parts_shared *) s->q, m, index, p.groups, p.n_sm, p.rows,
                                   blockIdx.x == 0);
-    if (part.row < 0) return;
+    if (part.row < 0) {
+        overlap_wait(); // what is behind counts on it
+        return;
+    }
     if (m.in.pos[part.row] / KV_BLOCK_ROWS >= m.in.max_blocks) __trap();
     __syncthreads();
     if (thread >= COMPUTERS) {
@@ -426,6 +434,7 @@ attend_wgmma(const __grid_constant__ struct mla m, const __grid_constant__ CUten
         if (thread < COMPUTERS + WARP) bring(s, &map, m, part, head0 / HEADS, p.groups);
     } else {
         registers_take<240>();
+        overlap_wait();
         load_queries(s->q, m, part.row, head0);
         stored_for_engines();
         group_sync(QUERIES_THERE, COMPUTERS);
@@ -437,32 +446,39 @@ attend_wgmma(const __grid_constant__ struct mla m, const __grid_constant__ CUten
 #endif
 }
 
-// out = the sums of a row's parts, in their order: a warp a head. Grid: eights of heads, rows.
+// out = the sums of a row's parts, in their order: a warp has a head, or one of SHARES of its
+// columns. Grid: eights of those, rows.
+template <int SHARES>
 static __global__ void __launch_bounds__(ADD_HEADS *WARP)
 add_cuts(const __grid_constant__ struct mla m, const __grid_constant__ struct place p)
 {
+    constexpr int EACH = LORA / WARP / 4 / SHARES;
     int row = blockIdx.y, lane = threadIdx.x % WARP;
-    int head = (int) blockIdx.x * ADD_HEADS + (int) threadIdx.x / WARP;
+    int index = (int) blockIdx.x * ADD_HEADS + (int) threadIdx.x / WARP;
+    int head = index / SHARES, first_column = index % SHARES * (LORA / SHARES);
+    overlap_next();
+    overlap_wait();
     if (m.in.pos[row] < 0 || head >= m.n_heads) return;
     struct row_parts parts = p.rows[row];
     if (parts.n <= 1) return;
     size_t first = (size_t) parts.first * m.n_heads + head;
-    const float *stats = p.stats + first * 2;
+    const float2 *stats = (const float2 *) p.stats + first;
     float most = -INFINITY;
     for (int i = lane; i < parts.n; i += WARP) {
-        most = fmaxf(most, stats[(size_t) i * m.n_heads * 2]);
+        most = fmaxf(most, stats[(size_t) i * m.n_heads].x);
     }
     for (int i = WARP / 2; i > 0; i /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, i));
-    float4 sums[LORA / WARP / 4] = {};
+    float4 sums[EACH] = {};
     float mass = 0;
-#pragma unroll 4
+#pragma unroll 8
     for (int i = 0; i < parts.n; i++) {
-        float2 stat = *(const float2 *) (stats + (size_t) i * m.n_heads * 2);
+        float2 stat = stats[(size_t) i * m.n_heads];
         float by = exp2_fast(stat.x - most);
-        const float4 *from = (const float4 *) (p.sums + (first + (size_t) i * m.n_heads) * LORA);
+        const float4 *from = (const float4 *) (p.sums + (first + (size_t) i * m.n_heads) * LORA +
+                                               first_column);
         mass = fmaf(stat.y, by, mass);
 #pragma unroll
-        for (int j = 0; j < LORA / WARP / 4; j++) {
+        for (int j = 0; j < EACH; j++) {
             float4 x = from[j * WARP + lane];
             sums[j].x = fmaf(x.x, by, sums[j].x);
             sums[j].y = fmaf(x.y, by, sums[j].y);
@@ -470,13 +486,20 @@ add_cuts(const __grid_constant__ struct mla m, const __grid_constant__ struct pl
             sums[j].w = fmaf(x.w, by, sums[j].w);
         }
     }
-    float4 *to = (float4 *) (m.out + ((size_t) row * m.n_heads + head) * LORA);
+    float4 *to = (float4 *) (m.out + ((size_t) row * m.n_heads + head) * LORA + first_column);
     float by = 1.0f / mass;
 #pragma unroll
-    for (int j = 0; j < LORA / WARP / 4; j++) {
+    for (int j = 0; j < EACH; j++) {
         to[j * WARP + lane] =
             make_float4(sums[j].x * by, sums[j].y * by, sums[j].z * by, sums[j].w * by);
     }
+}
+
+template <int SHARES>
+static void run_add(struct device *d, const struct mla &m, const struct place &p)
+{
+    dim3 grid((unsigned) ceil_div((uint64_t) m.n_heads * SHARES, ADD_HEADS), (unsigned) m.n_rows);
+    overlap_launch(d, "mla", true, add_cuts<SHARES>, grid, ADD_HEADS * WARP, 0, m, p);
 }
 
 void mla_wgmma_run(struct device *d, struct mla m)
@@ -495,9 +518,8 @@ void mla_wgmma_run(struct device *d, struct mla m)
     int bytes = (int) sizeof(struct shared) + 1024;
     device_allow(d, (const void *) attend_wgmma, bytes, "mla");
     unsigned blocks = (unsigned) (p.groups * (m.n_rows + more));
-    attend_wgmma<<<blocks, THREADS, bytes, d->stream>>>(m, map, p);
+    overlap_launch(d, "mla", true, attend_wgmma, dim3(blocks), THREADS, bytes, m, map, p);
     if (!cut) return;
-    device_launched(d, "mla");
-    dim3 grid((unsigned) ceil_div((uint64_t) m.n_heads, ADD_HEADS), (unsigned) m.n_rows);
-    add_cuts<<<grid, ADD_HEADS * WARP, 0, d->stream>>>(m, p);
+    if (m.n_rows <= PARTS_FEW_ROWS) run_add<4>(d, m, p);
+    else run_add<1>(d, m, p);
 }

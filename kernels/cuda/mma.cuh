@@ -15,18 +15,22 @@
 
 enum { MMA_THREADS = 256, MMA_WARPS = MMA_THREADS / WARP };
 
-// NT: tiles of 8 tokens. WM: warps over rows. SIZE: bytes of a weight.
-template <int NT, int WM, int SIZE> struct mma_shape {
+// NT: tiles of 8 tokens. WM: warps over rows. SIZE: bytes of a weight. XS: of a token's value.
+template <int NT, int WM, int SIZE, int XS = 2> struct mma_shape {
     static constexpr int WK = MMA_WARPS / WM;
     static constexpr int TOKENS = 8 * NT;
     static constexpr int ROWS = 16 * WM;
-    // Padded so that a quarter of a warp reads all banks.
-    static constexpr int X_PITCH = WK * SCALE_BLOCK + (SIZE == 1 ? 8 : 32);
-    static constexpr int STAGE_BYTES = TOKENS * X_PITCH * 2;
+    // Padded so that a quarter of a warp reads all banks (FP8 beside f32: half of them).
+    static constexpr int X_PITCH = WK * SCALE_BLOCK + (SIZE == 1 ? 8 : XS == 2 ? 32 : 4);
+    static constexpr int STAGE_BYTES = TOKENS * X_PITCH * XS;
     static constexpr int SUM_PITCH = ROWS + 4;
     static constexpr int SUM_BYTES = WK * TOKENS * SUM_PITCH * 4;
     static constexpr int BYTES = 2 * STAGE_BYTES > SUM_BYTES ? 2 * STAGE_BYTES : SUM_BYTES;
-    static constexpr int DEPTH = SIZE == 1 && NT < 8 ? 3 : 2; // blocks of weights in registers
+    // Blocks of weights in registers. Where there is one block of inputs it is all there is.
+    static constexpr bool SINGLE = WK == 1 && NT < 4;
+    static constexpr int DEPTH = SINGLE ? 1 : SIZE == 1 && NT < 8 ? 3 : 2;
+    static constexpr bool RING = NT == 1 && !SINGLE; // weights pass through shared memory
+    static constexpr int BLOCKS = SIZE > 1 || NT > 1 ? 2 : SINGLE ? 4 : 3; // a multiprocessor
     static constexpr int LOADS = SIZE == 1 ? 2 : 4;           // of 16 bytes, a row and block
 };
 
@@ -68,6 +72,14 @@ static __device__ __forceinline__ void copy_async(void *shared, const void *glob
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 }
 
+static __device__ __forceinline__ void copy_async_or_zero(void *shared, const void *global,
+                                                          bool there)
+{
+    uint32_t to = (uint32_t) __cvta_generic_to_shared(shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global),
+                 "r"(there ? 16 : 0) : "memory");
+}
+
 static __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;"); }
 template <int LEFT> static __device__ __forceinline__ void copy_wait()
 {
@@ -78,7 +90,8 @@ template <int LEFT> static __device__ __forceinline__ void copy_wait()
 // shape of tiles. Places in x are in units of 8 values.
 template <typename S> struct feed {
     static constexpr int ROW_PIECES = S::WK * SCALE_BLOCK / 8; // of a token and stage
-    static constexpr int PIECES = S::TOKENS * ROW_PIECES / MMA_THREADS;
+    static constexpr int ALL = S::TOKENS * ROW_PIECES;
+    static constexpr int PIECES = (ALL + MMA_THREADS - 1) / MMA_THREADS;
     static constexpr uint32_t NONE = ~0u;
     uint32_t from[PIECES]; // of stage 0
 };
@@ -87,10 +100,11 @@ template <typename S>
 static __device__ __forceinline__ void feed_init(struct feed<S> &f, const int32_t *token_rows,
                                                  size_t x_pitch)
 {
-    static_assert(S::TOKENS * feed<S>::ROW_PIECES % MMA_THREADS == 0, "whole rounds");
+    static_assert(feed<S>::ALL % MMA_THREADS == 0 || feed<S>::PIECES == 1, "whole rounds");
 #pragma unroll
     for (int j = 0; j < feed<S>::PIECES; j++) {
-        int i = threadIdx.x + j * MMA_THREADS, row = token_rows[i / feed<S>::ROW_PIECES];
+        int i = threadIdx.x + j * MMA_THREADS;
+        int row = i < feed<S>::ALL ? token_rows[i / feed<S>::ROW_PIECES] : -1;
         f.from[j] = feed<S>::NONE;
         if (row >= 0) {
             f.from[j] = (uint32_t) row * (uint32_t) (x_pitch / 8) + i % feed<S>::ROW_PIECES;
@@ -113,65 +127,39 @@ static __device__ __forceinline__ void mma_stage(char *stage, const struct feed<
     copy_commit();
 }
 
-// The same for few tokens whose rows are f32 (aligned to 16 bytes, at phase 0, k a multiple of 8):
-// rounded on their way, which saves a kernel before the product. Places are in units of 4 values.
-template <typename S> struct rounding_feed {
-    static constexpr int PIECES = feed<S>::PIECES;
-    uint32_t from[PIECES];
-    float4 values[PIECES][2]; // of the next stage
-};
-
+// The same for few tokens whose rows are f32 (aligned to 16 bytes, at phase 0, k a multiple of 4):
+// rounded where they are multiplied, which saves a kernel before the product.
 template <typename S>
-static __device__ __forceinline__ void feed_init(struct rounding_feed<S> &f,
-                                                 const int32_t *token_rows, size_t x_pitch)
+static __device__ __forceinline__ void mma_stage_f32(char *stage, const int32_t *token_rows,
+                                                     const float *x, size_t x_pitch, int k,
+                                                     int block, int end)
 {
+    constexpr int ROW_PIECES = S::WK * SCALE_BLOCK / 4, ROUND = MMA_THREADS / ROW_PIECES;
+    static_assert(MMA_THREADS % ROW_PIECES == 0, "a thread's pieces are one below the other");
+    int at = threadIdx.x % ROW_PIECES, token = threadIdx.x / ROW_PIECES;
+    int first = block * SCALE_BLOCK + at * 4;
+    bool there = first < k; // weights beyond are zeros, but what lies there may be no number
+    stage += (token * S::X_PITCH + at * 4) * (int) sizeof *x;
+    if (block + at / (SCALE_BLOCK / 4) < end) {
 #pragma unroll
-    for (int j = 0; j < feed<S>::PIECES; j++) {
-        int i = threadIdx.x + j * MMA_THREADS, row = token_rows[i / feed<S>::ROW_PIECES];
-        f.from[j] = feed<S>::NONE;
-        if (row >= 0) {
-            f.from[j] = (uint32_t) row * (uint32_t) (x_pitch / 4) + i % feed<S>::ROW_PIECES * 2;
+        for (int j = 0; j < S::TOKENS; j += ROUND) {
+            int row = token + j < S::TOKENS ? token_rows[token + j] : -1;
+            if (row < 0) continue;
+            copy_async_or_zero(stage + j * S::X_PITCH * (int) sizeof *x,
+                               x + (size_t) row * x_pitch + (there ? first : 0), there);
         }
     }
+    copy_commit();
 }
 
-template <typename S>
-static __device__ __forceinline__ void rounding_load(struct rounding_feed<S> &f, const float *x,
-                                                     int k, int block, int end)
+// Asks for the NaN marks of ROWS outputs from n0 on; they are there when mma_tile has ended.
+template <int ROWS>
+static __device__ __forceinline__ void take_nans(uint8_t *nans, const struct mat &m, int n0)
 {
-#pragma unroll
-    for (int j = 0; j < feed<S>::PIECES; j++) {
-        int i = threadIdx.x + j * MMA_THREADS, at = i % feed<S>::ROW_PIECES;
-        bool there = f.from[j] != feed<S>::NONE && block + at / (SCALE_BLOCK / 8) < end &&
-                     block * SCALE_BLOCK + at * 8 < k;
-        const float4 *from = (const float4 *) x + f.from[j] + (size_t) block * (SCALE_BLOCK / 4);
-        f.values[j][0] = there ? __ldg(from) : float4 {};
-        f.values[j][1] = there ? __ldg(from + 1) : float4 {};
-    }
+    int n = n0 + (int) threadIdx.x * 16;
+    if (m.nans == nullptr || threadIdx.x >= ROWS / 16 || n >= m.n) return;
+    copy_async(nans + threadIdx.x * 16, m.nans + n); // marks are padded to whole pieces
 }
-
-template <typename S>
-static __device__ __forceinline__ void rounding_store(const struct rounding_feed<S> &f, char *stage)
-{
-#pragma unroll
-    for (int j = 0; j < feed<S>::PIECES; j++) {
-        int i = threadIdx.x + j * MMA_THREADS, at = i % feed<S>::ROW_PIECES;
-        float4 a = f.values[j][0], b = f.values[j][1];
-        __nv_bfloat162 halves[4] = {
-            __floats2bfloat162_rn(a.x, a.y), __floats2bfloat162_rn(a.z, a.w),
-            __floats2bfloat162_rn(b.x, b.y), __floats2bfloat162_rn(b.z, b.w)};
-        uint4 piece;
-        memcpy(&piece, halves, sizeof piece);
-        *(uint4 *) (stage + i / feed<S>::ROW_PIECES * (S::X_PITCH * 2) + at * 16) = piece;
-    }
-}
-
-template <typename S, bool ROUNDS> struct feed_of {
-    using type = struct feed<S>;
-};
-template <typename S> struct feed_of<S, true> {
-    using type = struct rounding_feed<S>;
-};
 
 // The fragments of two instructions (a[2 * octet], a[2 * octet + 1]) from an eighth of a row's 128
 // weights; `row` 0 or 1: the upper or the lower half of the instruction's rows.
@@ -196,13 +184,30 @@ static __device__ __forceinline__ void widen_octet(const uint4 (&w)[LOADS], int 
     }
 }
 
-// acc += one block of 128 inputs: weights of two rows, w[row][load]; tokens in shared memory.
-template <int NT, int WM, int SIZE>
-static __device__ __forceinline__ void
-mma_block(const uint4 (&w)[2][mma_shape<NT, WM, SIZE>::LOADS], const char *x, float (&acc)[NT][4])
+static __device__ __forceinline__ uint32_t round_pair(float low, float high)
 {
-    using S = mma_shape<NT, WM, SIZE>;
-    int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    __nv_bfloat162 halves = __floats2bfloat162_rn(low, high);
+    uint32_t bits;
+    memcpy(&bits, &halves, sizeof bits);
+    return bits;
+}
+
+// Eight values of a token from shared memory, in bf16.
+template <int XS> static __device__ __forceinline__ uint4 take_values(const char *from)
+{
+    if (XS == 2) return *(const uint4 *) from;
+    float4 a = *(const float4 *) from, b = *(const float4 *) (from + 16);
+    return make_uint4(round_pair(a.x, a.y), round_pair(a.z, a.w), round_pair(b.x, b.y),
+                      round_pair(b.z, b.w));
+}
+
+// acc += one block of 128 inputs: weights of two rows, w[row][load]; tokens in shared memory, of
+// which the thread gives the g-th of each 8.
+template <typename S, int NT, int SIZE, int XS>
+static __device__ __forceinline__ void mma_block(const uint4 (&w)[2][S::LOADS], const char *x,
+                                                 int g, float (&acc)[NT][4])
+{
+    int t = threadIdx.x % 4;
 #pragma unroll
     for (int octet = 0; octet < 4; octet++) {
         uint32_t a[2][4];
@@ -211,7 +216,7 @@ mma_block(const uint4 (&w)[2][mma_shape<NT, WM, SIZE>::LOADS], const char *x, fl
         int k = SIZE == 1 ? octet / 2 * 64 + t * 16 + octet % 2 * 8 : octet * 32 + t * 8;
 #pragma unroll
         for (int n = 0; n < NT; n++) {
-            uint4 b = *(const uint4 *) (x + ((size_t) (n * 8 + g) * S::X_PITCH + k) * 2);
+            uint4 b = take_values<XS>(x + ((size_t) (n * 8 + g) * S::X_PITCH + k) * XS);
             mma_bf16(acc[n], a[0][0], a[0][1], a[0][2], a[0][3], b.x, b.y);
             mma_bf16(acc[n], a[1][0], a[1][1], a[1][2], a[1][3], b.z, b.w);
         }
@@ -221,15 +226,16 @@ mma_block(const uint4 (&w)[2][mma_shape<NT, WM, SIZE>::LOADS], const char *x, fl
 // Sums of the block's tile over input blocks [begin, end), left in shared memory: (WK, TOKENS,
 // SUM_PITCH) f32, to be added over WK in order. `row`: the warp's first row in its matrix `m`;
 // rows beyond the matrix repeat the last. token_rows (TOKENS) in shared memory: rows of x (X: bf16,
-// or f32 as rounding_feed wants it; x_pitch values apart), -1: none, whose sums mean nothing. All
-// threads call; synchronised at the end.
-template <int NT, int WM, int SIZE, typename X>
+// or f32 as mma_stage_f32 wants it; x_pitch values apart), -1: none, whose sums mean nothing. All
+// threads call `before` once the first weights are asked for, and before token_rows and x are read.
+// All threads call; synchronised at the end. SINGLE shapes: at most one block of inputs.
+template <int NT, int WM, int SIZE, typename X, typename BEFORE>
 static __device__ __forceinline__ void mma_tile(const struct mat &m, int row, const X *x,
                                                 size_t x_pitch, const int32_t *token_rows,
-                                                int begin, int end, char *shared)
+                                                int begin, int end, char *shared, BEFORE before)
 {
-    constexpr bool ROUNDS = sizeof(X) == sizeof(float);
-    using S = mma_shape<NT, WM, SIZE>;
+    constexpr int XS = sizeof(X);
+    using S = mma_shape<NT, WM, SIZE, XS>;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     int wm = warp % WM, wk = warp / WM, blocks = mat_blocks(m.col_phase, m.k);
     const uint8_t *from[2];
@@ -256,30 +262,39 @@ static __device__ __forceinline__ void mma_tile(const struct mat &m, int row, co
             }
         }
     };
-    typename feed_of<S, ROUNDS>::type f;
-    feed_init(f, token_rows, x_pitch);
-    if constexpr (ROUNDS) rounding_load<S>(f, x, m.k, begin, end);
-    else mma_stage<S>(shared, f, x, begin, end);
 #pragma unroll
-    for (int i = 0; i + 1 < S::DEPTH; i++) load(w[i], i);
-    if constexpr (ROUNDS) rounding_store<S>(f, shared);
+    for (int i = 0; i < (S::SINGLE ? 1 : S::DEPTH - 1); i++) load(w[i], i);
+    float scale[2] = {1, 1}; // scales of the step to come, where there are registers for them
+    auto load_scales = [&](int step) {
+        int block = begin + step * S::WK + wk;
+        for (int i = 0; SIZE == 1 && block < end && i < 2; i++) scale[i] = __ldg(scales[i] + block);
+    };
+    if (NT < 4) load_scales(0);
+    before();
+    struct feed<S> f;
+    auto stage = [&](char *to, int block) {
+        if constexpr (XS == 4) mma_stage_f32<S>(to, token_rows, x, x_pitch, m.k, block, end);
+        else mma_stage<S>(to, f, x, block, end);
+    };
+    if (XS == 2) feed_init(f, token_rows, x_pitch);
+    stage(shared, begin);
     for (int first = 0; first < n_steps; first += S::DEPTH) {
 #pragma unroll
         for (int i = 0; i < S::DEPTH; i++) {
             int step = first + i, block = begin + step * S::WK + wk;
             if (step >= n_steps) break;
-            load(w[(i + S::DEPTH - 1) % S::DEPTH], step + S::DEPTH - 1);
-            if constexpr (!ROUNDS) copy_wait<0>();
+            if (!S::SINGLE) load(w[(i + S::DEPTH - 1) % S::DEPTH], step + S::DEPTH - 1);
+            copy_wait<0>();
             __syncthreads();
             char *next = shared + (step + 1) % 2 * S::STAGE_BYTES;
-            int ahead = begin + (step + 1) * S::WK;
-            if constexpr (ROUNDS) rounding_load<S>(f, x, m.k, ahead, end);
-            else if (step + 1 < n_steps) mma_stage<S>(next, f, x, ahead, end);
-            const char *tokens = shared + step % 2 * S::STAGE_BYTES + wk * SCALE_BLOCK * 2;
+            if (step + 1 < n_steps) stage(next, begin + (step + 1) * S::WK);
+            const char *tokens = shared + step % 2 * S::STAGE_BYTES + wk * SCALE_BLOCK * XS;
+            if (NT >= 4) load_scales(step);
+            float s0 = scale[0], s1 = scale[1];
+            if (NT < 4) load_scales(step + 1);
             if (SIZE == 1 && block < end) {
                 float acc[NT][4] = {};
-                mma_block<NT, WM, SIZE>(w[i], tokens, acc);
-                float s0 = scales[0][block], s1 = scales[1][block];
+                mma_block<S, NT, SIZE, XS>(w[i], tokens, g, acc);
 #pragma unroll
                 for (int n = 0; n < NT; n++) {
                     total[n][0] = fmaf(acc[n][0], s0, total[n][0]);
@@ -288,9 +303,8 @@ static __device__ __forceinline__ void mma_tile(const struct mat &m, int row, co
                     total[n][3] = fmaf(acc[n][3], s1, total[n][3]);
                 }
             } else if (block < end) {
-                mma_block<NT, WM, SIZE>(w[i], tokens, total);
+                mma_block<S, NT, SIZE, XS>(w[i], tokens, g, total);
             }
-            if constexpr (ROUNDS) rounding_store<S>(f, next);
         }
     }
     __syncthreads();

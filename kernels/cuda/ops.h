@@ -51,11 +51,17 @@ void cuda_gemm(struct device *d, const struct matrix *w, const void *x, int x_st
 void cuda_gemm_heads(struct device *d, const struct matrix *w, int n_heads, const float *x,
                      int x_stride, int x_head_stride, float *out, int out_stride,
                      int out_head_stride, int n_rows);
+void cuda_gemm_pair(struct device *d, const struct matrix *w, const struct matrix *second,
+                    const void *x, int x_stride, float *out, int out_stride, float *second_out,
+                    int second_stride, int n_rows);
 
 // --- moe.cu
 void cuda_moe(struct device *d, const struct expert *experts, int n_experts, int n_chosen,
               const void *x, const int32_t *chosen, const float *weights, const int32_t *pos,
               float *out, int n_rows);
+bool cuda_moe_shared(struct device *d, const struct expert *experts, const struct expert *shared,
+                     int n_experts, int n_chosen, const void *x, const int32_t *chosen,
+                     const float *weights, const int32_t *pos, float *out, int n_rows);
 
 // --- rows.cu
 void cuda_embed(struct device *d, const void *table, enum dtype dtype, int vocab_begin,
@@ -78,6 +84,10 @@ void cuda_rope(struct device *d, float *x, int x_stride, int x_head_stride, int 
 void cuda_kv_write(struct device *d, const struct attention_shape *a, const float *c,
                    const float *norm, const float *cos_sin, const struct step_inputs *in,
                    const struct kv_layer *kv, int n_rows);
+void cuda_latents(struct device *d, const struct attention_shape *a, const float *q_a,
+                  const float *q_norm, int q_lora, void *q_out, const float *c, const float *norm,
+                  const float *cos_sin, const struct step_inputs *in, const struct kv_layer *kv,
+                  int n_rows);
 
 // --- mla.cu
 void cuda_mla(struct device *d, const struct attention_shape *a, const float *q_abs,

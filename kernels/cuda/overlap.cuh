@@ -1,6 +1,9 @@
 // Kernels that begin while the one before on the stream still runs: they do what depends on
 // nothing, as bringing weights, and then wait. Only Hopper has that; elsewhere they follow as all
-// others do.
+// others do. All of a decode step's kernels are such: each may begin as soon as every block of the
+// one before has, so several wait at once, weights in hand. A kernel ends after it has waited,
+// hence after all before it. What others write is read behind the wait, and never by ld.global.nc,
+// which the compiler may move before it.
 #ifndef PENSTOCK_KERNELS_CUDA_OVERLAP_CUH
 #define PENSTOCK_KERNELS_CUDA_OVERLAP_CUH
 
@@ -22,8 +25,8 @@ static __device__ __forceinline__ void overlap_wait()
 #endif
 }
 
-// Launches a kernel that calls overlap_wait in all threads; `overlaps`: so that it begins early,
-// unless it is in a branch.
+// Launches a kernel that calls overlap_wait in all threads that read or write what others do;
+// `overlaps`: so that it begins early, unless it is in a branch or follows what is no kernel.
 template <typename... ARGS>
 static void overlap_launch(struct device *d, const char *op, bool overlaps,
                            void (*kernel)(ARGS...), dim3 grid, int threads, size_t shared,
@@ -38,7 +41,8 @@ static void overlap_launch(struct device *d, const char *op, bool overlaps,
     config.dynamicSmemBytes = shared;
     config.stream = d->stream;
     config.attrs = &overlap;
-    config.numAttrs = overlaps && d->hopper && !d->branched ? 1 : 0;
+    config.numAttrs = overlaps && d->hopper && !d->branched && !d->barred ? 1 : 0;
+    if (!d->branched) d->barred = false;
     device_note(d, cudaLaunchKernelEx(&config, kernel, args...), op);
 }
 

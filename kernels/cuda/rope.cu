@@ -1,8 +1,6 @@
 // Rotary positions, and a row's latent and rope key into the paged pool. Angles in double, so that
 // far positions lose nothing; pairs (2i, 2i + 1).
-#include "kernels/cuda/device.cuh"
-
-#include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/norm.cuh"
 
 #include <cuda_bf16.h>
 
@@ -42,6 +40,8 @@ static __global__ void rotate(float *x, int x_stride, int x_head_stride, int n_h
                               const float *cos_sin)
 {
     int half = rope / 2, at = blockIdx.y * THREADS + threadIdx.x;
+    overlap_next();
+    overlap_wait();
     if (at >= n_heads * half) return;
     const float *turn = cos_sin + (size_t) blockIdx.x * rope + at % half * 2;
     float *pair = x + (size_t) blockIdx.x * x_stride + (size_t) (at / half) * x_head_stride +
@@ -56,8 +56,8 @@ void cuda_rope(struct device *d, float *x, int x_stride, int x_head_stride, int 
 {
     if (n_rows == 0) return;
     dim3 grid((unsigned) n_rows, (unsigned) ceil_div((uint64_t) n_heads * rope / 2, THREADS));
-    rotate<<<grid, THREADS, 0, d->stream>>>(x, x_stride, x_head_stride, n_heads, rope, cos_sin);
-    device_launched(d, "rope");
+    overlap_launch(d, "rope", true, rotate, grid, THREADS, 0, x, x_stride, x_head_stride, n_heads,
+                   rope, cos_sin);
 }
 
 struct kv_write {
@@ -106,6 +106,8 @@ template <typename T> static __global__ void write_rows(struct kv_write w)
 {
     const float *c = w.c + (size_t) blockIdx.x * (w.lora + w.rope);
     T *to = place_of<T>(w);
+    overlap_next();
+    overlap_wait();
     if (to == nullptr) return;
     float sum = 0;
     for (int i = threadIdx.x; i < w.lora; i += THREADS) sum = fmaf(c[i], c[i], sum);
@@ -114,13 +116,15 @@ template <typename T> static __global__ void write_rows(struct kv_write w)
     write_rope(w, c, to);
 }
 
-// The same where a thread has WRITE_EACH values of the latent, which it asks for before it asks for
-// the row's place.
-template <typename T> static __global__ void write_vectors(struct kv_write w)
+// The same where a thread has WRITE_EACH values of the latent.
+template <typename T> static __device__ __forceinline__ void write_row(const struct kv_write &w)
 {
     const float *c = w.c + (size_t) blockIdx.x * (w.lora + w.rope);
-    float4 v = ((const float4 *) c)[threadIdx.x], by = ((const float4 *) w.norm)[threadIdx.x];
+    overlap_next();
+    float4 by = ((const float4 *) w.norm)[threadIdx.x];
     T *to = place_of<T>(w);
+    overlap_wait();
+    float4 v = ((const float4 *) c)[threadIdx.x];
     float sum = fmaf(v.x, v.x, v.y * v.y) + fmaf(v.z, v.z, v.w * v.w);
     float scale = 1.0f / sqrtf(block_sum<THREADS>(sum) / (float) w.lora + w.eps);
     if (to == nullptr) return;
@@ -130,11 +134,32 @@ template <typename T> static __global__ void write_vectors(struct kv_write w)
     write_rope(w, c, to);
 }
 
+template <typename T>
+static __global__ void __launch_bounds__(THREADS)
+write_vectors(const __grid_constant__ struct kv_write w)
+{
+    write_row<T>(w);
+}
+
+// That and the norm of the other latent: a block each. Grid: rows, these two.
+template <typename T>
+static __global__ void __launch_bounds__(THREADS)
+write_latents(const __grid_constant__ struct kv_write w, const __grid_constant__ struct norm n)
+{
+    if (blockIdx.y == 0) norm_row<THREADS, false>(n, blockIdx.x);
+    else write_row<T>(w);
+}
+
+static bool in_whole_vectors(const struct kv_write &w)
+{
+    return w.lora == THREADS * WRITE_EACH && w.rope % WRITE_EACH == 0;
+}
+
 template <typename T> static void run_write(struct device *d, const struct kv_write &w, int n_rows)
 {
-    bool vectors = w.lora == THREADS * WRITE_EACH && w.rope % WRITE_EACH == 0;
-    if (vectors) write_vectors<T><<<n_rows, THREADS, 0, d->stream>>>(w);
-    else write_rows<T><<<n_rows, THREADS, 0, d->stream>>>(w);
+    dim3 rows((unsigned) n_rows);
+    void (*kernel)(struct kv_write) = in_whole_vectors(w) ? write_vectors<T> : write_rows<T>;
+    overlap_launch(d, "kv_write", true, kernel, rows, THREADS, 0, w);
 }
 
 void cuda_kv_write(struct device *d, const struct attention_shape *a, const float *c,
@@ -145,5 +170,23 @@ void cuda_kv_write(struct device *d, const struct attention_shape *a, const floa
     struct kv_write w = {a->kv_lora, a->rope, a->norm_eps, c, norm, cos_sin, *in, *kv};
     if (d->precision == PRECISION_F32) run_write<float>(d, w, n_rows);
     else run_write<__nv_bfloat16>(d, w, n_rows);
-    device_launched(d, "kv_write");
+}
+
+void cuda_latents(struct device *d, const struct attention_shape *a, const float *q_a,
+                  const float *q_norm, int q_lora, void *q_out, const float *c, const float *norm,
+                  const float *cos_sin, const struct step_inputs *in, const struct kv_layer *kv,
+                  int n_rows)
+{
+    struct kv_write w = {a->kv_lora, a->rope, a->norm_eps, c, norm, cos_sin, *in, *kv};
+    struct norm n = {q_a, q_norm, q_lora, q_lora, a->norm_eps, (float *) q_out, NULL, NULL};
+    static_assert((int) THREADS == (int) NORM_FEW, "a row's norm is what rmsnorm makes it");
+    if (n_rows == 0) return;
+    if (!in_whole_vectors(w) || !norm_fits(n, THREADS)) {
+        cuda_rmsnorm(d, q_a, q_lora, q_norm, a->norm_eps, q_out, q_lora, n_rows);
+        cuda_kv_write(d, a, c, norm, cos_sin, in, kv, n_rows);
+        return;
+    }
+    auto kernel = d->precision == PRECISION_F32 ? write_latents<float>
+                                                : write_latents<__nv_bfloat16>;
+    overlap_launch(d, "latents", true, kernel, dim3((unsigned) n_rows, 2), THREADS, 0, w, n);
 }

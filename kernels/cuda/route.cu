@@ -1,10 +1,11 @@
 // The router (noaux_tc): sigmoid scores of all experts, then the choice, row by row. All f32.
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/overlap.cuh"
 
 #include "kernels/cuda/reduce.cuh"
 
 enum {
     SCORE_THREADS = 256,
+    SCORE_EACH = 8,       // vectors of an expert's weights that a thread has while it waits
     SCORE_ROWS = 4,       // of one block, which reads an expert's weights once for all of them
     MMA_WARPS = 8,        // of a block: each takes a part of k
     MMA_EXPERTS = 32,     // of a block: two tiles of 16
@@ -46,12 +47,29 @@ score_row(const float *x, const float *weight, int n_experts, int hidden, float 
 {
     const float4 *w = (const float4 *) (weight + (size_t) blockIdx.x * hidden);
     const float4 *in = (const float4 *) (x + (size_t) blockIdx.y * hidden);
+    int n = hidden / 4;
+    float4 a[SCORE_EACH], b[SCORE_EACH];
     float sum = 0;
-#pragma unroll 8
-    for (int i = threadIdx.x; i < hidden / 4; i += SCORE_THREADS) {
-        float4 a = w[i], b = in[i];
-        sum = fmaf(a.x, b.x, fmaf(a.y, b.y, sum));
-        sum = fmaf(a.z, b.z, fmaf(a.w, b.w, sum));
+    auto add = [&](float4 weights, float4 values) {
+        sum = fmaf(weights.x, values.x, fmaf(weights.y, values.y, sum));
+        sum = fmaf(weights.z, values.z, fmaf(weights.w, values.w, sum));
+    };
+    overlap_next();
+#pragma unroll
+    for (int j = 0; j < SCORE_EACH; j++) {
+        int i = threadIdx.x + j * SCORE_THREADS;
+        a[j] = i < n ? w[i] : float4 {};
+    }
+    overlap_wait();
+#pragma unroll
+    for (int j = 0; j < SCORE_EACH; j++) {
+        int i = threadIdx.x + j * SCORE_THREADS;
+        b[j] = i < n ? in[i] : float4 {};
+    }
+#pragma unroll
+    for (int j = 0; j < SCORE_EACH; j++) add(a[j], b[j]);
+    for (int i = threadIdx.x + SCORE_EACH * SCORE_THREADS; i < n; i += SCORE_THREADS) {
+        add(w[i], in[i]);
     }
     sum = block_sum<SCORE_THREADS>(sum);
     if (threadIdx.x == 0) sums_out[(size_t) blockIdx.y * n_experts + blockIdx.x] = sum;
@@ -131,6 +149,8 @@ score_mma(const float *x, const float *weight, int n_experts, int hidden, float 
         rows[i] = x + (size_t) min(row0 + 8 * i + g, n_rows - 1) * hidden + 4 * t;
     }
     float c[2][TILES][4] = {};
+    overlap_next();
+    overlap_wait();
 #pragma unroll 2
     for (int k = begin; k < end; k += MMA_K) {
         struct halves a[4];
@@ -260,6 +280,8 @@ choose(struct router r, const float *sums, int parts, int32_t *all_chosen, float
     sums += (size_t) blockIdx.x * r.n_experts;
     int32_t *chosen = all_chosen + (size_t) blockIdx.x * r.n_chosen;
     float *weights = all_weights + (size_t) blockIdx.x * r.n_chosen;
+    overlap_next();
+    overlap_wait();
     for (int i = threadIdx.x; i < r.n_experts; i += CHOOSE_THREADS) {
         float sum = 0;
 #pragma unroll 16
@@ -304,12 +326,16 @@ choose_fast(struct router r, const float *sums, int parts, int32_t *all_chosen, 
             int n_rows)
 {
     int row = blockIdx.x * (FAST_THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    overlap_next();
     if (row >= n_rows) return; // a whole warp
     size_t part = (size_t) n_rows * r.n_experts;
     const float *from = sums + (size_t) row * r.n_experts + lane * EACH;
-    float score[EACH] = {};
+    float score[EACH] = {}, bias[EACH];
     uint32_t key[EACH], first = 0, second = 0;
     float best = -INFINITY, next = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) bias[i] = r.bias[lane * EACH + i];
+    overlap_wait();
 #pragma unroll 2
     for (int p = 0; p < parts; p++) {
 #pragma unroll
@@ -318,7 +344,7 @@ choose_fast(struct router r, const float *sums, int parts, int32_t *all_chosen, 
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
         score[i] = 1.0f / (1.0f + expf(-score[i]));
-        float biased = score[i] + r.bias[lane * EACH + i];
+        float biased = score[i] + bias[i];
         if (isnan(biased)) biased = -INFINITY; // broken input still gets distinct experts
         key[i] = key_of(biased);
         if (key[i] > first) {
@@ -405,12 +431,13 @@ static int put_scores(struct device *d, const struct router *r, const float *x, 
         dim3 grid((unsigned) r->n_experts, (unsigned) ceil_div(n_rows, SCORE_ROWS));
         score<<<grid, SCORE_THREADS, 0, d->stream>>>(x, r->weight, r->n_experts, r->hidden, *sums,
                                                      n_rows);
+        device_launched(d, "route");
         return 1;
     }
     if (n_rows <= FEW_ROWS) {
         dim3 few((unsigned) r->n_experts, (unsigned) n_rows);
-        score_row<<<few, SCORE_THREADS, 0, d->stream>>>(x, r->weight, r->n_experts, r->hidden,
-                                                        *sums);
+        overlap_launch(d, "route", true, score_row, few, SCORE_THREADS, 0, x, r->weight,
+                       r->n_experts, r->hidden, *sums);
         return 1;
     }
     int width = n_rows <= 8 ? 8 : n_rows <= 32 ? 32 : MMA_ROWS_MAX;
@@ -420,16 +447,9 @@ static int put_scores(struct device *d, const struct router *r, const float *x, 
     if ((uint64_t) parts * n_rows * r->n_experts > room) parts = 1;
     if (parts > 1) *sums = d->scratch.partial;
     grid.z = (unsigned) parts;
-    if (width == 8) {
-        score_mma<1><<<grid, MMA_WARPS * WARP, 0, d->stream>>>(x, r->weight, r->n_experts,
-                                                               r->hidden, *sums, n_rows);
-    } else if (width == 32) {
-        score_mma<4><<<grid, MMA_WARPS * WARP, 0, d->stream>>>(x, r->weight, r->n_experts,
-                                                               r->hidden, *sums, n_rows);
-    } else {
-        score_mma<8><<<grid, MMA_WARPS * WARP, 0, d->stream>>>(x, r->weight, r->n_experts,
-                                                               r->hidden, *sums, n_rows);
-    }
+    auto kernel = width == 8 ? score_mma<1> : width == 32 ? score_mma<4> : score_mma<8>;
+    overlap_launch(d, "route", true, kernel, grid, MMA_WARPS * WARP, 0, x, r->weight, r->n_experts,
+                   r->hidden, *sums, n_rows);
     return parts;
 }
 
@@ -441,17 +461,14 @@ void cuda_route(struct device *d, const struct router *r, const void *x, int32_t
     if (n_rows == 0) return;
     float *sums;
     int parts = put_scores(d, r, (const float *) x, &sums, n_rows);
-    device_launched(d, "route");
     size_t shared = (size_t) r->n_experts * 9 + (size_t) r->n_groups * 4;
-    unsigned blocks = (unsigned) ceil_div(n_rows, FAST_THREADS / WARP);
-    if (is_fast(r, 8)) {
-        choose_fast<8><<<blocks, FAST_THREADS, 0, d->stream>>>(*r, sums, parts, chosen, weights,
-                                                               n_rows);
-    } else if (is_fast(r, 12)) {
-        choose_fast<12><<<blocks, FAST_THREADS, 0, d->stream>>>(*r, sums, parts, chosen, weights,
-                                                                n_rows);
+    dim3 blocks((unsigned) ceil_div(n_rows, FAST_THREADS / WARP));
+    const float *from = sums;
+    if (is_fast(r, 8) || is_fast(r, 12)) {
+        overlap_launch(d, "route", true, is_fast(r, 8) ? choose_fast<8> : choose_fast<12>, blocks,
+                       FAST_THREADS, 0, *r, from, parts, chosen, weights, n_rows);
     } else {
-        choose<<<n_rows, CHOOSE_THREADS, shared, d->stream>>>(*r, sums, parts, chosen, weights);
+        overlap_launch(d, "route", true, choose, dim3((unsigned) n_rows), CHOOSE_THREADS, shared,
+                       *r, from, parts, chosen, weights);
     }
-    device_launched(d, "route");
 }

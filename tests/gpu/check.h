@@ -56,6 +56,6 @@ void check_attention_speed(struct result *r);
 void check_sampler(struct result *r);
 
 // One rank of a deployment on 32 GPUs, and five layers, at full size with random weights.
-void check_rehearse(struct result *r, const char *fixtures);
+void check_rehearse(struct result *r, const char *fixtures, bool layers);
 
 #endif

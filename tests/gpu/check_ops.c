@@ -176,12 +176,15 @@ static void check_nan_weights(void)
     free(x);
 }
 
-static void check_heads(enum dtype dtype, int n_heads, int n, int k, int phase_step, int n_rows)
+// `even`: rows and heads lie as those of attention do.
+static void check_heads(enum dtype dtype, int n_heads, int n, int k, int phase_step, int n_rows,
+                        bool even)
 {
     struct scratch_shape shape = {.max_rows = n_rows, .n_heads = n_heads, .nope = k, .kv_lora = n,
                                   .v = n};
     struct matrix *m[2];
-    int x_head = k + 2, out_head = n + 1, x_stride = x_head * n_heads + 3;
+    int x_head = even ? k : k + 2, out_head = even ? n : n + 1;
+    int x_stride = x_head * n_heads + (even ? 0 : 3);
     int out_stride = out_head * n_heads;
     float *x = noises((size_t) n_rows * (size_t) x_stride, 1), *out[2];
     struct side *sides[] = {&cpu, &gpu};
@@ -211,16 +214,60 @@ static void check_heads(enum dtype dtype, int n_heads, int n, int k, int phase_s
     free(x);
 }
 
+struct pair_case {
+    enum dtype dtype;
+    int n, second_n, k, row_phase, col_phase, rows;
+};
+
+static void check_pair(const struct pair_case *c)
+{
+    struct scratch_shape shape = {.max_rows = c->rows, .hidden = c->k, .intermediate = c->k};
+    struct matrix m[2] = {{.dtype = c->dtype, .n = c->n, .k = c->k, .row_phase = c->row_phase,
+                           .col_phase = c->col_phase},
+                          {.dtype = c->dtype, .n = c->second_n, .k = c->k,
+                           .col_phase = c->col_phase}};
+    void *rows[2] = {noise_rows(&m[0]), noise_rows(&m[1])};
+    float *scales[2] = {noise_scales(&m[0]), noise_scales(&m[1])};
+    float *x = noises((size_t) c->rows * (size_t) c->k, 2), *out[3][2];
+    struct side *sides[] = {&cpu, &gpu, &gpu};
+    int strides[2] = {c->n + 3, c->second_n + 1};
+    reset(&shape);
+    for (int i = 0; i < 3; i++) {
+        struct side *s = sides[i];
+        struct matrix packed[2];
+        for (int j = 0; j < 2; j++) {
+            packed[j] = side_matrix(s, &m[j], rows[j], scales[j]);
+            out[i][j] = take_out(s, (size_t) c->rows * (size_t) strides[j]);
+        }
+        s->b->gemm_pair(s->d, &packed[0], &packed[1],
+                        side_put(s, x, (size_t) c->rows * (size_t) c->k * 4), c->k, out[i][0],
+                        strides[0], out[i][1], strides[1], c->rows);
+    }
+    for (int j = 0; j < 2; j++) {
+        char name[96];
+        snprintf(name, sizeof name, "gemm_pair %s %d and %d x %d, %d rows: %s",
+                 dtype_name(c->dtype), c->n, c->second_n, c->k, c->rows,
+                 j == 0 ? "first" : "second");
+        compare(name, out[0][j], out[1][j], out[2][j], (size_t) c->rows * (size_t) strides[j]);
+        free(rows[j]);
+        free(scales[j]);
+    }
+    free(x);
+}
+
 // --- attention
 
-static void check_kv_write(int kv_lora, int rope, int n_rows)
+// kv_write, and latents, which does the same beside the norm of q_lora values.
+static void check_kv_write(int kv_lora, int rope, int n_rows, int q_lora)
 {
     int width = kv_lora + rope, max_blocks = n_rows / KV_BLOCK_ROWS + 2, n_blocks = max_blocks;
     struct attention_shape a = {.n_heads = 1, .rope = rope, .kv_lora = kv_lora, .norm_eps = 1e-6f};
     struct scratch_shape shape = {.max_rows = n_rows, .kv_lora = kv_lora, .rope = rope};
     size_t pool = (size_t) n_blocks * KV_BLOCK_ROWS * (size_t) width;
     float *c = noises((size_t) n_rows * (size_t) width, 3), *norm = noises((size_t) kv_lora, 1);
-    float *freq = noises((size_t) rope / 2, 1), *out[2];
+    float *freq = noises((size_t) rope / 2, 1), *out[2], *both[2], *normed[2], *alone[2];
+    size_t n_q = (size_t) n_rows * (size_t) q_lora;
+    float *q = noises(n_q, 2), *q_norm = noises((size_t) q_lora, 1);
     int32_t *blocks = malloc((size_t) n_blocks * 4), *rows = malloc((size_t) n_rows * 8);
     for (int i = 0; i < n_blocks; i++) blocks[i] = n_blocks - 1 - i;
     for (int i = 0; i < n_rows; i++) {
@@ -237,14 +284,24 @@ static void check_kv_write(int kv_lora, int rope, int n_rows)
                                      .blocks = side_put(s, blocks, (size_t) n_blocks * 4)};
         float *cos_sin = take_out(s, (size_t) n_rows * (size_t) rope);
         out[i] = side_take(s, pool * value);
+        both[i] = side_take(s, pool * value);
+        normed[i] = take_out(s, n_q);
+        alone[i] = take_out(s, n_q);
         char *zeros = calloc(pool, value);
         s->b->upload(s->d, out[i], zeros, pool * value);
+        s->b->upload(s->d, both[i], zeros, pool * value);
         free(zeros);
-        struct kv_layer layer = {out[i], n_blocks};
+        struct kv_layer layer = {out[i], n_blocks}, layer_both = {both[i], n_blocks};
+        float *there = side_put(s, c, (size_t) n_rows * (size_t) width * 4);
+        float *norm_there = side_put(s, norm, (size_t) kv_lora * 4);
+        float *q_there = side_put(s, q, n_q * 4);
+        float *q_norm_there = side_put(s, q_norm, (size_t) q_lora * 4);
         s->b->rope_angles(s->d, side_put(s, freq, (size_t) rope / 2 * 4), 1.25f, rope, in, cos_sin,
                           n_rows);
-        s->b->kv_write(s->d, &a, side_put(s, c, (size_t) n_rows * (size_t) width * 4),
-                       side_put(s, norm, (size_t) kv_lora * 4), cos_sin, &inputs, &layer, n_rows);
+        s->b->kv_write(s->d, &a, there, norm_there, cos_sin, &inputs, &layer, n_rows);
+        s->b->rmsnorm(s->d, q_there, q_lora, q_norm_there, a.norm_eps, alone[i], q_lora, n_rows);
+        s->b->latents(s->d, &a, q_there, q_norm_there, q_lora, normed[i], there, norm_there,
+                      cos_sin, &inputs, &layer_both, n_rows);
     }
     float *wide[2];
     for (int i = 0; i < 2; i++) {
@@ -257,8 +314,18 @@ static void check_kv_write(int kv_lora, int rope, int n_rows)
     char name[96];
     snprintf(name, sizeof name, "rope_angles, kv_write %d + %d, %d rows", kv_lora, rope, n_rows);
     result_error(results, name, difference(wide[1], wide[0], pool), bar());
+    snprintf(name, sizeof name, "latents %d, %d + %d, %d rows: norm", q_lora, kv_lora, rope,
+             n_rows);
+    compare(name, normed[0], normed[1], alone[1], n_q);
+    side_get(&gpu, wide[0], out[1], pool * value);
+    side_get(&gpu, wide[1], both[1], pool * value);
+    snprintf(name, sizeof name, "latents %d, %d + %d, %d rows: other KV than kv_write's", q_lora,
+             kv_lora, rope, n_rows);
+    result_error(results, name, memcmp(wide[0], wide[1], pool * value) == 0 ? 0 : INFINITY, 0);
     free(wide[0]);
     free(wide[1]);
+    free(q);
+    free(q_norm);
     free(c);
     free(norm);
     free(freq);
@@ -391,6 +458,56 @@ static float *moe_in_fp8(const struct moe_case *c, const struct expert *experts,
     return out;
 }
 
+// out += the shared expert of all rows that are no padding, by its parts.
+static void add_shared(const struct moe_case *c, const struct expert *e, const float *x,
+                       const int32_t *pos, float *out)
+{
+    const struct backend *b = cpu.b;
+    size_t n = (size_t) c->rows * (size_t) c->hidden, n_act = (size_t) c->rows * (size_t) c->part;
+    float *in = side_put(&cpu, x, n * 4), *gate = side_take(&cpu, n_act * 4);
+    float *up = side_take(&cpu, n_act * 4), *y = side_take(&cpu, n * 4);
+    b->gemm_pair(cpu.d, &e->gate, &e->up, in, c->hidden, gate, c->part, up, c->part, c->rows);
+    b->swiglu(cpu.d, gate, up, gate, c->part, c->rows);
+    b->gemm(cpu.d, &e->down, gate, c->part, y, c->hidden, c->rows);
+    side_sync(&cpu);
+    for (size_t i = 0; i < n; i++) out[i] += pos[i / (size_t) c->hidden] < 0 ? 0 : y[i];
+}
+
+// The last of `experts` is the shared one.
+static void check_moe_shared(const struct moe_case *c, struct expert *const experts[2],
+                             const float *x, const int32_t *chosen, const float *weights,
+                             const int32_t *pos, const float *routed)
+{
+    size_t pairs = (size_t) c->rows * (size_t) c->n_chosen;
+    size_t n = (size_t) c->rows * (size_t) c->hidden;
+    float *zeros = calloc(n, 4), *out[2];
+    bool takes = true;
+    for (int i = 0; i < 2; i++) {
+        out[i] = side_put(&gpu, zeros, n * 4);
+        takes &= gpu.b->moe_shared(gpu.d, experts[1], &experts[1][c->n_experts], c->n_experts,
+                                   c->n_chosen, side_put(&gpu, x, n * 4),
+                                   side_put(&gpu, chosen, pairs * 4),
+                                   side_put(&gpu, weights, pairs * 4),
+                                   side_put(&gpu, pos, (size_t) c->rows * 4), out[i], c->rows);
+    }
+    float *want = side_put(&cpu, routed, n * 4);
+    add_shared(c, &experts[0][c->n_experts], x, pos, want);
+    char name[96];
+    snprintf(name, sizeof name, "moe_shared %s %d of %d, %d x %d (+%d), %d rows",
+             dtype_name(c->dtype), c->n_chosen, c->n_experts, c->part, c->hidden, c->phase,
+             c->rows);
+    if (takes) compare(name, want, out[0], out[1], n);
+    else result_error(results, name, INFINITY, bar());
+    free(zeros);
+}
+
+// Whether the shared expert is to be taken as one more.
+static bool has_shared(const struct moe_case *c)
+{
+    return precision == PRECISION_BF16 && c->dtype != DTYPE_F32 && c->rows <= 8 &&
+           c->max_rows > c->rows;
+}
+
 static void check_moe(const struct moe_case *c)
 {
     struct scratch_shape shape = {.max_rows = c->max_rows > 0 ? c->max_rows : c->rows,
@@ -402,8 +519,8 @@ static void check_moe(const struct moe_case *c)
     struct expert *experts[2];
     struct side *sides[] = {&cpu, &gpu};
     reset(&shape);
-    for (int i = 0; i < 2; i++) experts[i] = calloc((size_t) c->n_experts, sizeof **experts);
-    for (int e = 0; e < c->n_experts; e++) {
+    for (int i = 0; i < 2; i++) experts[i] = calloc((size_t) c->n_experts + 1, sizeof **experts);
+    for (int e = 0; e < c->n_experts + has_shared(c); e++) {
         void *rows[3] = {noise_rows(&in), noise_rows(&in), noise_rows(&down)};
         float *scales[3] = {noise_scales(&in), noise_scales(&in), noise_scales(&down)};
         for (int i = 0; i < 2; i++) {
@@ -443,6 +560,7 @@ static void check_moe(const struct moe_case *c)
     bool fp8 = c->dtype == DTYPE_F8_E4M3 && precision == PRECISION_BF16 && c->rows > 64;
     float *other = fp8 ? moe_in_fp8(c, experts[0], x, chosen, weights, pos) : NULL;
     compare_either(name, out[0], other, out[1], out[2], n);
+    if (has_shared(c)) check_moe_shared(c, experts, x, chosen, weights, pos, out[0]);
     for (int i = 0; i < 2; i++) free(experts[i]);
     free(zeros);
     free(chosen);
@@ -564,12 +682,25 @@ void check_ops(struct result *r, enum precision p)
     check_ahead();
     check_gemms();
     check_nan_weights();
-    check_heads(DTYPE_F8_E4M3, 16, 512, 128, 0, 1);
-    check_heads(DTYPE_F8_E4M3, 5, 40, 130, 24, 6);
-    check_heads(DTYPE_F8_E4M3, 130, 128, 512, 0, 33);
-    check_heads(DTYPE_BF16, 3, 33, 70, 24, 100);
-    check_kv_write(512, 64, 200);
-    check_kv_write(48, 6, 3);
+    check_heads(DTYPE_F8_E4M3, 16, 512, 128, 0, 1, false);
+    check_heads(DTYPE_F8_E4M3, 5, 40, 130, 24, 6, false);
+    check_heads(DTYPE_F8_E4M3, 130, 128, 512, 0, 33, false);
+    check_heads(DTYPE_BF16, 3, 33, 70, 24, 100, false);
+    check_heads(DTYPE_F8_E4M3, 9, 512, 128, 0, 3, true);
+    check_heads(DTYPE_BF16, 128, 512, 128, 0, 1, true);
+    check_heads(DTYPE_BF16, 128, 128, 512, 0, 1, true);
+    check_heads(DTYPE_BF16, 70, 130, 72, 0, 16, true);
+    check_heads(DTYPE_BF16, 128, 512, 128, 0, 40, true);
+    static const struct pair_case pairs[] = {
+        {DTYPE_F8_E4M3, 1536, 576, 7168, 0, 0, 1}, {DTYPE_F8_E4M3, 100, 300, 640, 64, 0, 8},
+        {DTYPE_F8_E4M3, 70, 33, 333, 3, 20, 5},    {DTYPE_F8_E4M3, 256, 256, 512, 0, 0, 30},
+        {DTYPE_BF16, 200, 17, 1024, 0, 0, 16},     {DTYPE_F32, 40, 50, 60, 0, 0, 2},
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) check_pair(&pairs[i]);
+    check_kv_write(512, 64, 200, 1536);
+    check_kv_write(512, 64, 1, 1536);
+    check_kv_write(512, 64, 5, 130);
+    check_kv_write(48, 6, 3, 36);
     check_route(256, 8, 4, 8, 7168, 1);
     check_route(256, 8, 4, 8, 512, 77);
     check_route(256, 8, 4, 8, 7168, 600);
@@ -594,6 +725,11 @@ void check_ops(struct result *r, enum precision p)
         {DTYPE_BF16, 16, 4, 512, 256, 0, 300, 0},
         {DTYPE_F32, 8, 2, 64, 48, 0, 90, 0},
         {DTYPE_F8_E4M3, 8, 8, 7168, 256, 0, 4, 0},
+        {DTYPE_F8_E4M3, 16, 4, 1024, 384, 0, 1, 32},
+        {DTYPE_F8_E4M3, 16, 8, 7168, 256, 0, 8, 32},
+        {DTYPE_F8_E4M3, 12, 3, 300, 70, 20, 2, 32},
+        {DTYPE_BF16, 16, 4, 520, 200, 0, 3, 32},
+        {DTYPE_BF16, 16, 6, 264, 64, 0, 1, 32},
         {DTYPE_F8_E4M3, 8, 8, 7168, 64, 0, 512, 600},
     };
     for (size_t i = 0; i < sizeof moes / sizeof *moes; i++) check_moe(&moes[i]);

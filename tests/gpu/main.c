@@ -2,8 +2,8 @@
 // PARTS: letters of o (ops), a (attention, and its speed), g (golden files), b (few of them, for
 // slow tools), r (steps, recorded and not), c (collectives and ranks on the GPUs there are), m
 // (times of sums between several of them), h (both as if GPUs could not use each other's memory),
-// t (sampler), s (speed), f (full size: rehearsals). Exit status 0: all bars are met, 77: no
-// device.
+// t (sampler), s (speed), f (full size: rehearsals), l (of those the layers that have bars). Exit
+// status 0: all bars are met, 77: no device.
 #include "tests/gpu/check.h"
 #include "tests/gpu/ranks.h"
 
@@ -88,7 +88,8 @@ int main(int argc, char **argv)
     }
     if (strchr(argv[1], 't') != NULL) check_sampler(&r);
     if (strchr(argv[1], 's') != NULL) check_speed(&r);
-    if (strchr(argv[1], 'f') != NULL) check_rehearse(&r, argv[2]);
+    if (strchr(argv[1], 'f') != NULL) check_rehearse(&r, argv[2], false);
+    if (strchr(argv[1], 'l') != NULL) check_rehearse(&r, argv[2], true);
     printf("%d passed, %d failed\n", r.passed, r.failed);
     return r.failed == 0 ? 0 : 1;
 }

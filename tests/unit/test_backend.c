@@ -162,7 +162,7 @@ static void test_the_table_is_whole(void **state)
     void *const *functions = (void *const *) (const void *) &b->open;
     size_t n = (sizeof *b - offsetof(struct backend, open)) / sizeof *functions;
     // The arena and logits are the host's, ops are done when they return and in order, long runs
-    // go the way of all rows.
+    // go the way of all rows, shared experts that of one matrix after the other.
     static const size_t absent[] = {
         offsetof(struct backend, host_memory), offsetof(struct backend, usage),
         offsetof(struct backend, pin),         offsetof(struct backend, step_end),
@@ -170,7 +170,8 @@ static void test_the_table_is_whole(void **state)
         offsetof(struct backend, apart),       offsetof(struct backend, mla_run),
         offsetof(struct backend, run_least),   offsetof(struct backend, branch),
         offsetof(struct backend, resume),      offsetof(struct backend, join),
-        offsetof(struct backend, import_ahead), offsetof(struct backend, sampler)};
+        offsetof(struct backend, import_ahead), offsetof(struct backend, moe_shared),
+        offsetof(struct backend, sampler)};
     for (size_t i = 0; i < n; i++) {
         size_t at = offsetof(struct backend, open) + i * sizeof *functions;
         bool there = true;
