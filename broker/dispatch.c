@@ -49,7 +49,7 @@ uint64_t credit_blocks(const struct credit *c)
 struct round {
     const struct dispatch_view *view;
     int at[TENANTS_MAX][JOB_CLASSES];     // the first job of each queue to look at
-    bool taken[TENANTS_MAX][JOB_CLASSES]; // a job of it was chosen, or holds
+    bool taken[TENANTS_MAX][JOB_CLASSES]; // a job of it was chosen
     int end_level; // the best one at which a queue may go on with jobs that are not known
     uint64_t jobs[TENANTS_MAX], blocks[TENANTS_MAX]; // left of the tenants' budgets
     bool idle[TENANTS_MAX];
@@ -327,12 +327,12 @@ static bool start_or_hold(struct dispatch *d, struct round *r, int level, int te
         tenant, class, level, r->at[tenant][class], rooms_place(&r->rooms, &j), job->cost};
     charge(d, r, p);
     r->at[tenant][class]++;
-    r->taken[tenant][class] = true;
     if (p->pipeline < 0) {
         hold(d, r, p, &j);
         return false;
     }
     rooms_take(&r->rooms, p->pipeline, &j);
+    r->taken[tenant][class] = true;
     spend_budget(r, tenant, job);
     return true;
 }

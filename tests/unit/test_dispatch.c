@@ -259,13 +259,23 @@ static void a_choice_ends_where_more_than_is_known_is_due(void **state)
         assert_int_equal(choose(picks, 8), more == 1 ? 1 : 3);
         assert_int_equal(picks[0].class, 0);
     }
-    world(); // jobs that find no room are known, and end nothing
+    world(); // jobs that find no room are known, and end nothing: nor one that gets a hold
     credit_of(0, 8, 4);
     put(0, 1, 9, 10);
     w.queues[0][1].more = true;
     put(1, 2, 1, 1);
     assert_int_equal(choose(picks, 8), 1);
     assert_int_equal(picks[0].tenant, 1);
+    world();
+    credit_of(0, 8, 20);
+    credit_take(&w.credits[0], 15); // 5 are free, and nobody knows for how long they are too few
+    put(0, 1, 9, 10);
+    w.queues[0][1].more = true;
+    for (int i = 0; i < 3; i++) put(1, 2, 1, 1);
+    static const struct dispatch_running runs = {15, 100};
+    w.running[0] = &runs;
+    w.n_running[0] = w.n_listed[0] = 1;
+    assert_int_equal(choose(picks, 8), 3); // they end before
 }
 
 static void an_idle_tenant_saves_nothing_up(void **state)
