@@ -235,8 +235,10 @@ void cuda_close(struct device **device)
 {
     struct device *d = *device;
     if (d == NULL) return;
-    if (d->stream != NULL) cudaStreamSynchronize(d->stream);
-    if (d->out.stream != NULL) cudaStreamSynchronize(d->out.stream);
+    const cudaStream_t streams[] = {d->in.stream, d->side, d->beside, d->stream, d->out.stream};
+    for (size_t i = 0; i < sizeof streams / sizeof *streams; i++) {
+        if (streams[i] != NULL) cudaStreamSynchronize(streams[i]);
+    }
     device_forget(d);
     for (int i = 0; i < 2; i++) {
         if (d->copied[i] != NULL) cudaEventDestroy(d->copied[i]);
