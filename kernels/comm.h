@@ -64,8 +64,11 @@ enum comm_way {
     COMM_PEER,   // each rank's kernel adds a slice of all ranks' buffers where they lie; the ranks
                  // meet on the host, so that several can share a GPU
     COMM_NCCL,   // NVIDIA's library; all_reduce adds in its order, the same from run to run
-    COMM_DIRECT, // small sums by kernels that wait for each other; large ones by NCCL if there
+    COMM_DIRECT, // sums by kernels that wait for each other; large ones between GPUs that use each
+                 // other's memory by NCCL if there
 };
+
+enum { COMM_COARSE_LEAST = 256 * 1024 }; // where a group is told to: from 37 rows of V3 on
 
 struct comm_cuda_options {
     int tp;
@@ -74,6 +77,10 @@ struct comm_cuda_options {
     bool blocking;       // NCCL calls wait for what they do in the background
     bool staged;         // as if no GPU could use another's memory
     bool without_nccl;   // as if it was not there
+    size_t coarse_least; // COMM_DIRECT: values of sums over the host of so many and more travel as
+                         // 8 bits, with an error below 1% of a sum; 0: none do
+    bool crowded;        // for tests: COMM_DIRECT over the host of ranks that share a GPU, which
+                         // has to have room for all ranks' kernels at once
     int damaged; // for tests: what rank `damaged` - 1 gets in the check of the links is not intact
 };
 

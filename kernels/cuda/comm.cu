@@ -18,6 +18,44 @@ static enum status watch(void *arg, int64_t waited_ms)
     return c->way != NULL && c->way->watch != NULL ? c->way->watch(c) : hub_status(hub);
 }
 
+// What is on the stream before the next sum is counted with it.
+enum status cuda_keep_pace(struct cuda_comm *c)
+{
+    struct device *d = c->device;
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    device_note(d, cudaStreamIsCapturing(d->stream, &capture), "a collective");
+    if (capture != cudaStreamCaptureStatusNone) return OK;
+    cudaEvent_t event = c->paces[c->n_paces % COMM_AHEAD];
+    if (c->n_paces >= COMM_AHEAD) {
+        device_note(d, device_wait_event(d, event), "a collective");
+        enum status ended = hub_status(c->group->hub);
+        if (ended != OK) return ended;
+    }
+    device_note(d, cudaEventRecord(event, d->stream), "a collective");
+    c->n_paces++;
+    return OK;
+}
+
+static enum status make_paces(struct cuda_comm *c, struct error *e)
+{
+    for (int i = 0; i < COMM_AHEAD; i++) {
+        cudaError_t error = cudaEventCreateWithFlags(&c->paces[i], cudaEventDisableTiming);
+        if (error == cudaSuccess) continue;
+        return error_set(e, ERR_IO, "device_fault", "no events on GPU %d: %s", c->device->ordinal,
+                         cudaGetErrorString(error));
+    }
+    return OK;
+}
+
+static void drop_paces(struct cuda_comm *c)
+{
+    for (int i = 0; i < COMM_AHEAD; i++) {
+        if (c->paces[i] != NULL) cudaEventDestroy(c->paces[i]);
+        c->paces[i] = NULL;
+    }
+    c->n_paces = 0;
+}
+
 // --- the choice; all ranks come to the same one
 
 static bool are_distinct(const struct cuda_group *g)
@@ -32,7 +70,7 @@ static bool are_distinct(const struct cuda_group *g)
 
 static enum status want_distinct(const struct cuda_group *g, const char *what, struct error *e)
 {
-    if (g->distinct) return OK;
+    if (g->distinct || g->options.crowded) return OK;
     return error_set(e, ERR_UNSUPPORTED, "bad_devices", "%s wants a GPU for each rank", what);
 }
 
@@ -89,6 +127,7 @@ static enum status join(struct cuda_comm *c, struct error *e)
     c->comm.ops = &way->ops;
     __atomic_fetch_add(&g->n_attached, 1, __ATOMIC_SEQ_CST);
     status = hub_meet(g->hub);
+    if (status == OK) status = make_paces(c, e);
     if (status == OK) status = way->open(c, e);
     if (status == OK) status = hub_meet(g->hub);
     return status;
@@ -115,15 +154,18 @@ enum status cuda_attach(struct comm *comm, struct device *d, void *memory, void 
     return status;
 }
 
-// Others may use this rank's memory until their streams are through.
+// Others may use this rank's events until they, too, give no more collectives, and its memory until
+// their streams are through.
 void cuda_detach(struct comm *comm)
 {
     struct cuda_comm *c = cuda_comm_of(comm);
     struct cuda_group *g = c->group;
     if (c->device == NULL) return;
     bool attached = __atomic_load_n(&g->n_attached, __ATOMIC_SEQ_CST) == g->options.tp;
+    if (attached) hub_meet(g->leaving);
     if (c->way != NULL) c->way->close(c);
     cudaStreamSynchronize(c->device->stream);
+    drop_paces(c);
     if (attached) hub_meet(g->leaving);
     c->device->watch = NULL;
     c->device = NULL;

@@ -24,6 +24,8 @@ struct cuda_way;
 struct nccl_rank;
 struct direct_rank;
 
+enum { COMM_AHEAD = 8 }; // sums that a rank may put on its stream before it waits for the first
+
 struct cuda_comm {
     struct comm comm;
     struct cuda_group *group;
@@ -33,8 +35,10 @@ struct cuda_comm {
     enum links links;      // what this rank found
     char found[160];       // and why not better
     cudaEvent_t ready, done;  // COMM_PEER: its part is there; its work on the others' is
+    cudaEvent_t paces[COMM_AHEAD]; // of its last sums that were not recorded
+    uint64_t n_paces;              // of all of them
     char *memory, *pinned;    // as common/cuda_comm_sizes.h has them
-    struct nccl_rank *nccl;   // COMM_NCCL, and COMM_DIRECT where NCCL is
+    struct nccl_rank *nccl;   // COMM_NCCL, and COMM_DIRECT where peers have it
     struct direct_rank *direct; // COMM_DIRECT
 };
 
@@ -65,6 +69,10 @@ enum status cuda_attach(struct comm *c, struct device *d, void *memory, void *pi
 void cuda_detach(struct comm *c);
 void cuda_abort(struct comm *c);
 void cuda_destroy(struct comm **c);
+
+// Before a sum is put on the stream: waits while the rank is too far ahead of its device. So its
+// launches never wait for room, where it would not see that all has ended. Not OK: it has.
+enum status cuda_keep_pace(struct cuda_comm *c);
 
 extern const struct cuda_way cuda_way_peer, cuda_way_direct;
 

@@ -1,22 +1,26 @@
 // Sums of few values between ranks that have a GPU each, within recorded steps and without the
-// host: every rank writes its values where all others read them, each beside a flag that counts the
-// sums, and adds what it finds, in rank order. No value waits for another, and no memory barrier is
-// needed: 8 bytes with a value and its flag arrive together. Where GPUs use each other's memory,
-// values are written into all others' slots and waited for in the rank's own memory; else they are
-// written once into pinned memory of the host, which all read.
+// host: every rank writes its values where all others read them, in words with a flag that counts
+// the sums (comm_words.cuh), and adds what it finds, in rank order. Where GPUs use each other's
+// memory, words are written into all others' slots and waited for in the rank's own memory; else
+// they are written once into pinned memory of the host, which all read.
 //
 // There are two slots, for even and odd sums: who writes the next sum but one has got all parts of
 // the next one, so all others have read this one. A block of threads always writes the whole of its
 // part of a slot, so that no flag is older than two sums.
 //
-// Larger sums are NCCL's where it is there, and go in pieces where not.
-#include "kernels/cuda/comm.cuh"
+// Larger sums are NCCL's where GPUs use each other's memory and it is there, and go in pieces where
+// not. Over the host they go in shares (comm_shares.cu), which is faster than NCCL at any size and
+// spares the hundreds of MiB that it takes of each GPU.
+#include "kernels/cuda/comm_shares.cuh"
+#include "kernels/cuda/comm_words.cuh"
 
 #include <stdlib.h>
 
 enum {
-    DIRECT_THREADS = CUDA_COMM_BLOCK / 2, // two values each
-    LOOKS = 4096,                         // for a part, then a look whether all has ended
+    DIRECT_THREADS = CUDA_COMM_BLOCK / word_exact::VALUES, // a word each
+    // Over the host sums go in shares from so many values on that a rank would read more in one
+    // step: what it takes to bring them is more than what it takes to wait once more.
+    SHARES_LEAST = 20 * 1024,
 };
 
 struct direct_args {
@@ -37,94 +41,36 @@ struct direct_rank {
 
 // --- the kernel
 
-static __device__ __forceinline__ void word_write(uint4 *to, float a, float b, uint32_t flag)
-{
-    asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to),
-                 "r"(__float_as_uint(a)), "r"(flag), "r"(__float_as_uint(b)), "r"(flag)
-                 : "memory");
-}
-
-static __device__ __forceinline__ uint4 word_read(const uint4 *from)
-{
-    uint4 w;
-    asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
-                 : "l"(from)
-                 : "memory");
-    return w;
-}
-
-static __device__ __forceinline__ float2 pair_take(const float *x, size_t i, size_t n)
-{
-    float2 pair = {};
-    if (i < n) pair.x = x[i];
-    if (i + 1 < n) pair.y = x[i + 1];
-    return pair;
-}
-
-static __device__ __forceinline__ void pair_give(float *x, size_t i, size_t n, float2 pair)
-{
-    if (i < n) x[i] = pair.x;
-    if (i + 1 < n) x[i + 1] = pair.y;
-}
-
-// The words of ranks [first, first + N), of which those from `tp` on and this rank's own are none.
-// All are asked for at once, and again until they have the flag.
-template <int N, typename P>
-static __device__ __forceinline__ void words_wait(const P &from, int tp, int rank,
-                                                  const volatile uint32_t *ended, int first,
-                                                  size_t word, uint32_t flag, uint4 w[N])
-{
-    uint32_t missing = 0;
-    for (int i = 0; i < N; i++) {
-        if (first + i < tp && first + i != rank) missing |= 1u << i;
-    }
-    for (uint32_t looks = 1; missing != 0; looks++) {
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            if (missing >> i & 1) w[i] = word_read(from[first + i] + word);
-        }
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            if (missing >> i & 1 && w[i].y == flag && w[i].w == flag) missing &= ~(1u << i);
-        }
-        if (looks % LOOKS == 0 && *ended != 0) return;
-    }
-}
-
-// Adds the words of ranks [first, first + N) in their order, with this rank's own values.
-template <int N>
-static __device__ __forceinline__ void add_words(const uint4 w[N], int first, int tp, int rank,
-                                                 float2 mine, float2 *sum)
-{
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        if (first + i >= tp) break;
-        bool own = first + i == rank;
-        float x = own ? mine.x : __uint_as_float(w[i].x);
-        float y = own ? mine.y : __uint_as_float(w[i].z);
-        sum->x = first + i == 0 ? x : sum->x + x;
-        sum->y = first + i == 0 ? y : sum->y + y;
-    }
-}
-
 template <int N>
 static __global__ void __launch_bounds__(DIRECT_THREADS)
     add_direct(const __grid_constant__ struct direct_args a)
 {
+    enum { VALUES = word_exact::VALUES };
     uint32_t flag = a.counters[blockIdx.x] + 1;
     __syncthreads(); // before it is counted
-    size_t word = (size_t) blockIdx.x * DIRECT_THREADS + threadIdx.x, i = 2 * word;
-    float2 mine = pair_take(a.x, i, a.n);
+    size_t word = (size_t) blockIdx.x * DIRECT_THREADS + threadIdx.x, at = VALUES * word;
+    float own[VALUES], sum[VALUES] = {};
+#pragma unroll
+    for (int k = 0; k < VALUES; k++) own[k] = at + k < a.n ? a.x[at + k] : 0;
+    uint4 mine = word_exact::pack(own, flag);
     if (flag & 1) word += a.half;
-    for (int k = 0; k < a.n_to; k++) word_write(a.to[k] + word, mine.x, mine.y, flag);
-    float2 sum = {};
+    for (int k = 0; k < a.n_to; k++) word_write(a.to[k] + word, mine);
     for (int first = 0; first < a.tp; first += N) {
-        uint4 w[N];
+        uint4 w[N] = {};
         words_wait<N>(a.from, a.tp, a.rank, a.ended, first, word, flag, w);
-        add_words<N>(w, first, a.tp, a.rank, mine, &sum);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            float part[VALUES];
+            if (first + i >= a.tp) break;
+            word_exact::unpack(first + i == a.rank ? mine : w[i], part);
+#pragma unroll
+            for (int k = 0; k < VALUES; k++) sum[k] = first + i == 0 ? part[k] : sum[k] + part[k];
+        }
     }
-    pair_give(a.x, i, a.n, sum);
+#pragma unroll
+    for (int k = 0; k < VALUES; k++) {
+        if (at + k < a.n) a.x[at + k] = sum[k];
+    }
     if (threadIdx.x == 0) a.counters[blockIdx.x] = flag;
 }
 
@@ -142,12 +88,27 @@ static void add_piece(struct cuda_comm *c, float *x, size_t n)
 
 // --- collectives
 
+// Whether a sum over the host goes in shares.
+static bool in_shares(const struct cuda_comm *c, size_t n)
+{
+    size_t tp = (size_t) c->comm.tp;
+    return n > CUDA_COMM_FLOATS || (tp - 1) * (tp - 2) * n >= tp * SHARES_LEAST;
+}
+
 static enum status direct_all_reduce(struct comm *comm, float *x, size_t n)
 {
     struct cuda_comm *c = cuda_comm_of(comm);
     enum status ended = hub_status(c->group->hub);
     if (ended != OK || comm->tp == 1) return ended;
     if (n > CUDA_COMM_FLOATS && c->nccl != NULL) return cuda_way_nccl.ops.all_reduce(comm, x, n);
+    ended = cuda_keep_pace(c);
+    if (ended != OK) return ended;
+    size_t coarse_least = c->group->options.coarse_least;
+    bool coarse = coarse_least > 0 && n >= coarse_least;
+    if (c->links != LINKS_PEER && (coarse || in_shares(c, n))) {
+        shares_add(c, x, n, coarse);
+        return OK;
+    }
     for (size_t at = 0; at < n; at += CUDA_COMM_FLOATS) {
         add_piece(c, x + at, smaller(n - at, CUDA_COMM_FLOATS));
     }
@@ -193,7 +154,8 @@ static void find_slots(struct cuda_comm *c, struct direct_args *a)
 static enum status direct_open(struct cuda_comm *c, struct error *e)
 {
     struct error why = {};
-    if (!c->group->options.without_nccl && cuda_nccl_check(&why) == OK) {
+    bool peer = c->links == LINKS_PEER;
+    if (peer && !c->group->options.without_nccl && cuda_nccl_check(&why) == OK) {
         enum status status = cuda_way_nccl.open(c, e);
         if (status != OK) return status;
     }

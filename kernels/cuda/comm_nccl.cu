@@ -84,6 +84,8 @@ static enum status nccl_all_reduce(struct comm *comm, float *x, size_t n)
     struct cuda_comm *c = cuda_comm_of(comm);
     enum status ended = hub_status(c->group->hub);
     if (ended != OK || n == 0) return ended;
+    ended = cuda_keep_pace(c);
+    if (ended != OK) return ended;
     return settle(c, c->nccl->library->all_reduce(x, x, n, ncclFloat32, ncclSum, c->nccl->comm,
                                                   c->device->stream), "all_reduce");
 }

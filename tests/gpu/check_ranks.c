@@ -43,8 +43,12 @@ static void note(struct rank_thread *r, enum status status)
 // |have - sum| / |sum|, and infinite if one bit differs where the order is the ranks'.
 static double sum_error(const struct rank_thread *r, int round, const float *have, size_t n)
 {
+    enum { FEW = 1000 }; // values, of which a rounded one may count
     double off = 0, all = 0;
-    bool exact = r->what->comm.way == COMM_PEER || r->what->comm.without_nccl;
+    if (r->what->comm.coarse_least > 0 && n < FEW) return 0;
+    bool exact = r->what->comm.coarse_least == 0 &&
+                 (r->what->comm.way == COMM_PEER || r->what->comm.without_nccl ||
+                  (r->what->comm.way == COMM_DIRECT && r->what->comm.staged));
     for (size_t i = 0; i < n; i++) {
         float sum = payload(round, 0, i);
         for (int k = 1; k < r->comm->tp; k++) sum += payload(round, k, i);
@@ -145,6 +149,53 @@ static void reduce_until_alone(struct rank_thread *r)
     r->seconds = (double) (clock_ms() - begun_ms) * 1e-3;
 }
 
+// Sums and other ops are put on the stream as fast as they go, and nothing waits for them; the last
+// rank stops coming after a while.
+static void run_ahead_of_one(struct rank_thread *r)
+{
+    enum { ROUNDS = 400, OPS = 12, ALONE = 20 };
+    int64_t begun_ms = clock_ms();
+    bool last = r->comm->rank == r->comm->tp - 1;
+    float *x = (float *) r->arena;
+    enum status status = OK;
+    for (int round = 0; round < (last ? ALONE : ROUNDS) && status == OK; round++) {
+        for (int i = 0; i < OPS; i++) b()->add(r->device, x + 7168, x, 7168);
+        status = r->comm->ops->all_reduce(r->comm, x, 7168);
+    }
+    const int *wants = r->what->body_arg;
+    if (last && *wants == ERR_ABORTED) r->comm->ops->abort(r->comm);
+    r->wrong = last || (int) status == *wants ? 0 : INFINITY;
+    r->seconds = (double) (clock_ms() - begun_ms) * 1e-3;
+    sync_of(r); // tells of the end
+}
+
+// A value that is no number spreads to those that travel with it, on all ranks, and no further.
+static void coarse_rounds(struct rank_thread *r)
+{
+    enum { N = 1024 * 1024, AT = 700001, NEAR = 16 };
+    float *x = calloc(N, sizeof *x);
+    check(x != NULL);
+    for (size_t i = 0; i < N; i++) x[i] = payload(1, r->comm->rank, i) * (i % 1000 == 0 ? 20 : 1);
+    if (r->comm->rank == 0) x[AT] = NAN;
+    b()->upload(r->device, r->arena, x, N * sizeof *x);
+    note(r, r->comm->ops->all_reduce(r->comm, (float *) r->arena, N));
+    b()->download(r->device, x, r->arena, N * sizeof *x);
+    note(r, sync_of(r));
+    double off = 0, all = 0;
+    for (size_t i = 0; i < N; i++) {
+        double sum = 0;
+        for (int k = 0; k < r->comm->tp; k++) sum += payload(1, k, i) * (i % 1000 == 0 ? 20 : 1);
+        bool near = i + NEAR > AT && i < AT + NEAR;
+        if (isnan(x[i]) ? !near : i == AT) r->wrong = INFINITY;
+        if (isnan(x[i])) continue;
+        off += (x[i] - sum) * (x[i] - sum);
+        all += sum * sum;
+    }
+    r->wrong = fmax(r->wrong, sqrt(off / all));
+    mix(r, x, N);
+    free(x);
+}
+
 static void nothing(struct rank_thread *r) { (void) r; }
 
 static const char *way_name(const struct ranks_case *c)
@@ -159,7 +210,7 @@ static void line(struct result *to, const struct ranks_case *c, const char *what
     char name[128];
     snprintf(name, sizeof name, "%d ranks on %d GPUs, %s%s%s%s: %s", c->comm.tp, c->n_gpus,
              way_name(c), c->comm.blocking ? " blocking" : "", c->comm.staged ? " staged" : "",
-             c->comm.without_nccl ? " alone" : "", what);
+             c->comm.coarse_least > 0 ? " coarse" : c->comm.without_nccl ? " alone" : "", what);
     result_error(to, name, off, bar);
 }
 
@@ -175,9 +226,10 @@ static void check_way(struct result *to, struct ranks_case c, bool recorded, boo
 {
     struct rank_thread ranks[TP_MAX];
     int tp = c.comm.tp;
+    double bar = c.comm.coarse_least > 0 ? 1e-2 : 1e-6;
     ranks_run(ranks, &c, sum_rounds);
     say_errors(ranks, tp);
-    line(to, &c, "sums", ranks_wrong(ranks, tp), 1e-6);
+    line(to, &c, "sums", ranks_wrong(ranks, tp), bar);
     line(to, &c, "all ranks have the same bits", ranks_agree(ranks, tp) ? 0 : INFINITY, 0);
     if (ranks_wrong(ranks, tp) == INFINITY) return; // the others may take minutes
     ranks_run(ranks, &c, gather_rounds);
@@ -186,18 +238,30 @@ static void check_way(struct result *to, struct ranks_case c, bool recorded, boo
     if (recorded) {
         ranks_run(ranks, &c, recorded_rounds);
         say_errors(ranks, tp);
-        line(to, &c, "recorded steps", ranks_wrong(ranks, tp), 1e-6);
+        line(to, &c, "recorded steps", ranks_wrong(ranks, tp), bar);
+    }
+    if (c.comm.coarse_least > 0) {
+        ranks_run(ranks, &c, coarse_rounds);
+        say_errors(ranks, tp);
+        line(to, &c, "sums with large values and one that is none", ranks_wrong(ranks, tp), 1e-2);
+        line(to, &c, "all ranks have the same bits", ranks_agree(ranks, tp) ? 0 : INFINITY, 0);
     }
     if (tp == 1 || !faults) return;
     int aborted = ERR_ABORTED, timeout = ERR_TIMEOUT;
     c.body_arg = &aborted;
     ranks_run(ranks, &c, reduce_until_alone);
     line(to, &c, "an abort ends the others", ranks_wrong(ranks, tp), 0);
+    ranks_run(ranks, &c, run_ahead_of_one);
+    line(to, &c, "an abort ends those that ran ahead", ranks_wrong(ranks, tp), 0);
+    line(to, &c, "seconds until then", ranks[0].seconds, 2);
     bool quick = c.comm.way == COMM_PEER; // NCCL's start has the same deadline
     c.comm.deadline_ms = quick ? 300 : 4000;
     c.body_arg = &timeout;
     ranks_run(ranks, &c, reduce_until_alone);
     line(to, &c, "so does the deadline", ranks_wrong(ranks, tp), 0);
+    line(to, &c, "seconds until then", ranks[0].seconds, quick ? 2 : 6);
+    ranks_run(ranks, &c, run_ahead_of_one);
+    line(to, &c, "and those that ran ahead", ranks_wrong(ranks, tp), 0);
     line(to, &c, "seconds until then", ranks[0].seconds, quick ? 2 : 6);
 }
 
@@ -241,12 +305,13 @@ void check_ranks(struct result *r, int n_gpus)
 
 void check_ranks_staged(struct result *r, int n_gpus)
 {
-    for (int tp = 2; tp <= n_gpus; tp *= 2) {
+    for (int tp = 2; tp <= 4 || tp <= n_gpus; tp *= 2) {
         struct ranks_case c = {.comm = {.tp = tp, .way = COMM_DIRECT, .deadline_ms = 30000,
                                         .staged = true},
-                               .n_gpus = tp, .arena_bytes = ARENA};
-        check_way(r, c, true, false);
-        c.comm.without_nccl = true;
+                               .n_gpus = n_gpus < tp ? n_gpus : tp, .arena_bytes = ARENA};
+        c.comm.crowded = n_gpus < tp;
         check_way(r, c, true, true);
+        c.comm.coarse_least = 1; // sums of all sizes
+        check_way(r, c, true, false);
     }
 }

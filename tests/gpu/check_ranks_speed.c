@@ -73,25 +73,49 @@ static struct times time_way(struct result *to, const char *name, struct ranks_c
     return times;
 }
 
+static struct times time_staged(struct result *r, struct ranks_case c, const struct times *nccl)
+{
+    char line[96];
+    c.comm.way = COMM_DIRECT;
+    struct times direct = time_way(r, "direct over the host", c, false);
+    c.comm.coarse_least = 1;
+    struct times coarse = time_way(r, "coarse over the host", c, false);
+    if (nccl == NULL) return direct;
+    for (int k = N_SIZES - 1; k < N_SIZES; k++) {
+        snprintf(line, sizeof line, "%d ranks over the host: nccl / coarse, sum of %zu KiB",
+                 c.comm.tp, SIZES[k] >> 10);
+        result_figure(r, line, nccl->us[k] / coarse.us[k], "", 1.5);
+    }
+    return direct;
+}
+
+static struct times time_peers(struct result *r, struct ranks_case c)
+{
+    c.comm.way = COMM_DIRECT;
+    c.comm.without_nccl = true;
+    struct times direct = time_way(r, "direct", c, false);
+    c.comm.way = COMM_PEER;
+    time_way(r, "peer, not recorded", c, true);
+    c.comm.way = COMM_NCCL;
+    c.comm.without_nccl = false;
+    time_way(r, "nccl, not recorded", c, true);
+    return direct;
+}
+
 void check_ranks_speed(struct result *r, int n_gpus, bool staged)
 {
+    if (staged && n_gpus == 1) { // the copies of two ranks share the one's bus
+        time_staged(r, (struct ranks_case){.comm = {.tp = 2, .deadline_ms = 30000, .staged = true,
+                                                    .crowded = true},
+                                           .n_gpus = 1, .arena_bytes = ARENA}, NULL);
+    }
     for (int tp = 2; tp <= n_gpus; tp *= 2) {
-        struct ranks_case c = {.comm = {.tp = tp, .deadline_ms = 30000, .staged = staged},
+        struct ranks_case c = {.comm = {.tp = tp, .way = COMM_NCCL, .deadline_ms = 30000,
+                                        .staged = staged},
                                .n_gpus = tp, .arena_bytes = ARENA};
-        c.comm.way = COMM_NCCL;
         struct times nccl = time_way(r, staged ? "nccl over the host" : "nccl", c, false);
-        c.comm.way = COMM_DIRECT;
-        c.comm.without_nccl = true;
-        struct times direct = time_way(r, staged ? "direct over the host" : "direct", c, false);
+        struct times direct = staged ? time_staged(r, c, &nccl) : time_peers(r, c);
         char line[96];
-        if (!staged) {
-            c.comm.way = COMM_PEER;
-            time_way(r, "peer, not recorded", c, true);
-            c.comm.way = COMM_NCCL;
-            time_way(r, "nccl, not recorded", c, true);
-            c.comm.blocking = true;
-            time_way(r, "nccl blocking, not recorded", c, true);
-        }
         for (int k = 0; SIZES[k] <= 64 << 10; k++) {
             snprintf(line, sizeof line, "%d ranks%s: direct / nccl, sum of %zu KiB", tp,
                      staged ? " over the host" : "", SIZES[k] >> 10);

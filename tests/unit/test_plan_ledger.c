@@ -478,8 +478,6 @@ static void test_host_memory_of_ranks(void **state)
     }
 }
 
-// What ranks on GPUs have for their sums: slots for each rank in the device, two of its own in
-// pinned memory.
 // Both halves hold a step, of those that are not larger than 32 MiB.
 static void test_ways_between_host_and_gpu(void **state)
 {
@@ -498,14 +496,22 @@ static void test_ways_between_host_and_gpu(void **state)
     }
 }
 
+// What ranks on GPUs have for their sums: slots for each rank in the device; in pinned memory two
+// of its own, and shares of all ranks with the sum of its own.
 static void test_memory_of_sums_between_gpus(void **state)
 {
     (void) state;
-    uint64_t slot = 8 * (uint64_t) CUDA_COMM_FLOATS;
+    uint64_t slot = 16 * (uint64_t) CUDA_COMM_FLOATS / 3, share = 16 * 32768;
     assert_int_equal(cuda_comm_device(1).bytes, 0);
     assert_int_equal(cuda_comm_pinned(1).bytes, 0);
-    assert_int_equal(cuda_comm_device(8).bytes, 512 + 16 * slot);
-    assert_int_equal(cuda_comm_pinned(8).bytes, 256 + 2 * slot);
+    assert_int_equal(CUDA_COMM_FLOATS % 3, 0);
+    assert_int_equal(cuda_comm_device(8).bytes, 512 + 16 * slot + 256);
+    assert_int_equal(cuda_comm_pinned(8).bytes, 256 + 2 * slot + 9 * share);
+    for (int tp = 2; tp <= TP_MAX; tp++) { // shares are whole tiles, and all fit
+        assert_int_equal(cuda_shares_pitch(tp) % CUDA_SHARES_TILE, 0);
+        assert_in_range(cuda_shares_pitch(tp) * (uint64_t) tp, CUDA_SHARES_WORDS / 2,
+                        CUDA_SHARES_WORDS);
+    }
     struct model_config c = load("deepseek-v3");
     struct rank_shape s = {.config = &c, .device = DEVICE_CUDA, .slots = 48, .max_blocks = 3,
                            .n_blocks = 99, .max_rows = 128, .max_out = 40,
