@@ -192,6 +192,7 @@ static void *group_main(void *arg)
                               .gpu = g->options.n_gpus > 0 ? t->index * g->options.tp : 0,
                               .n_gpus = g->options.n_gpus,
                               .n_threads = g->options.n_threads,
+                              .coarse_sums = g->options.coarse_sums,
                               .precision = g->options.precision,
                               .memory_bytes = g->options.memory_bytes,
                               .step_deadline_ms = STEP_DEADLINE_MS,

@@ -25,6 +25,7 @@ struct engine_options {
     int n_gpus;                // that all ranks of all stages share; 0: a stage's have one each
     enum precision precision;
     int n_threads;             // of each rank; 0: chosen
+    bool coarse_sums;          // as group.h has it
     int slots;                 // sequences at once
     int max_context;           // tokens of one of them
     int chunk;                 // most prefill rows of one sequence in a step; 0: chosen

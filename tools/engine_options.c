@@ -26,6 +26,7 @@ enum status engine_flags_apply(const struct engine_flags *f, struct engine_optio
         o->chunk = (int) chunk;
     }
     o->n_threads = (int) f->threads;
+    o->coarse_sums = f->coarse_sums;
     o->memory_bytes = (uint64_t) f->device_memory;
     struct devices devices;
     try(devices_parse(f->device, &devices, e));

@@ -11,6 +11,7 @@ struct engine_flags {
     const char *model, *layers, *precision, *chunk, *device;
     int64_t tp, pp, threads;
     int64_t device_memory;
+    bool coarse_sums;
 };
 
 #define ENGINE_FLAGS_DEFAULT                                                                       \
@@ -35,6 +36,8 @@ struct engine_flags {
     {.name = "threads", .kind = OPTION_INT, .value = &(f).threads, .argument = "N",                \
      .help = "Threads of each rank; 0: the cores shared out.", .least = 0,                         \
      .most = DEVICE_THREADS_MAX},                                                                  \
+    {.name = "coarse-sums", .kind = OPTION_FLAG, .value = &(f).coarse_sums,                        \
+     .help = "Large sums between GPUs travel over the host as 8 bits; not in f32."},              \
     {.name = "device-memory", .kind = OPTION_BYTES, .value = &(f).device_memory,                   \
      .argument = "BYTES", .help = "Most memory of each rank; default: what it takes."}
 

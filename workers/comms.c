@@ -41,7 +41,9 @@ enum status comms_create(struct comms *c, const struct stage_options *o, struct 
         memcpy(c->device, c->host, sizeof c->device);
         return OK;
     }
-    struct comm_cuda_options options = {.tp = o->tp, .deadline_ms = o->collective_deadline_ms};
+    struct comm_cuda_options options = o->sums;
+    options.tp = o->tp;
+    options.deadline_ms = o->collective_deadline_ms;
     return comm_cuda_create(c->device, &options, e);
 }
 

@@ -28,6 +28,7 @@ struct group_options {
     int tp;                // ranks
     int gpu, n_gpus;       // where they are, as a stage has it
     int n_threads;         // of each rank's device; 0: chosen
+    bool coarse_sums;      // between GPUs that cannot use each other's memory; not in f32
     enum precision precision;
     uint64_t memory_bytes; // of each rank's device
     int64_t step_deadline_ms; // no progress of the steps in flight for so long ends the epoch

@@ -129,6 +129,9 @@ static enum status build_stage(struct group *g, const struct stage_shape *shape,
                                     .limits = shape->limits,
                                     .n_steps = a->steps_in_flight,
                                     .collective_deadline_ms = o->step_deadline_ms};
+    if (o->coarse_sums && shape->precision != PRECISION_F32) {
+        options.sums.coarse_least = COMM_COARSE_LEAST;
+    }
     if (g->stage != NULL && memcmp(shape, &g->shape, sizeof *shape) == 0) return OK;
     drop_stage(g);
     if (g->open) drop_epoch(g); // now that the ranks don't read its frames any more

@@ -37,7 +37,7 @@ struct settings {
     const char *broker, *model, *devices, *bind, *name, *precision, *log_level, *key, *broker_key,
         *status, *manifest;
     int64_t data_port, threads, device_memory, drain_s, step_deadline_s;
-    bool log_json, insecure;
+    bool log_json, insecure, coarse_sums;
     char address[INET_ADDRSTRLEN]; // that --bind means
 };
 
@@ -56,6 +56,8 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
          .most = DEVICE_THREADS_MAX},
         {.name = "device-memory", .kind = OPTION_BYTES, .value = &s->device_memory,
          .argument = "BYTES", .help = "Memory of each rank; default: most of what is free."},
+        {.name = "coarse-sums", .kind = OPTION_FLAG, .value = &s->coarse_sums,
+         .help = "Large sums between GPUs travel over the host as 8 bits; not in f32."},
         {.name = "precision", .kind = OPTION_STRING, .value = &s->precision,
          .argument = "auto|f32|bf16", .help = "What this group prefers; the broker decides."},
         {.name = "bind", .kind = OPTION_STRING, .value = &s->bind, .argument = "IP|HOST",
@@ -185,6 +187,7 @@ static enum status fill(struct group_options *o, struct settings *s, struct brok
     o->control.n_brokers = b->n;
     o->data = data;
     o->n_threads = (int) s->threads;
+    o->coarse_sums = s->coarse_sums;
     o->memory_bytes = (uint64_t) s->device_memory; // 0: what the devices have, see main
     o->step_deadline_ms = s->step_deadline_s * 1000;
     o->status = s->status;

@@ -10,6 +10,7 @@
 #include "common/manifest.h"
 #include "common/ledger.h"
 #include "kernels/backend.h"
+#include "kernels/comm.h"
 #include "workers/step.h"
 
 #include <stdbool.h>
@@ -29,6 +30,7 @@ struct stage_options {
     struct step_limits limits;
     int n_steps;                           // ring size
     int64_t collective_deadline_ms;        // 0: none
+    struct comm_cuda_options sums;         // on GPUs; tp and deadline are those above
     struct manifest *manifest;             // compared with as it loads; NULL: none
     void *memory;                          // stage_memory_bytes, zeroed; outlives the stage
     void *staging;                         // stage_staging_bytes; the same
