@@ -66,7 +66,8 @@ static size_t peers_of(const struct rehearsal *r)
 {
     const struct plan *p = r->options.plan;
     size_t n = (size_t) p->max_rows * (size_t) r->options.request->config->hidden_size;
-    return p->tp == 1 ? 0 : n < PEERS_MAX ? n : PEERS_MAX;
+    bool alone = p->tp > 1 && r->options.comm == NULL;
+    return !alone ? 0 : n < PEERS_MAX ? n : PEERS_MAX;
 }
 
 static enum status lay_out(struct rehearsal *r, struct carve *carve, struct carve *host,
@@ -377,7 +378,9 @@ static enum status time_steps(struct rehearsal *r, const struct work *w, struct 
     begun_ns = before_ns = clock_ns();
     while (t->repeats < REPEATS_MAX) {
         double all = (double) (before_ns - begun_ns) * 1e-9;
-        if (t->repeats >= REPEATS_LEAST && all > REPEAT_S) break;
+        bool enough = t->repeats >= REPEATS_LEAST && all > REPEAT_S;
+        int given = r->options.comm != NULL ? r->options.repeats : 0;
+        if (given > 0 ? t->repeats == given : enough) break;
         layers[t->repeats] = 0;
         try(run_work(r, w, &(struct way){.layers = &layers[t->repeats]}, e));
         int64_t now_ns = clock_ns();
@@ -452,7 +455,8 @@ static enum status open_device(struct rehearsal *r, struct error *e)
     const struct rehearse_options *o = &r->options;
     struct rehearse_memory *m = &r->memory;
     struct placement place = place_of(o);
-    struct device_options device = {.precision = r->precision, .n_threads = o->n_threads};
+    struct device_options device = {.precision = r->precision, .n_threads = o->n_threads,
+                                    .index = o->gpu};
     struct rank_shape shape = {.config = o->request->config, .place = place,
                                .device = o->backend->kind, .f32 = o->request->f32,
                                .slots = o->plan->slots, .max_blocks = o->plan->max_blocks,
@@ -466,6 +470,7 @@ static enum status open_device(struct rehearsal *r, struct error *e)
                               place.last - place.first, e));
     rehearse_comm_init(&r->comm, o->rank, o->plan->tp, &r->times, r->device, false);
     rehearse_comm_init(&r->host_comm, o->rank, o->plan->tp, &r->times, r->device, true);
+    if (o->comm != NULL) rehearse_comm_real(&r->comm, o->comm);
     return OK;
 }
 
@@ -502,7 +507,7 @@ enum status rehearse_open(struct rehearsal **rehearsal, const struct rehearse_op
     struct rehearsal *r = *rehearsal = calloc(1, sizeof *r);
     if (r == NULL) return error_set(e, ERR_NOMEM, NULL, "no memory for a rehearsal");
     check(o->plan->fits && o->stage < o->plan->pp && o->rank < o->plan->tp &&
-          o->context <= o->plan->max_context);
+          o->context <= o->plan->max_context && o->repeats <= REPEATS_MAX);
     r->options = *o;
     r->precision = o->request->f32 ? PRECISION_F32 : PRECISION_BF16;
     r->measures = measures_of(o->backend->kind);
@@ -510,6 +515,10 @@ enum status rehearse_open(struct rehearsal **rehearsal, const struct rehearse_op
     if (status == OK) status = open_device(r, e);
     if (status == OK) status = take_host(r, e);
     if (status == OK) status = take_memory(r, e);
+    if (status == OK) {
+        status = r->comm.comm.ops->attach(&r->comm.comm, r->device, r->forward.comm_memory,
+                                          r->forward.comm_pinned, e);
+    }
     if (status == OK) status = fill(r, e);
     if (status == OK) status = ready(r, e);
     if (status != OK) rehearse_close(rehearsal);
@@ -531,7 +540,10 @@ void rehearse_close(struct rehearsal **rehearsal)
     rehearse_times_destroy(&r->times);
     forward_deinit(&r->forward);
     weights_deinit(&r->weights);
-    if (r->device != NULL) r->options.backend->close(&r->device);
+    if (r->device != NULL) {
+        if (r->comm.comm.ops != NULL) r->comm.comm.ops->detach(&r->comm.comm);
+        r->options.backend->close(&r->device);
+    }
     rehearse_noise_destroy(&r->noise);
     free(r->step_memory);
     free(r->links);

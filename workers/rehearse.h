@@ -1,11 +1,12 @@
-// One rank of a bigger deployment, alone on the device at hand: laid out by the plan, at its true
-// size, with random weights, peers that bring nothing and links that are local buffers. What it
-// holds is compared with the plan, and its steps are timed. One thread calls everything; it becomes
-// the rank's.
+// One rank of a bigger deployment on the device at hand: laid out by the plan, at its true size,
+// with random weights, links that are local buffers, and peers that bring nothing or are rehearsed
+// beside it. What it holds is compared with the plan, and its steps are timed. One thread calls
+// everything; it becomes the rank's.
 #ifndef PENSTOCK_WORKERS_REHEARSE_H
 #define PENSTOCK_WORKERS_REHEARSE_H
 
 #include "common/plan.h"
+#include "kernels/comm.h"
 #include "workers/rehearse_predict.h"
 #include "workers/rehearse_times.h"
 
@@ -16,6 +17,11 @@ struct rehearse_options {
     const struct backend *backend;
     int n_threads;                      // of a CPU device; 0: chosen
     int context;                        // tokens that a sequence has when it decodes
+    int gpu;                            // where it runs
+    // With peers: this rank's of comm_cuda_create, borrowed. All ranks' threads make the same calls
+    // with the same numbers, and repeat each step `repeats` times. NULL: alone, as often as fits.
+    struct comm *comm;
+    int repeats;
 };
 
 struct rehearsal;
@@ -46,7 +52,7 @@ struct rehearse_time {
     bool shared_kv;           // sequences share blocks: the pool does not hold so many
 };
 
-// A rank's seconds without the stand-in of the collectives.
+// A rank's seconds without its collectives, or their stand-in.
 struct rehearse_own rehearse_time_own(const struct rehearse_time *t);
 
 // The device is opened and capped at the request's device_bytes, and filled. ERR_NOMEM

@@ -37,6 +37,11 @@ void check_steps(struct result *r, const char *fixtures);
 void check_golden_ranks(struct result *r, const char *fixtures, const char *model, int tp,
                         int n_gpus);
 
+// The same by ranks that have a GPU each, over every way of their sums. `staged`: as if no GPU
+// could use another's memory.
+void check_golden_ways(struct result *r, const char *fixtures, const char *model, int n_gpus,
+                       bool staged);
+
 // Collectives between 2 and 4 ranks on the machine's GPUs, which share one if there is no more; and
 // by NCCL between as many as there are.
 void check_ranks(struct result *r, int n_gpus);
@@ -54,6 +59,9 @@ void check_attention_speed(struct result *r);
 
 // The sampler on logits of the device: the tokens of the host's, and its times.
 void check_sampler(struct result *r);
+
+// Ranks with a GPU each that sum with each other: layers with experts at full size.
+void check_rehearse_ranks(struct result *r, const char *fixtures, int n_gpus);
 
 // One rank of a deployment on 32 GPUs, and five layers, at full size with random weights.
 void check_rehearse(struct result *r, const char *fixtures, bool layers);

@@ -1,9 +1,11 @@
 // gpu_check PARTS FIXTURES MODEL: checks the CUDA backend on the GPU at hand and prints a table.
 // PARTS: letters of o (ops), a (attention, and its speed), g (golden files), b (few of them, for
-// slow tools), r (steps, recorded and not), c (collectives and ranks on the GPUs there are), m
-// (times of sums between several of them), h (both as if GPUs could not use each other's memory),
-// t (sampler), s (speed), f (full size: rehearsals), l (of those the layers that have bars). Exit
-// status 0: all bars are met, 77: no device.
+// slow tools), r (steps, recorded and not), c (collectives and ranks on the GPUs there are), w
+// (golden files by ranks with a GPU each, over every way of their sums), m (times of sums between
+// several of them), h, v, i (collectives, golden files, times, as if GPUs could not use each
+// other's memory), t (sampler), s (speed), f (full size: rehearsals), l (of those the layers
+// that have bars), p (rehearsals of ranks that sum with each other). Exit status 0: all bars are
+// met, 77: no device.
 #include "tests/gpu/check.h"
 #include "tests/gpu/ranks.h"
 
@@ -81,11 +83,12 @@ int main(int argc, char **argv)
             check_golden_ranks(&r, argv[2], argv[3], tp, n_gpus < tp ? n_gpus : tp);
         }
     }
+    if (strchr(argv[1], 'w') != NULL) check_golden_ways(&r, argv[2], argv[3], n_gpus, false);
     if (strchr(argv[1], 'm') != NULL) check_ranks_speed(&r, n_gpus, false);
-    if (strchr(argv[1], 'h') != NULL) {
-        check_ranks_staged(&r, n_gpus);
-        check_ranks_speed(&r, n_gpus, true);
-    }
+    if (strchr(argv[1], 'h') != NULL) check_ranks_staged(&r, n_gpus);
+    if (strchr(argv[1], 'v') != NULL) check_golden_ways(&r, argv[2], argv[3], n_gpus, true);
+    if (strchr(argv[1], 'i') != NULL) check_ranks_speed(&r, n_gpus, true);
+    if (strchr(argv[1], 'p') != NULL) check_rehearse_ranks(&r, argv[2], n_gpus);
     if (strchr(argv[1], 't') != NULL) check_sampler(&r);
     if (strchr(argv[1], 's') != NULL) check_speed(&r);
     if (strchr(argv[1], 'f') != NULL) check_rehearse(&r, argv[2], false);
