@@ -146,6 +146,25 @@ static void test_decode_of_32_cards(void **state)
     assert_true(decode_rate(&replicated, &limit, 32) < decode_rate(&m, &limit, 32));
 }
 
+// The same with this program's own sums over the host (kernels/README.md), exact or as 8 bits.
+static void test_sums_of_32_cards(void **state)
+{
+    (void) state;
+    static const struct {
+        double batch, direct, coarse; // 0: its steps are too small to be coarse
+    } CASES[] = {{1, 116, 0}, {8, 676, 0}, {32, 1090, 0}, {128, 1641, 0}, {339, 2619, 3192}};
+    struct model_config c = load("deepseek-v3");
+    struct cost_form form = {.tp = 8, .kv_ranks = 8, .fp8_gemm = true, .fp8_kv = true};
+    struct device_rates direct = rates("rtx4090-direct"), coarse = rates("rtx4090-coarse");
+    struct cost_model m;
+    cost_model_init(&m, &c, &form);
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        expect_within(decode_rate(&m, &direct, CASES[i].batch), CASES[i].direct, 0.01);
+        if (CASES[i].coarse == 0) continue;
+        expect_within(decode_rate(&m, &coarse, CASES[i].batch), CASES[i].coarse, 0.01);
+    }
+}
+
 // Prefill at TP 8 is bound by the all-reduces: 10,000 to 29,000 tokens/s of 66,000 by arithmetic.
 static void test_prefill_of_32_cards(void **state)
 {
@@ -228,8 +247,9 @@ static void test_presets(void **state)
     (void) state;
     struct device_rates r;
     struct error e = {0};
-    static const char *const CARDS[] = {"rtx4090", "rtx4090-limit", "h100", "h100-limit", "cpu"};
-    for (int i = 0; i < 5; i++) {
+    static const char *const CARDS[] = {"rtx4090", "rtx4090-direct", "rtx4090-coarse",
+                                        "rtx4090-limit", "h100", "h100-limit", "cpu"};
+    for (size_t i = 0; i < sizeof CARDS / sizeof *CARDS; i++) {
         assert_int_equal(device_rates_named(&r, CARDS[i], &e), OK);
         assert_string_equal(r.name, CARDS[i]);
         assert_true(r.read > 0 && r.fp8_gemm > 0 && r.bf16_gemm > 0 && r.f32_gemm > 0);
@@ -240,8 +260,9 @@ static void test_presets(void **state)
     }
     assert_null(device_rates_find("abacus"));
     assert_int_equal(device_rates_named(&r, "abacus", &e), ERR_INPUT);
-    assert_string_equal(e.text, "no rates are known of abacus; there are rtx4090, rtx4090-limit, "
-                                "h100, h100-limit, cpu");
+    assert_string_equal(e.text, "no rates are known of abacus; there are rtx4090, "
+                                "rtx4090-direct, rtx4090-coarse, rtx4090-limit, h100, "
+                                "h100-limit, cpu");
 }
 
 int main(void)
@@ -252,6 +273,7 @@ int main(void)
         cmocka_unit_test(test_operations_of_a_token),
         cmocka_unit_test(test_where_experts_stop_being_memory_bound),
         cmocka_unit_test(test_decode_of_32_cards),
+        cmocka_unit_test(test_sums_of_32_cards),
         cmocka_unit_test(test_prefill_of_32_cards),
         cmocka_unit_test(test_content_of_a_step),
         cmocka_unit_test(test_any_model),
