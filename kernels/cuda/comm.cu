@@ -32,6 +32,7 @@ enum status cuda_keep_pace(struct cuda_comm *c)
         if (ended != OK) return ended;
     }
     device_note(d, cudaEventRecord(event, d->stream), "a collective");
+    d->barred = true;
     c->n_paces++;
     return OK;
 }

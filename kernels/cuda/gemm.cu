@@ -180,8 +180,8 @@ mma_gemm(const __grid_constant__ struct heads w, const __grid_constant__ struct 
     int row = n0 + (int) threadIdx.x / WARP % WM * 16;
     size_t x_pitch = sizeof(X) == sizeof(float) ? c.exact_stride : c.x_pitch;
     if constexpr (S::RING) {
-        ring_tile<WM, SIZE>(m, row, rows_of(c, head, X()), x_pitch, token_rows, c.n_rows, begin,
-                            end, ring, true, [] { overlap_wait(); });
+        ring_tile<WM>(m, row, rows_of(c, head, X()), x_pitch, token_rows, c.n_rows, begin, end,
+                      ring, true, [] { overlap_wait(); });
     } else {
         mma_tile<NT, WM, SIZE>(m, row, rows_of(c, head, X()), x_pitch, token_rows, begin, end,
                                shared, [] { overlap_wait(); });
@@ -265,7 +265,8 @@ static void launch_as(struct device *d, const struct heads &w, struct call &c)
     dim3 grid = grid_of<S>(w, c, true, FULL_BLOCKS * S::BLOCKS);
     int bytes = S::RING ? R::bytes(c.n_rows) : 0;
     if (S::RING) {
-        device_allow(d, (const void *) mma_gemm<NT, WM, SIZE, X>, R::bytes(S::TOKENS), "gemm");
+        static_assert(!S::RING || R::bytes(8) <= RING_BYTES_MAX, "any number of rows fits");
+        device_allow(d, (const void *) mma_gemm<NT, WM, SIZE, X>, R::bytes(8), "gemm");
     }
     overlap_launch(d, "gemm", true, mma_gemm<NT, WM, SIZE, X>, grid, MMA_THREADS, (size_t) bytes, w,
                    c);

@@ -29,7 +29,7 @@ template <int NT, int WM, int SIZE, int XS = 2> struct mma_shape {
     // Blocks of weights in registers. Where there is one block of inputs it is all there is.
     static constexpr bool SINGLE = WK == 1 && NT < 4;
     static constexpr int DEPTH = SINGLE ? 1 : SIZE == 1 && NT < 8 ? 3 : 2;
-    static constexpr bool RING = NT == 1 && !SINGLE; // weights pass through shared memory
+    static constexpr bool RING = NT == 1 && SIZE == 1 && !SINGLE; // weights by shared memory
     static constexpr int BLOCKS = SIZE > 1 || NT > 1 ? 2 : SINGLE ? 4 : 3; // a multiprocessor
     static constexpr int LOADS = SIZE == 1 ? 2 : 4;           // of 16 bytes, a row and block
 };

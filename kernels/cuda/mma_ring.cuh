@@ -1,6 +1,6 @@
-// The inner part of bf16 matrix products for up to 8 tokens: mma.cuh's, but weights pass through a
-// ring in shared memory, each thread's own pieces by cp.async, three or four blocks of inputs deep.
-// What loads into registers have on its way lies in the first level cache, of which little is left
+// The inner part of products of FP8 weights and up to 8 tokens: mma.cuh's, but weights pass through
+// a ring in shared memory, each thread's own pieces by cp.async, four blocks of inputs deep. What
+// loads into registers have on its way lies in the first level cache, of which little is left
 // beside kernels with much shared memory, and that does not change while kernels overlap.
 #ifndef PENSTOCK_KERNELS_CUDA_MMA_RING_CUH
 #define PENSTOCK_KERNELS_CUDA_MMA_RING_CUH
@@ -9,15 +9,20 @@
 
 // S: a mma_shape with RING. `room`: tokens that have place, up to 8.
 template <typename S, int XS> struct mma_ring {
-    static constexpr int STAGES = S::LOADS == 2 ? 4 : 3;
+    static constexpr int STAGES = 4;
     static constexpr int WEIGHT_BYTES = MMA_THREADS * 2 * S::LOADS * 16;
-    static __host__ __device__ int stage_bytes(int room) { return room * S::X_PITCH * XS; }
-    static __host__ __device__ int bytes(int room)
+    static constexpr __host__ __device__ int stage_bytes(int room)
     {
-        int all = STAGES * (WEIGHT_BYTES + stage_bytes(room));
-        return all > S::SUM_BYTES ? all : S::SUM_BYTES;
+        return room * S::X_PITCH * XS;
     }
+    static constexpr __host__ __device__ int bytes(int room)
+    {
+        return STAGES * (WEIGHT_BYTES + stage_bytes(room));
+    }
+    static_assert(!S::RING || bytes(1) > S::SUM_BYTES, "sums lie where weights were");
 };
+
+enum { RING_BYTES_MAX = 99 * 1024 }; // that a block has on any GPU
 
 static __device__ __forceinline__ void copy_weights(void *shared, const uint8_t *global)
 {
@@ -28,26 +33,24 @@ static __device__ __forceinline__ void copy_weights(void *shared, const uint8_t 
 
 // As mma_tile. shared: mma_ring's bytes. `early`: all stages' weights are asked for before `before`
 // is called, which waits for other kernels; else the first one's.
-template <int WM, int SIZE, typename X, typename BEFORE>
+template <int WM, typename X, typename BEFORE>
 static __device__ __forceinline__ void ring_tile(const struct mat &m, int row, const X *x,
                                                  size_t x_pitch, const int32_t *token_rows,
                                                  int room, int begin, int end, char *shared,
                                                  bool early, BEFORE before)
 {
-    constexpr int XS = sizeof(X);
+    constexpr int SIZE = 1, XS = sizeof(X);
     using S = mma_shape<1, WM, SIZE, XS>;
     using R = mma_ring<S, XS>;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     int wm = warp % WM, wk = warp / WM, blocks = mat_blocks(m.col_phase, m.k);
     const uint8_t *from[2];
-    const float *scales[2] = {};
+    const float *scales[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         int r = row + g + 8 * i < m.n ? row + g + 8 * i : m.n - 1;
         from[i] = m.rows + ((size_t) r * blocks + begin + wk) * SCALE_BLOCK * SIZE + t * 16;
-        if (SIZE == 1) {
-            scales[i] = m.scales + (size_t) ((m.row_phase + r) / SCALE_BLOCK) * blocks + begin + wk;
-        }
+        scales[i] = m.scales + (size_t) ((m.row_phase + r) / SCALE_BLOCK) * blocks + begin + wk;
     }
     int n_steps = (end - begin + S::WK - 1) / S::WK, mine = end - begin - wk;
     char *weights = shared + threadIdx.x * 16, *rows = shared + R::STAGES * R::WEIGHT_BYTES;
@@ -68,9 +71,9 @@ static __device__ __forceinline__ void ring_tile(const struct mat &m, int row, c
         if constexpr (XS == 4) mma_stage_f32<S>(to, token_rows, x, x_pitch, m.k, block, end);
         else mma_stage<S>(to, f, x, block, end);
     };
-    float total[1][4] = {}, scale[2] = {1, 1}; // scales of the step to come
+    float total[4] = {}, scale[2]; // scales of the step to come
     auto load_scales = [&](int step) {
-        if (SIZE != 1 || step * S::WK >= mine) return;
+        if (step * S::WK >= mine) return;
         scale[0] = __ldg(scales[0] + step * S::WK);
         scale[1] = __ldg(scales[1] + step * S::WK);
     };
@@ -99,23 +102,19 @@ static __device__ __forceinline__ void ring_tile(const struct mat &m, int row, c
                 *(const uint4 *) (weights + stage * R::WEIGHT_BYTES + i * MMA_THREADS * 16);
         }
         const char *tokens = rows + stage * R::stage_bytes(room) + wk * SCALE_BLOCK * XS;
-        if (SIZE == 1) {
-            float acc[1][4] = {};
-            mma_block<S, 1, SIZE, XS>(w, tokens, token, acc);
-            total[0][0] = fmaf(acc[0][0], s0, total[0][0]);
-            total[0][1] = fmaf(acc[0][1], s0, total[0][1]);
-            total[0][2] = fmaf(acc[0][2], s1, total[0][2]);
-            total[0][3] = fmaf(acc[0][3], s1, total[0][3]);
-        } else {
-            mma_block<S, 1, SIZE, XS>(w, tokens, token, total);
-        }
+        float acc[1][4] = {};
+        mma_block<S, 1, SIZE, XS>(w, tokens, token, acc);
+        total[0] = fmaf(acc[0][0], s0, total[0]);
+        total[1] = fmaf(acc[0][1], s0, total[1]);
+        total[2] = fmaf(acc[0][2], s1, total[2]);
+        total[3] = fmaf(acc[0][3], s1, total[3]);
     }
     copy_wait<0>();
     __syncthreads();
     float *sums = (float *) shared + (size_t) wk * S::TOKENS * S::SUM_PITCH + wm * 16 + g;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        sums[(size_t) (t * 2 + i % 2) * S::SUM_PITCH + i / 2 * 8] = total[0][i];
+        sums[(size_t) (t * 2 + i % 2) * S::SUM_PITCH + i / 2 * 8] = total[i];
     }
     __syncthreads();
 }

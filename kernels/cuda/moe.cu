@@ -16,6 +16,7 @@ enum {
     FP8_PAIRS_MIN = 8, // of an expert, were they even
     FEW_PAIRS = 4,     // the same, up to which tiles are of
     FEW_TOKENS = 8,    // so many
+    FEW_F32 = 4,       // rows that gate_up reads in f32
 };
 
 // --- products
@@ -166,8 +167,8 @@ gate_up(const __grid_constant__ struct moe m)
         take_rows<S>(token_rows, m, tile);
     };
     if constexpr (S::RING) {
-        ring_tile<WM, SIZE>(w, row, rows_of(m, X()), x_pitch, token_rows,
-                            min(m.n_rows, S::TOKENS), 0, blocks, ring, waits, before);
+        ring_tile<WM>(w, row, rows_of(m, X()), x_pitch, token_rows,
+                      min(m.n_rows, S::TOKENS), 0, blocks, ring, waits, before);
     } else {
         mma_tile<NT, WM, SIZE>(w, row, rows_of(m, X()), x_pitch, token_rows, 0, blocks, shared,
                                before);
@@ -220,8 +221,8 @@ down(const __grid_constant__ struct moe m)
     const __nv_bfloat16 *act = (const __nv_bfloat16 *) m.room.act;
     take_nans<S::ROWS>(nans, w, m.n0 + first);
     if constexpr (S::RING) {
-        ring_tile<WM, SIZE>(w, row, act, m.act_pitch, token_rows, min(m.n_rows, S::TOKENS), 0,
-                            blocks, ring, true, [] { overlap_wait(); });
+        ring_tile<WM>(w, row, act, m.act_pitch, token_rows, min(m.n_rows, S::TOKENS), 0,
+                      blocks, ring, true, [] { overlap_wait(); });
     } else {
         mma_tile<NT, WM, SIZE>(w, row, act, m.act_pitch, token_rows, 0, blocks, shared,
                                [] { overlap_wait(); });
@@ -332,7 +333,9 @@ template <int NT, int SIZE> struct narrow {
     {
         using R = mma_ring<S, XS>;
         int room = m.n_rows < S::TOKENS ? m.n_rows : S::TOKENS;
-        if (S::RING) device_allow(d, (const void *) kernel, R::bytes(S::TOKENS), "moe");
+        constexpr int MOST = XS == 4 ? FEW_F32 : FEW_TOKENS;
+        static_assert(!S::RING || R::bytes(MOST) <= RING_BYTES_MAX, "any number of rows fits");
+        if (S::RING) device_allow(d, (const void *) kernel, R::bytes(MOST), "moe");
         overlap_launch(d, "moe", true, kernel, grid, MMA_THREADS,
                        S::RING ? (size_t) R::bytes(room) : 0, m);
     }
@@ -399,7 +402,7 @@ static unsigned list_pairs(struct device *d, const struct moe &m, const struct s
 // Whether gate_up rounds rows, as products of few rows do. Rows of f32 need more shared memory.
 static bool may_round(const struct moe &m)
 {
-    return m.n_rows <= FEW_TOKENS / 2 && (uintptr_t) m.x % 16 == 0 && m.hidden % 8 == 0 &&
+    return m.n_rows <= FEW_F32 && (uintptr_t) m.x % 16 == 0 && m.hidden % 8 == 0 &&
            m.gate.first.col_phase == 0;
 }
 
