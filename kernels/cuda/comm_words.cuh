@@ -10,7 +10,7 @@
 
 enum {
     WORD_LOOKS = 512, // for words, then a look whether all has ended
-    COARSE_NAN = 255, // the step's code where a value is no number, or too large
+    COARSE_NAN = -128, // in place of a value that is no number, or 2^30 and more
     COARSE_LEAST = -40, // the step of code 4 k is 2^(k + this)
 };
 
@@ -83,7 +83,7 @@ struct word_exact {
 
 // Eleven values of 8 bits, multiples of a step that is a quarter of an octave from the next. Its
 // code is the twelfth byte; 0: all are zeros. A value that is no finite number, or 2^30 and more,
-// makes all eleven NaN.
+// arrives as NaN, and the step is that of the others.
 struct word_coarse {
     enum { VALUES = 11 };
 
@@ -98,10 +98,14 @@ struct word_coarse {
         return (sign > 0 ? f : g) * __uint_as_float((uint32_t) (octaves + 127) << 23);
     }
 
-    // The least step of which 127 reach `most`, the bits of a float.
+    static __device__ __forceinline__ bool is_value(float v)
+    {
+        return (__float_as_uint(v) & 0x7fffffffu) < 0x4e800000u;
+    }
+
+    // The least step of which 127 reach `most`, the bits of a float below 2^30.
     static __device__ __forceinline__ int code_of(uint32_t most)
     {
-        if (most >= 0x4e800000u) return COARSE_NAN;
         float steps = __uint_as_float(most) * (1.0f / 127.0f);
         if (steps == 0) return 0;
         uint32_t bits = __float_as_uint(steps), part = bits & 0x7fffffu;
@@ -114,12 +118,15 @@ struct word_coarse {
     {
         uint32_t most = 0, word[3] = {};
 #pragma unroll
-        for (int i = 0; i < VALUES; i++) most = max(most, __float_as_uint(v[i]) & 0x7fffffffu);
+        for (int i = 0; i < VALUES; i++) {
+            if (is_value(v[i])) most = max(most, __float_as_uint(v[i]) & 0x7fffffffu);
+        }
         int code = code_of(most);
-        float per = code == COARSE_NAN ? 0 : quarters(code, -1);
+        float per = quarters(code, -1);
 #pragma unroll
         for (int i = 0; i < VALUES; i++) {
             int q = min(max(__float2int_rn(v[i] * per), -127), 127);
+            if (!is_value(v[i])) q = COARSE_NAN;
             word[i / 4] |= ((uint32_t) q & 0xffu) << 8 * (i % 4);
         }
         word[2] |= (uint32_t) code << 24;
@@ -132,11 +139,11 @@ struct word_coarse {
     {
         uint32_t word[3] = {w.x, w.y, w.z};
         int code = (int) (w.z >> 24);
-        float step = code == COARSE_NAN ? __uint_as_float(0x7fc00000u) : quarters(code, 1);
+        float step = quarters(code, 1);
 #pragma unroll
         for (int i = 0; i < VALUES; i++) {
             int q = (int) (word[i / 4] << (24 - 8 * (i % 4))) >> 24;
-            v[i] = (float) q * step;
+            v[i] = q == COARSE_NAN ? __uint_as_float(0x7fc00000u) : (float) q * step;
         }
     }
 };

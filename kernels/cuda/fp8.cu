@@ -271,7 +271,7 @@ void fp8_gemm(struct device *d, const struct mat *w, const struct fp8_rows *x, i
     c.n_rows = n_rows;
     c.blocks = mat_blocks(w->col_phase, w->k);
     c.fours = fp8_by_fours(w, out, out_stride);
-    // Waves of blocks in units of 128 tokens, which take an eighth longer in tiles of as many: these
+    // Waves of blocks in units of 128 tokens. Tiles of as many take an eighth longer for them: they
     // read weights twice as often.
     uint64_t wide = ceil_div((uint64_t) (c.row_phase + c.n), TILE_N), sm = (uint64_t) d->n_sm;
     uint64_t small = ceil_div(wide * ceil_div((uint64_t) n_rows, 128), sm);

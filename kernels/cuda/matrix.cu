@@ -19,6 +19,7 @@ void cuda_matrix_pack(struct device *d, struct matrix *m, int row0, int n_rows, 
     int most = (int) (CUDA_STAGING_HALF / (pitch + 1));
     check(most >= 1, "a row of %zu bytes is beyond the staging", pitch);
     const uint8_t *from = (const uint8_t *) rows;
+    d->barred = true; // products read weights before they wait for kernels
     for (int done = 0; done < n_rows;) {
         int n = n_rows - done < most ? n_rows - done : most;
         size_t flags = m->dtype == DTYPE_F8_E4M3 ? (size_t) n : 0;
