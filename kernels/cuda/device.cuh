@@ -70,7 +70,8 @@ struct device {
     uint64_t pinned_bytes;
     struct allowed allowed[ALLOWED_MAX];
     int n_allowed;
-    bool round_carved; // the kernel that rounds rows has its share of shared memory set
+    // The kernels that round rows have their share of shared memory set (gemm.cu, skinny_rows.cu).
+    bool round_carved, stream_carved;
     struct graph graphs[GRAPHS_MAX];
     int n_graphs;
 };

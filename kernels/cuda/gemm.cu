@@ -363,10 +363,8 @@ static void run_heads(struct device *d, const struct matrix *w, struct call c,
         return;
     }
     if (c.n_heads == 1 && skinny_takes(d, &first, n_rows)) {
-        size_t pitch = cuda_input_pitch(w->k);
         rows.n_rows = n_rows;
-        gemm_round(d, &rows, 1, INPUT_STREAMED, d->scratch.input);
-        skinny_gemm(d, &first, d->scratch.input, pitch, n_rows, c.out, c.out_stride);
+        skinny_gemm(d, &first, &rows, d->scratch.input, c.out, c.out_stride);
         return;
     }
     c.x_pitch = cuda_input_pitch(w->k);

@@ -15,8 +15,8 @@ struct gemm_rows {
 };
 
 // In which order a block's 128 inputs lie: as they are, or as threads hold weights of one byte or
-// of two that they load from memory (wgmma.cuh), or of one from shared memory (skinny.cuh).
-enum input_order { INPUT_PLAIN, INPUT_BY_BYTES, INPUT_BY_HALVES, INPUT_STREAMED };
+// of two (wgmma.cuh).
+enum input_order { INPUT_PLAIN, INPUT_BY_BYTES, INPUT_BY_HALVES };
 
 // to (n_heads, n_rows, cuda_input_pitch(k)) bf16 = the rows, at their phases, zeros around them.
 void gemm_round(struct device *d, const struct gemm_rows *r, int n_heads, enum input_order order,
@@ -28,7 +28,6 @@ static inline __host__ __device__ int input_at(enum input_order order, int at)
     int step = at / 16, t = at % 8 / 2, high = at / 8 % 2, low = at % 2;
     if (order == INPUT_BY_BYTES) return step / 4 * 64 + t * 16 + step % 4 * 4 + high * 2 + low;
     if (order == INPUT_BY_HALVES) return step / 2 * 32 + t * 8 + step % 2 * 4 + high * 2 + low;
-    if (order == INPUT_STREAMED) return t * 32 + step * 4 + high * 2 + low;
     return at;
 }
 
@@ -42,7 +41,6 @@ static inline __host__ __device__ int place_of(enum input_order order, int k)
     if (order == INPUT_BY_HALVES) {
         return (k / 32 * 2 + k / 4 % 2) * 16 + high * 8 + k / 8 % 4 * 2 + low;
     }
-    if (order == INPUT_STREAMED) return k / 4 % 8 * 16 + high * 8 + k / 32 * 2 + low;
     return k;
 }
 

@@ -43,11 +43,9 @@ static __device__ __forceinline__ void mma_bf16(float (&c)[4], uint32_t a0, uint
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// Two bf16 from the two e4m3 that `select` (of __byte_perm) puts in the upper bytes of the halves.
-static __device__ __forceinline__ uint32_t widen_pair(uint32_t bytes, uint32_t select)
+// Two bf16 times 2^120.
+static __device__ __forceinline__ uint32_t scale_pair(uint32_t bits)
 {
-    uint32_t high = __byte_perm(bytes, 0, select);
-    uint32_t bits = ((high >> 4) & 0x07f007f0u) | (high & 0x80008000u);
     __nv_bfloat162 value, factor;
     uint32_t factor_bits = 0x7b807b80u; // 2^120
     memcpy(&value, &bits, 4);
@@ -55,6 +53,13 @@ static __device__ __forceinline__ uint32_t widen_pair(uint32_t bytes, uint32_t s
     value = __hmul2(value, factor);
     memcpy(&bits, &value, 4);
     return bits;
+}
+
+// Two bf16 from the two e4m3 that `select` (of __byte_perm) puts in the upper bytes of the halves.
+static __device__ __forceinline__ uint32_t widen_pair(uint32_t bytes, uint32_t select)
+{
+    uint32_t high = __byte_perm(bytes, 0, select);
+    return scale_pair(((high >> 4) & 0x07f007f0u) | (high & 0x80008000u));
 }
 
 static __device__ __forceinline__ uint4 load_weights(const uint8_t *from)

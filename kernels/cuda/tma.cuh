@@ -37,6 +37,24 @@ static __device__ __forceinline__ void tma_load(void *shared, const CUtensorMap 
                  "r"(shared_at(barrier)), "r"(byte), "r"(row), "r"(matrix) : "memory");
 }
 
+// What such a box is read once with: it leaves the second level cache before others do.
+static __device__ __forceinline__ uint64_t read_once()
+{
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+static __device__ __forceinline__ void tma_load(void *shared, const CUtensorMap *map, int byte,
+                                                int row, int matrix, uint64_t *barrier,
+                                                uint64_t policy)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_at(shared)),
+                 "l"(map), "r"(shared_at(barrier)), "r"(byte), "r"(row), "r"(matrix), "l"(policy)
+                 : "memory");
+}
+
 // Bytes that lie one after the other; all a multiple of 16.
 static __device__ __forceinline__ void bulk_load(void *shared, const void *from, uint32_t bytes,
                                                  uint64_t *barrier)

@@ -37,6 +37,18 @@ template <int N> static __device__ __forceinline__ void wgmma_fence(float (&d)[N
 }
 
 // d = a b (+ d if `keep`): 64 rows a warpgroup, 16 inputs.
+static __device__ __forceinline__ void wgmma_step(float (&d)[4], const uint32_t (&a)[4],
+                                                  uint64_t b, int keep)
+{
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %9, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3"
+        "}, {%4, %5, %6, %7}, %8, p, 1, 1, 0;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));
+}
+
 static __device__ __forceinline__ void wgmma_step(float (&d)[8], const uint32_t (&a)[4],
                                                   uint64_t b, int keep)
 {

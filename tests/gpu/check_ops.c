@@ -133,7 +133,17 @@ static void check_gemms(void)
     static const struct gemm_case many[] = {
         {DTYPE_F8_E4M3, 4096, 4224, 0, 0, 2000}, {DTYPE_F8_E4M3, 640, 4236, 4, 20, 1500},
     };
+    // Few rows: read by vectors where they are dense, one by one else.
+    static const struct gemm_case few[] = {
+        {DTYPE_F8_E4M3, 576, 7168, 0, 0, 1},     {DTYPE_F8_E4M3, 7168, 1536, 64, 64, 8},
+        {DTYPE_F8_E4M3, 4100, 2044, 0, 4, 13},   {DTYPE_F8_E4M3, 2000, 7168, 0, 0, 16},
+        {DTYPE_F8_E4M3, 7168, 2048, 0, 0, 32},   {DTYPE_F8_E4M3, 4097, 3000, 127, 64, 64},
+    };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_gemm(&cases[i], false, "");
+    for (size_t i = 0; i < sizeof few / sizeof *few; i++) {
+        check_gemm(&few[i], false, "");
+        check_gemm(&few[i], true, ", dense");
+    }
     if (precision == PRECISION_F32) return;
     for (size_t i = 0; i < sizeof many / sizeof *many; i++) check_gemm(&many[i], true, ", dense");
     cuda_probe_hopper(gpu.d, false);
