@@ -558,6 +558,7 @@ static enum status create_groups(struct broker *b, struct error *e)
                                     .allow = door_allow(&b->door),
                                     .record = &b->record,
                                     .precision = o->precision,
+                                    .fp8_kv = o->fp8_kv,
                                     .n_pipelines = o->pipelines,
                                     .n_spares = o->spares,
                                     .tp = o->tp,

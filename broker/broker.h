@@ -18,6 +18,7 @@ struct broker_options {
     struct option_list pp, layers; // of options_stages
     int pipelines, spares;         // of groups_options
     enum groups_precision precision;
+    bool fp8_kv;
     int tp;                   // ranks of each group; 0: as the first one has
     int slots, max_context, max_rows, chunk, kv_blocks; // 0: chosen
     int fill_ms, step_ms;     // of the heads' schedulers: workers/sched.h

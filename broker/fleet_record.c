@@ -3,6 +3,7 @@
 #include "broker/groups.h"
 #include "broker/site.h"
 #include "common/clock.h"
+#include "common/kv_block.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -168,8 +169,9 @@ static json_t *plan_json(const struct site *s)
         json_array_append_new(bytes, number(ledger_total(&p->stages[i])));
         json_array_append_new(ledgers, ledger_json(&p->stages[i]));
     }
-    return json_pack("{s:s,s:o,s:i,s:s,s:i,s:i,s:i,s:i,s:o,s:o}", "hash", s->plan_hash, "layers",
-                     layers, "tp", p->tp, "precision", s->f32 ? "f32" : "bf16", "slots", p->slots,
+    return json_pack("{s:s,s:o,s:i,s:s,s:s,s:i,s:i,s:i,s:i,s:o,s:o}", "hash", s->plan_hash,
+                     "layers", layers, "tp", p->tp, "precision", s->f32 ? "f32" : "bf16", "kv",
+                     kv_name(s->f32, s->options->fp8_kv), "slots", p->slots,
                      "kv_blocks", p->kv_blocks, "max_context", (int) p->max_context, "max_rows",
                      p->max_rows, "stage_bytes", bytes, "stage_ledgers", ledgers);
 }

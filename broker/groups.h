@@ -24,6 +24,7 @@ struct groups_options {
     const struct allow *allow; // keys of groups; NULL: plain; borrowed
     struct fleet_record *record; // hears what groups report; NULL: nobody does; borrowed
     enum groups_precision precision; // auto: what the groups prefer, f32 if any of them does
+    bool fp8_kv;     // of all models
     int n_pipelines; // most of each model; 0: as many as the groups allow
     int n_spares;    // groups of each model kept idle before a further pipeline is formed
     int tp;                   // ranks of each group; 0: as the first one has

@@ -3,6 +3,7 @@
 #include "broker/broker.h"
 #include "broker/http.h"
 #include "broker/queue_lead.h"
+#include "common/kv_block.h"
 #include "common/log.h"
 #include "common/options.h"
 
@@ -14,7 +15,7 @@ enum { EXIT_USAGE = 2, POOL_THREADS_MOST = 64 };
 
 struct settings {
     struct broker_options broker;
-    const char *precision, *log_level;
+    const char *precision, *kv, *log_level;
     int64_t tp, pipelines, spares, slots, max_context, max_rows, chunk, kv_blocks,
         default_max_tokens, pool_threads, age, urgent_share, fill_ms, step_ms;
     bool log_json;
@@ -60,6 +61,8 @@ static enum status parse(struct settings *s, int argc, char **argv, bool *help, 
          .most = TP_MAX},
         {.name = "precision", .kind = OPTION_STRING, .value = &s->precision,
          .argument = "auto|f32|bf16", .help = "f32 is exact; auto: what the groups prefer."},
+        {.name = "kv", .kind = OPTION_STRING, .value = &s->kv, .argument = "bf16|fp8",
+         .help = "Of KV in memory: as activations (default), or FP8, little more than half of it."},
         {.name = "slots", .kind = OPTION_INT, .value = &s->slots, .argument = "N",
          .help = "Sequences at once; 0: chosen.", .least = 0, .most = SLOTS_MAX},
         {.name = "max-context", .kind = OPTION_INT, .value = &s->max_context, .argument = "N",
@@ -147,6 +150,7 @@ static enum status settle(struct settings *s, enum log_level *level, struct erro
     if (b->models.n == 0) return usage(e, "--model is missing");
     try(check_stages(b, e));
     try(read_precision(s->precision, &b->precision, e));
+    try(kv_parse(s->kv, &b->fp8_kv, e));
     try(log_level_parse(s->log_level, level, e));
     try(door_check(&b->door, e));
     if (b->metrics != NULL) try(http_check(b->metrics, e));
@@ -180,6 +184,7 @@ int main(int argc, char **argv)
                                     .queue = "default",
                                     .door.listen = "tcp://127.0.0.1:7300"},
                          .precision = "auto",
+                         .kv = "bf16",
                          .log_level = "info",
                          .age = 600,
                          .urgent_share = 5,

@@ -93,7 +93,8 @@ void peers_refuse(struct peers *p, const struct peer *from, const char *name,
     peers_send(p, from, &answer);
 }
 
-struct wire_assign peers_template(const struct plan *p, const char *plan_hash, bool f32, bool score)
+struct wire_assign peers_template(const struct plan *p, const char *plan_hash, bool f32,
+                                  bool fp8_kv, bool score)
 {
     struct wire_assign a = {.tp = p->tp,
                             .kv_blocks = p->kv_blocks,
@@ -104,7 +105,8 @@ struct wire_assign peers_template(const struct plan *p, const char *plan_hash, b
                             .steps_in_flight = p->steps_in_flight,
                             .max_context = p->max_context,
                             .chunk = p->chunk,
-                            .score = score};
+                            .score = score,
+                            .fp8_kv = fp8_kv};
     snprintf(a.plan, sizeof a.plan, "%s", plan_hash);
     snprintf(a.precision, sizeof a.precision, "%s", f32 ? "f32" : "bf16");
     return a;

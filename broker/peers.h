@@ -48,7 +48,7 @@ void peers_refuse(struct peers *p, const struct peer *from, const char *name,
 
 // What every ASSIGN of a plan says, whatever the stage.
 struct wire_assign peers_template(const struct plan *p, const char *plan_hash, bool f32,
-                                  bool score);
+                                  bool fp8_kv, bool score);
 
 // For fleet_actions: what the fleet wants said. `template` holds the fields that don't depend on
 // the stage (limits, tp, precision, plan).

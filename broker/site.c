@@ -1,5 +1,6 @@
 #include "broker/site.h"
 
+#include "common/kv_block.h"
 #include "common/log.h"
 
 #include <stdio.h>
@@ -90,6 +91,7 @@ static bool plan_with(struct site *s, const struct candidate *like, int tp, bool
                              .pp = s->model->pp,
                              .tp = tp,
                              .f32 = f32,
+                             .fp8_kv = o->fp8_kv,
                              .slots = o->slots,
                              .max_context = o->max_context,
                              .max_rows = o->max_rows,
@@ -102,7 +104,7 @@ static bool plan_with(struct site *s, const struct candidate *like, int tp, bool
         error_set(e, ERR_NOMEM, "does_not_fit", "%s", plan->reason);
         return false;
     }
-    plan_hash(plan, s->model->hash, f32, hash);
+    plan_hash(plan, s->model->hash, f32, o->fp8_kv, hash);
     return true;
 }
 
@@ -162,7 +164,8 @@ static void log_plan(const struct site *s)
     plan_print_layers(p, layers, sizeof layers);
     log_line(LOG_INFO, "plan", log_str("model", s->model->name), log_str("layers", layers),
              log_int("tp", p->tp), log_str("precision", s->f32 ? "f32" : "bf16"),
-             log_int("slots", p->slots), log_int("kv_blocks", p->kv_blocks),
+             log_str("kv", kv_name(s->f32, s->options->fp8_kv)), log_int("slots", p->slots),
+             log_int("kv_blocks", p->kv_blocks),
              log_int("max_context", p->max_context), log_int("max_rows", p->max_rows),
              log_int("device_bytes", most), log_str("hash", s->plan_hash),
              log_str("note", p->reason));
@@ -230,7 +233,7 @@ static void try_plan(struct site *s, int64_t muster_ms)
     s->f32 = f32;
     snprintf(s->plan_hash, sizeof s->plan_hash, "%s", hash);
     log_plan(s);
-    s->template = peers_template(&s->plan, hash, s->f32, false);
+    s->template = peers_template(&s->plan, hash, s->f32, s->options->fp8_kv, false);
     s->template.fill_ms = s->options->fill_ms;
     s->template.step_ms = s->options->step_ms;
     start_fleet(s);
@@ -287,6 +290,12 @@ static enum status check_hello(const struct site *s, const char *key, const stru
                          "the group (version %s) speaks minor version %d of the protocol, and must "
                          "speak %d: update penstock-worker there", h->version, h->minor,
                          WIRE_MINOR_LEAST);
+    }
+    if (s->options->fp8_kv && h->minor < WIRE_MINOR_FP8_KV) {
+        return error_set(e, ERR_UNSUPPORTED, "old_minor",
+                         "the group (version %s) speaks minor version %d of the protocol, and "
+                         "KV in FP8 wants %d: update penstock-worker there", h->version, h->minor,
+                         WIRE_MINOR_FP8_KV);
     }
     if (h->tp < 1 || (tp > 0 && h->tp != tp)) {
         return error_set(e, ERR_INPUT, "bad_tp", "the group has %d ranks, %s %d", h->tp,

@@ -1,10 +1,10 @@
 #include "common/cost_model.h"
 
+#include "common/kv_block.h"
 #include "common/layout.h"
+#include "common/limits.h"
 
 #include <math.h>
-
-enum { KV_SCALE_VALUES = 128 }; // that share a scale where the latent is FP8
 
 // --- the model, once
 
@@ -55,9 +55,8 @@ static void count(struct cost_model *m, const struct model_config *c, int first,
 
 static double kv_row_bytes(const struct model_config *c, const struct cost_form *form)
 {
-    double latent = c->kv_lora_rank, rope = c->qk_rope_head_dim;
-    if (form->fp8_kv) return latent + ceil(latent / KV_SCALE_VALUES) * 4 + rope * 2;
-    return (latent + rope) * (form->f32 ? 4 : 2);
+    uint64_t block = kv_block_bytes(c->kv_lora_rank, c->qk_rope_head_dim, form->f32, form->fp8_kv);
+    return (double) block / KV_BLOCK_ROWS;
 }
 
 void cost_model_init(struct cost_model *m, const struct model_config *c,

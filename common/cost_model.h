@@ -25,9 +25,9 @@
 struct cost_form {
     int tp;
     int kv_ranks;  // ranks that share out a sequence's KV; 1: each has all of it
-    bool f32;      // exact mode: activations and KV are f32, else bf16
+    bool f32;      // exact mode: activations are f32, else bf16; KV likewise
     bool fp8_gemm; // FP8 weights are multiplied as FP8, else as the activations are
-    bool fp8_kv;   // the latent is cached in FP8, with an f32 scale for 128 values
+    bool fp8_kv;   // KV is in FP8 (kv_block.h)
 };
 
 // What a step holds. Sums over its runs; a run is consecutive rows of one sequence.

@@ -89,7 +89,7 @@ void cpu_scratch_carve(struct cpu_scratch *to, const struct scratch_shape *s, st
     *to = (struct cpu_scratch){0};
     carve_gemm(to, s, c);
     carve_moe(to, s, c);
-    if (!s->f32) {
+    if (!s->f32 || s->fp8_kv) {
         uint64_t tile = (uint64_t) KV_BLOCK_ROWS * (uint64_t) (s->kv_lora + s->rope);
         to->mla_tiles = carve_take(c, DEVICE_THREADS_MAX * tile * sizeof(float));
     }

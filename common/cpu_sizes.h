@@ -50,7 +50,7 @@ struct cpu_scratch {
     int32_t *moe_first;    // (n_experts + 1)
     int32_t *moe_busy;     // (n_experts)
     // attention, router
-    float *mla_tiles;      // (DEVICE_THREADS_MAX, KV_BLOCK_ROWS, kv_lora + rope); NULL in f32
+    float *mla_tiles;      // (DEVICE_THREADS_MAX, KV_BLOCK_ROWS, kv_lora + rope); NULL: KV is f32
     float *route_scores;   // (max_rows, n_experts)
 };
 

@@ -1,5 +1,7 @@
 #include "common/cuda_sizes.h"
 
+#include "common/kv_block.h"
+
 // Of the rows that a product rounds at once, if one fits (4,096 of a dense layer's 18,432 do in
 // FP8, with scales); of the experts' outputs of all pairs, if a block of columns fits.
 static const uint64_t INPUT_BYTES_MAX = 80 * MIB, OUTPUT_BYTES_MAX = 64 * MIB;
@@ -100,6 +102,9 @@ static void carve_run(struct cuda_run_scratch *to, const struct scratch_shape *s
     uint64_t head = cuda_expanded_head(s->max_context);
     to->weights = carve_take(c, heads * cuda_widened_head());
     to->expanded = carve_take(c, larger(smaller(heads * head, CUDA_EXPANDED_BYTES), head));
+    uint64_t blocks = ((uint64_t) s->max_context + KV_BLOCK_ROWS - 1) / KV_BLOCK_ROWS;
+    uint64_t block = kv_block_bytes(s->kv_lora, s->rope, false, false);
+    if (s->fp8_kv) to->kv = carve_take(c, blocks * block);
 }
 
 // Room for any step of at most so many pairs: fewer pairs have wider panels.

@@ -78,6 +78,7 @@ struct cuda_moe_scratch {
 struct cuda_run_scratch {
     char *weights;  // (heads) of cuda_widened_head
     char *expanded; // (cuda_expanded_heads) of cuda_expanded_head
+    char *kv;       // KV in FP8: a sequence's, in bf16
 };
 
 struct cuda_scratch {

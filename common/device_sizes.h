@@ -25,6 +25,7 @@ struct scratch_shape {
     int max_rows; // token budget of a step
     int max_out;  // rows with logits
     bool f32;     // exact mode
+    bool fp8_kv;  // KV is in FP8
     int hidden, intermediate, moe_intermediate; // widest of this rank
     int n_experts, n_chosen;
     int n_heads, kv_lora, rope, nope, v; // of this rank

@@ -131,6 +131,7 @@ static struct plan_limits limits_of(const struct plan *p, const struct plan_requ
                                 .max_rows = p->max_rows,
                                 .max_out = p->max_out,
                                 .f32 = r->f32,
+                                .fp8_kv = r->fp8_kv,
                                 .reserve = r->reserve,
                                 .context = r->context};
 }
@@ -148,7 +149,8 @@ static struct plan_times times_of(const struct plan *p, const struct plan_reques
 {
     struct plan_times t = {.rates = r->rates};
     struct cost_form form = {.tp = r->tp, .kv_ranks = 1, .f32 = r->f32,
-                             .fp8_gemm = r->device == DEVICE_CUDA && !r->f32};
+                             .fp8_gemm = r->device == DEVICE_CUDA && !r->f32,
+                             .fp8_kv = r->fp8_kv};
     cost_model_init(&t.model, r->config, &form);
     for (int i = 0; i < p->slots; i++) cost_step_add(&t.step, p->max_context / 2, 1, 1);
     return t;
@@ -429,10 +431,12 @@ void plan_print_layers(const struct plan *p, char *text, size_t n)
 
 static void hash_number(XXH3_state_t *hash, int64_t n) { XXH3_128bits_update(hash, &n, sizeof n); }
 
-void plan_hash(const struct plan *p, const char *model_hash, bool f32, char hash[PLAN_HASH_SIZE])
+void plan_hash(const struct plan *p, const char *model_hash, bool f32, bool fp8_kv,
+               char hash[PLAN_HASH_SIZE])
 {
     const int64_t numbers[] = {p->pp, p->tp, p->kv_blocks, p->slots, p->max_context, p->max_rows,
-                               p->chunk, p->max_out, p->steps_in_flight, f32};
+                               p->chunk, p->max_out, p->steps_in_flight,
+                               f32 + 2 * fp8_kv};
     XXH3_state_t state;
     XXH3_INITSTATE(&state);
     XXH3_128bits_reset(&state);

@@ -26,6 +26,7 @@ struct plan_request {
     int layers[PP_MAX];            // of each stage; layers[0] == 0: chosen here
     uint64_t device_bytes[PP_MAX]; // of the smallest device of each stage's group
     bool f32;                      // exact mode: activations and KV are f32, else bf16
+    bool fp8_kv;                   // KV is in FP8, in exact mode, too
     bool score;                    // logits of every row travel back
     bool mtp;                      // the last stage has the layers of multi-token prediction
     const struct device_rates *rates[PP_MAX]; // of each stage's devices; rates[0] NULL: no times
@@ -82,7 +83,8 @@ int64_t plan_kv_room(const struct plan *p);
 void plan_print_layers(const struct plan *p, char *text, size_t n);
 
 // XXH3-128, hex, of everything that stages must agree on: model manifest hash, layers, limits,
-// precision.
-void plan_hash(const struct plan *p, const char *model_hash, bool f32, char hash[PLAN_HASH_SIZE]);
+// precision, KV.
+void plan_hash(const struct plan *p, const char *model_hash, bool f32, bool fp8_kv,
+               char hash[PLAN_HASH_SIZE]);
 
 #endif

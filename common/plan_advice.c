@@ -91,6 +91,7 @@ static void put_change(struct text *to, const struct plan_machines *was,
     put_flag(to, "max-context", asked->max_context, r->max_context);
     put_flag(to, "max-rows", asked->max_rows, r->max_rows);
     if (r->f32 != asked->f32) put(to, " --precision bf16");
+    if (r->fp8_kv != asked->fp8_kv) put(to, " --kv fp8");
     if (r->reserve != asked->reserve) put(to, " --reserve 0");
     if (layers && r->layers[0] == 0) put(to, " without --layers");
     if (r->mtp != asked->mtp) put(to, " without --mtp");
@@ -189,6 +190,9 @@ static void another_form(struct search *s)
     }
     r.f32 = false;
     if (s->asked.f32) offer(s, &s->machines, &r, "activations and KV take half");
+    r = s->asked;
+    r.fp8_kv = true;
+    if (!s->asked.fp8_kv) offer(s, &s->machines, &r, "KV takes little more than half");
     r = s->asked;
     r.reserve = 0;
     if (s->asked.reserve > 0) offer(s, &s->machines, &r, "nothing left to others");

@@ -114,6 +114,7 @@ static struct ledger count_rest(const struct plan_cost *c, const struct placemen
                                .place = *place,
                                .device = s->device,
                                .f32 = c->limits.f32,
+                               .fp8_kv = c->limits.fp8_kv,
                                .slots = c->limits.slots,
                                .max_blocks = c->limits.max_blocks,
                                .n_blocks = (int) kv_blocks,
@@ -182,7 +183,7 @@ static void drop_small_ranks(struct plan_cost *c)
 void plan_cost_limits(struct plan_cost *c, const struct plan_limits *limits)
 {
     c->limits = *limits;
-    c->block_layer = rank_kv_block_bytes(c->source.config, 1, limits->f32);
+    c->block_layer = rank_kv_block_bytes(c->source.config, 1, limits->f32, limits->fp8_kv);
     count_rests(c);
     drop_small_ranks(c);
 }

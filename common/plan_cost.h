@@ -16,7 +16,7 @@ enum { PLAN_KINDS_MAX = 32 };
 
 struct plan_limits {
     int slots, max_blocks, max_rows, max_out;
-    bool f32;
+    bool f32, fp8_kv;
     uint64_t reserve;
     uint64_t context; // 0: the allowance for the device
 };

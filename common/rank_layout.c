@@ -1,14 +1,16 @@
 #include "common/rank_layout.h"
 
-uint64_t rank_kv_block_bytes(const struct model_config *c, int n_layers, bool f32)
+#include "common/kv_block.h"
+
+uint64_t rank_kv_block_bytes(const struct model_config *c, int n_layers, bool f32, bool fp8_kv)
 {
-    uint64_t value = f32 ? 4 : 2;
-    return (uint64_t) n_layers * KV_BLOCK_ROWS * (uint64_t) model_kv_width(c) * value;
+    return (uint64_t) n_layers *
+           kv_block_bytes(c->kv_lora_rank, c->qk_rope_head_dim, f32, fp8_kv);
 }
 
 uint64_t rank_kv_layer_bytes(const struct rank_shape *s)
 {
-    return (uint64_t) s->n_blocks * rank_kv_block_bytes(s->config, 1, s->f32);
+    return (uint64_t) s->n_blocks * rank_kv_block_bytes(s->config, 1, s->f32, s->fp8_kv);
 }
 
 int rank_ffn_width(const struct model_config *c, const struct placement *p)
@@ -36,6 +38,7 @@ struct scratch_shape rank_scratch_shape(const struct rank_shape *s)
     return (struct scratch_shape){.max_rows = s->max_rows,
                                   .max_out = s->max_out,
                                   .f32 = s->f32,
+                                  .fp8_kv = s->fp8_kv,
                                   .hidden = m->hidden_size,
                                   .intermediate = rank_ffn_width(m, &s->place),
                                   .moe_intermediate = m->moe_intermediate_size / s->place.tp,

@@ -16,7 +16,8 @@ struct rank_shape {
     const struct model_config *config;
     struct placement place;
     enum device_kind device;
-    bool f32; // exact mode: KV is f32, else bf16
+    bool f32;    // exact mode
+    bool fp8_kv; // KV is in FP8, else f32 in exact mode, else bf16
     int slots, max_blocks, n_blocks, max_rows, max_out;
 };
 
@@ -51,7 +52,7 @@ struct ledger rank_host_ledger(const struct rank_shape *s);
 uint64_t rank_kv_layer_bytes(const struct rank_shape *s);
 
 // Of one KV block in n layers.
-uint64_t rank_kv_block_bytes(const struct model_config *c, int n_layers, bool f32);
+uint64_t rank_kv_block_bytes(const struct model_config *c, int n_layers, bool f32, bool fp8_kv);
 
 // Columns of the rank's widest dense or shared FFN; at least 1.
 int rank_ffn_width(const struct model_config *c, const struct placement *p);

@@ -18,8 +18,9 @@
 
 enum {
     WIRE_MAJOR = 1, // in the first frame; another one is refused
-    WIRE_MINOR = 1, // in HELLO; new fields and commands only
+    WIRE_MINOR = 2, // in HELLO; new fields and commands only
     WIRE_MINOR_LEAST = 1, // of a group: below, step headers between stages have no padding
+    WIRE_MINOR_FP8_KV = 2, // of a group that is told to have KV in FP8
     WIRE_FRAMES = 4,
     WIRE_ID_BYTES = 16,
     WIRE_HASH_MAX = 64,
@@ -99,6 +100,7 @@ struct wire_assign {
     uint8_t token[WIRE_ID_BYTES]; // of the links of this epoch
     char precision[WIRE_NAME_MAX + 1];
     bool score; // logits travel back
+    bool fp8_kv; // KV is in FP8; else as activations are
     int fill_ms, step_ms; // of the head's scheduler: workers/sched.h
 };
 

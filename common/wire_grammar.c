@@ -133,6 +133,7 @@ static const struct schema_field assign[] = {
     BOOL("score", M, assign.score),
     INT("fill_ms", M, assign.fill_ms, WAIT_FILL_MS_MAX, SCHEMA_OPTIONAL),
     INT("step_ms", M, assign.step_ms, STEP_MS_MAX, SCHEMA_OPTIONAL),
+    BOOL("fp8_kv", M, assign.fp8_kv),
 };
 
 static const struct schema_field ready[] = {

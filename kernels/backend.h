@@ -50,10 +50,12 @@ struct step_inputs {
     int max_blocks;
 };
 
-// The KV pool of one layer: (n_blocks, KV_BLOCK_ROWS, kv_width), f32 or bf16 by precision.
+// The KV pool of one layer: (n_blocks, KV_BLOCK_ROWS, kv_width), f32 or bf16 by precision; or in
+// FP8, whatever the precision, as common/kv_block.h has it.
 struct kv_layer {
     void *pool;
     int n_blocks;
+    bool fp8;
 };
 
 struct attention_shape {

@@ -5,6 +5,7 @@
 #include "common/plan.h"
 #include "kernels/devices.h"
 #include "tools/commands.h"
+#include "tools/engine_options.h"
 #include "tools/outcome.h"
 #include "tools/plan_files.h"
 #include "tools/plan_view.h"
@@ -15,7 +16,7 @@
 #include <unistd.h>
 
 struct asked {
-    const char *model, *vram, *layers, *compare, *precision, *device, *objective, *rates;
+    const char *model, *vram, *layers, *compare, *precision, *kv, *device, *objective, *rates;
     int64_t nodes, gpus, reserve;
     int64_t pp, tp, kv_blocks, slots, max_context, max_rows;
     bool mtp, explain, files, json;
@@ -172,6 +173,7 @@ static enum status make(const struct asked *a, struct answer *to, struct error *
                                .max_context = (int) a->max_context,
                                .max_rows = (int) a->max_rows,
                                .reserve = (uint64_t) a->reserve};
+    try(kv_parse(a->kv, &r->fp8_kv, e));
     if (a->layers != NULL) try(options_layers(a->layers, a->pp, r->layers, &r->pp, e));
     try(cut_nodes(a, to, e));
     if (strcmp(a->device, "cuda") == 0) r->context = devices_context(DEVICE_CUDA);
@@ -273,8 +275,8 @@ static int answer(const struct asked *a)
 
 int cmd_plan(int argc, char **argv)
 {
-    struct asked a = {.precision = "bf16", .device = "auto", .objective = "kv", .nodes = 1,
-                      .gpus = 1};
+    struct asked a = {.precision = "bf16", .kv = "bf16", .device = "auto", .objective = "kv",
+                      .nodes = 1, .gpus = 1};
     struct option_spec specs[] = {
         {.name = "model", .kind = OPTION_STRING, .value = &a.model, .argument = "DIR|FILE",
          .help = "Checkpoint directory, or a config.json."},
@@ -310,6 +312,7 @@ int cmd_plan(int argc, char **argv)
          .help = "Token budget of a step (default 512).", .least = 1, .most = STEP_ROWS_MAX},
         {.name = "precision", .kind = OPTION_STRING, .value = &a.precision, .argument = "bf16|f32",
          .help = "Of activations and KV (default bf16)."},
+        KV_FLAG_ROW(a.kv),
         {.name = "mtp", .kind = OPTION_FLAG, .value = &a.mtp,
          .help = "With the layers of multi-token prediction, on the last stage."},
         {.name = "reserve", .kind = OPTION_BYTES, .value = &a.reserve, .argument = "BYTES",

@@ -4,6 +4,7 @@
 #include "kernels/devices.h"
 #include "tools/commands.h"
 #include "tools/csv.h"
+#include "tools/engine_options.h"
 #include "tools/outcome.h"
 #include "tools/rehearse_view.h"
 
@@ -14,7 +15,7 @@
 enum { PREFILL_DEFAULT = 2048, CONTEXT_DEFAULT = 4096 };
 
 struct asked {
-    const char *model, *layers, *batch, *device, *precision, *rates, *here, *csv;
+    const char *model, *layers, *batch, *device, *precision, *kv, *rates, *here, *csv;
     int64_t pp, tp, stage, rank, vram, reserve, context, prefill, max_rows, threads;
     bool json;
 };
@@ -79,6 +80,7 @@ static enum status make_plan(const struct asked *a, struct answer *to, struct er
                                .tp = (int) a->tp, .f32 = strcmp(a->precision, "f32") == 0,
                                .slots = largest(to), .max_context = (int) a->context,
                                .max_rows = (int) a->max_rows, .reserve = (uint64_t) a->reserve};
+    try(kv_parse(a->kv, &r->fp8_kv, e));
     try(options_layers(a->layers, a->pp, r->layers, &r->pp, e));
     for (int i = 0; i < r->pp; i++) r->device_bytes[i] = (uint64_t) a->vram;
     try(plan_make(&to->plan, r, e));
@@ -193,8 +195,8 @@ static int answer(const struct asked *a)
 
 int cmd_rehearse(int argc, char **argv)
 {
-    struct asked a = {.batch = "1,8,32,128", .device = "auto", .precision = "bf16", .tp = 1,
-                      .context = CONTEXT_DEFAULT, .prefill = PREFILL_DEFAULT};
+    struct asked a = {.batch = "1,8,32,128", .device = "auto", .precision = "bf16", .kv = "bf16",
+                      .tp = 1, .context = CONTEXT_DEFAULT, .prefill = PREFILL_DEFAULT};
     struct option_spec specs[] = {
         {.name = "model", .kind = OPTION_STRING, .value = &a.model, .argument = "DIR|FILE",
          .help = "A config.json, or the directory that holds it."},
@@ -225,6 +227,7 @@ int cmd_rehearse(int argc, char **argv)
          .help = "Of the CPU (default: its cores).", .least = 1, .most = DEVICE_THREADS_MAX},
         {.name = "precision", .kind = OPTION_STRING, .value = &a.precision, .argument = "bf16|f32",
          .help = "Of activations and KV (default bf16)."},
+        KV_FLAG_ROW(a.kv),
         {.name = "rates", .kind = OPTION_STRING, .value = &a.rates, .argument = "NAME",
          .help = "Devices of the deployment, for what passes between them (default rtx4090, cpu)."},
         {.name = "here", .kind = OPTION_STRING, .value = &a.here, .argument = "NAME",

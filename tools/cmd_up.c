@@ -11,6 +11,7 @@
 #include "common/plan.h"
 #include "kernels/precision.h"
 #include "tools/commands.h"
+#include "tools/engine_options.h"
 #include "tools/outcome.h"
 #include "tools/supervise.h"
 
@@ -39,7 +40,7 @@ struct served {
 
 struct up {
     struct option_list models, pp, layers;
-    const char *redis, *data_dir, *queue, *precision, *metrics;
+    const char *redis, *data_dir, *queue, *precision, *kv, *metrics;
     int64_t brokers, broker_ports[BROKERS_MAX];
     int64_t pipelines, tp, spares, threads, redis_port, broker_port, device_memory, drain_s,
         max_context, slots, max_rows;
@@ -183,6 +184,7 @@ static void add_broker(struct up *u, int i)
     add_number(c, "pipelines", u->pipelines);
     add_number(c, "spares", u->spares);
     add_text(c, "precision", u->precision);
+    add_text(c, "kv", u->kv);
     add_number(c, "max-context", u->max_context);
     add_number(c, "slots", u->slots);
     add_number(c, "max-rows", u->max_rows);
@@ -358,6 +360,7 @@ static enum status check_plan(struct up *u, struct served *served, const char *s
     try(model_spec(spec, served->name, &served->dir, e));
     try(options_stages(&u->pp, &u->layers, served->name, r.layers, &r.pp, e));
     try(precision_parse(u->precision, backend_cpu(), &precision, e));
+    try(kv_parse(u->kv, &r.fp8_kv, e));
     try(redis_name_check("queue", u->queue, QUEUE_NAME_MAX, e));
     try(model_config_load(&config, served->dir, e));
     served->n_stages = r.pp;
@@ -418,7 +421,8 @@ int cmd_up(int argc, char **argv)
 {
     struct up u = {.pipelines = 1, .tp = 1, .brokers = 1, .redis_port = 6379, .broker_port = 7300,
                    .drain_s = 20, .data_dir = "penstock-data", .queue = "default",
-                   .precision = "auto"};
+                   .precision = "auto",
+                   .kv = "bf16"};
     struct option_spec specs[] = {
         {.name = "model", .kind = OPTION_LIST, .value = &u.models, .argument = "[NAME=]DIR",
          .help = "Checkpoint directory as published on the hub; once for each model."},
@@ -449,6 +453,7 @@ int cmd_up(int argc, char **argv)
          .help = "Name of the queue (default: default)."},
         {.name = "precision", .kind = OPTION_STRING, .value = &u.precision,
          .argument = "auto|f32|bf16", .help = "f32 is exact; auto: bf16 where the CPU has it."},
+        KV_FLAG_ROW(u.kv),
         {.name = "threads", .kind = OPTION_INT, .value = &u.threads, .argument = "N",
          .help = "Threads of each rank; 0: the cores shared out.", .least = 0,
          .most = DEVICE_THREADS_MAX},

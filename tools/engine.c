@@ -149,6 +149,7 @@ static enum status make_plan(struct engine *g, struct error *e)
                              .pp = o->pp,
                              .tp = o->tp,
                              .f32 = o->precision == PRECISION_F32,
+                             .fp8_kv = o->fp8_kv,
                              .score = o->score,
                              .slots = o->slots,
                              .max_context = o->max_context,
@@ -163,8 +164,8 @@ static enum status make_plan(struct engine *g, struct error *e)
     try(plan_make(&g->plan, &r, e));
     if (!g->plan.fits) return error_set(e, ERR_NOMEM, "does_not_fit", "%s", g->plan.reason);
     char hash[PLAN_HASH_SIZE];
-    plan_hash(&g->plan, g->model_hash, r.f32, hash);
-    g->template = peers_template(&g->plan, hash, r.f32, o->score);
+    plan_hash(&g->plan, g->model_hash, r.f32, r.fp8_kv, hash);
+    g->template = peers_template(&g->plan, hash, r.f32, r.fp8_kv, o->score);
     g->template.fill_ms = WAIT_FILL_MS;
     g->template.step_ms = STEP_MS;
     return OK;

@@ -24,6 +24,7 @@ struct engine_options {
     const struct backend *backend;
     int n_gpus;                // that all ranks of all stages share; 0: a stage's have one each
     enum precision precision;
+    bool fp8_kv;               // KV is in FP8
     int n_threads;             // of each rank; 0: chosen
     bool coarse_sums;          // as group.h has it
     int slots;                 // sequences at once

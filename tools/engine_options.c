@@ -37,6 +37,7 @@ enum status engine_flags_apply(const struct engine_flags *f, struct engine_optio
     }
     o->backend = devices.backend;
     o->n_gpus = devices.n_gpus;
+    try(kv_parse(f->kv, &o->fp8_kv, e));
     return precision_parse(f->precision, o->backend, &o->precision, e);
 }
 

@@ -3,21 +3,26 @@
 #ifndef PENSTOCK_TOOLS_ENGINE_OPTIONS_H
 #define PENSTOCK_TOOLS_ENGINE_OPTIONS_H
 
+#include "common/kv_block.h"
 #include "common/options.h"
 #include "common/status.h"
 #include "tools/engine.h"
 
 struct engine_flags {
-    const char *model, *layers, *precision, *chunk, *device;
+    const char *model, *layers, *precision, *kv, *chunk, *device;
     int64_t tp, pp, threads;
     int64_t device_memory;
     bool coarse_sums;
 };
 
 #define ENGINE_FLAGS_DEFAULT                                                                       \
-    {.tp = 1, .precision = "auto", .chunk = "auto", .device = "cpu"}
+    {.tp = 1, .precision = "auto", .kv = "bf16", .chunk = "auto", .device = "cpu"}
 
 // Rows of a table of options.
+#define KV_FLAG_ROW(value_)                                                                        \
+    {.name = "kv", .kind = OPTION_STRING, .value = &(value_), .argument = "bf16|fp8",              \
+     .help = "Of KV in memory: as activations (default), or FP8, little more than half of it."}
+
 #define ENGINE_FLAG_ROWS(f)                                                                        \
     {.name = "model", .kind = OPTION_STRING, .value = &(f).model, .argument = "DIR",               \
      .help = "Checkpoint directory as published on the hub."},                                     \
@@ -31,6 +36,7 @@ struct engine_flags {
      .help = "Where it runs (default cpu); cuda/M: all ranks in turn on the first M GPUs."},       \
     {.name = "precision", .kind = OPTION_STRING, .value = &(f).precision,                          \
      .argument = "auto|f32|bf16", .help = "f32 is exact; auto: bf16 where it is fast."},       \
+    KV_FLAG_ROW((f).kv),                                                                           \
     {.name = "chunk", .kind = OPTION_STRING, .value = &(f).chunk, .argument = "N",                 \
      .help = "Most prompt tokens in one step; default: auto."},                                    \
     {.name = "threads", .kind = OPTION_INT, .value = &(f).threads, .argument = "N",                \
@@ -41,7 +47,7 @@ struct engine_flags {
     {.name = "device-memory", .kind = OPTION_BYTES, .value = &(f).device_memory,                   \
      .argument = "BYTES", .help = "Most memory of each rank; default: what it takes."}
 
-// Fills o's model, tp, pp, layers, precision, threads, chunk, memory. ERR_INPUT bad_usage.
+// Fills o's model, tp, pp, layers, precision, KV, threads, chunk, memory. ERR_INPUT bad_usage.
 enum status engine_flags_apply(const struct engine_flags *f, struct engine_options *o,
                                struct error *e);
 

@@ -16,6 +16,7 @@ static struct ledger pinned_by_ranks(const struct plan *p, const struct plan_req
                                              .tp = p->tp},
                                    .device = r->device,
                                    .f32 = r->f32,
+                                   .fp8_kv = r->fp8_kv,
                                    .slots = p->slots,
                                    .max_blocks = p->max_blocks,
                                    .n_blocks = p->kv_blocks,
@@ -33,6 +34,7 @@ struct plan_host plan_host_of(const struct plan *p, const struct plan_request *r
                                  .slots = p->slots,
                                  .max_blocks = p->max_blocks,
                                  .n_blocks = p->kv_blocks,
+                                 .fp8_kv = r->fp8_kv,
                                  .max_out = p->max_out,
                                  .vocab_size = r->config->vocab_size,
                                  .score = r->score};

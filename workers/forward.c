@@ -20,6 +20,7 @@ static struct rank_shape rank_shape(const struct forward *f)
                                .place = f->weights->place,
                                .device = f->backend->kind,
                                .f32 = f->precision == PRECISION_F32,
+                               .fp8_kv = f->limits.fp8_kv,
                                .slots = f->limits.slots,
                                .max_blocks = f->limits.max_blocks,
                                .n_blocks = f->limits.n_blocks,
@@ -260,7 +261,7 @@ static enum status layers(struct forward *f, const struct step *s, int n, struct
     f->backend->rmsnorm(f->device, f->x, hidden, l->input_norm, (float) f->config->rms_norm_eps,
                         f->h, hidden, n);
     for (int i = 0; l < end; i++, l++) {
-        struct kv_layer kv = {f->kv + (uint64_t) i * f->kv_layer_bytes, f->limits.n_blocks};
+        struct kv_layer kv = forward_kv_layer(f, i);
         attention(f, l, &kv, s, n);
         try(end_part(f, i, l->post_norm, n, e));
         feed_forward(f, l, n);

@@ -57,6 +57,14 @@ void forward_layout(struct forward *f, const struct weights *weights, const stru
                     enum precision precision, const struct step_limits *limits,
                     struct carve *carve, struct carve *host);
 
+// KV of the i-th of the rank's layers.
+static inline struct kv_layer forward_kv_layer(const struct forward *f, int i)
+{
+    return (struct kv_layer){.pool = f->kv + (uint64_t) i * f->kv_layer_bytes,
+                             .n_blocks = f->limits.n_blocks,
+                             .fp8 = f->limits.fp8_kv};
+}
+
 // Once, after the weights: runs a step of padding for each row bucket, as ops may take memory of
 // the device where they run first, and records the buckets of decode steps. All ranks together;
 // nothing where the device records no steps. Errors: as of forward_run.

@@ -55,6 +55,7 @@ static struct stage_shape shape_of(const struct group *g, const struct wire_assi
     shape.limits.slots = a->slots;
     shape.limits.max_blocks = a->max_blocks;
     shape.limits.n_blocks = a->kv_blocks;
+    shape.limits.fp8_kv = a->fp8_kv;
     shape.limits.max_out = a->max_out;
     shape.limits.vocab_size = g->options.config->vocab_size;
     shape.limits.score = a->score;

@@ -51,7 +51,8 @@ uint64_t head_bytes(const struct step_limits *l)
 static void open_sched(struct head *h, struct sched_seq *seqs)
 {
     const struct head_options *o = &h->options;
-    struct cost_form form = {.tp = o->tp, .kv_ranks = 1, .f32 = o->f32, .fp8_gemm = false};
+    struct cost_form form = {.tp = o->tp, .kv_ranks = 1, .f32 = o->f32, .fp8_gemm = false,
+                             .fp8_kv = o->limits.fp8_kv};
     struct sched_options options = {.limits = o->limits,
                                     .chunk = o->chunk,
                                     .steps_in_flight = o->steps_in_flight,

@@ -56,7 +56,7 @@ static struct step_limits limits_of(const struct rehearse_options *o)
     const struct plan *p = o->plan;
     return (struct step_limits){.max_rows = p->max_rows, .slots = p->slots,
                                 .max_blocks = p->max_blocks, .n_blocks = p->kv_blocks,
-                                .max_out = p->max_out,
+                                .max_out = p->max_out, .fp8_kv = o->request->fp8_kv,
                                 .vocab_size = o->request->config->vocab_size};
 }
 
@@ -459,6 +459,7 @@ static enum status open_device(struct rehearsal *r, struct error *e)
                                     .index = o->gpu};
     struct rank_shape shape = {.config = o->request->config, .place = place,
                                .device = o->backend->kind, .f32 = o->request->f32,
+                               .fp8_kv = o->request->fp8_kv,
                                .slots = o->plan->slots, .max_blocks = o->plan->max_blocks,
                                .n_blocks = o->plan->kv_blocks, .max_rows = o->plan->max_rows,
                                .max_out = o->plan->max_out};

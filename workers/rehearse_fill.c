@@ -303,7 +303,7 @@ static enum status write_rows(struct forward *f, struct kv_rows *rows, struct er
     b->rope_angles(f->device, f->weights->inv_freq, f->weights->rope_multiplier,
                    f->config->qk_rope_head_dim, in.pos, f->cos_sin, rows->n);
     for (int i = 0; i < f->weights->place.last - f->weights->place.first; i++) {
-        struct kv_layer kv = {f->kv + (uint64_t) i * f->kv_layer_bytes, f->limits.n_blocks};
+        struct kv_layer kv = forward_kv_layer(f, i);
         b->kv_write(f->device, &f->attention, f->c, f->weights->layers[i].kv_a_norm, f->cos_sin,
                     &in, &kv, rows->n);
     }

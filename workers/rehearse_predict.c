@@ -21,7 +21,8 @@ struct rehearse_prediction rehearse_predict(const struct plan *p, const struct p
                                             const struct rehearse_own *own)
 {
     struct cost_form form = {.tp = p->tp, .kv_ranks = 1, .f32 = r->f32,
-                             .fp8_gemm = r->device == DEVICE_CUDA && !r->f32};
+                             .fp8_gemm = r->device == DEVICE_CUDA && !r->f32,
+                             .fp8_kv = r->fp8_kv};
     struct cost_model model;
     struct cost_step step = {0};
     struct rehearse_prediction t = {.rows = rows, .measured = *own, .scaled = *own};

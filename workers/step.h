@@ -28,6 +28,7 @@ struct step_limits {
     int slots;
     int max_blocks;  // KV blocks of the longest sequence
     int n_blocks;    // KV blocks of the pool
+    bool fp8_kv;     // KV is in FP8
     int max_out;     // rows with logits in one step
     int vocab_size;
     bool score;      // logits travel back with the tokens (`penstock score`)

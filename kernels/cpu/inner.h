@@ -12,7 +12,7 @@ enum { ATTEND_HEADS_MAX = 16 }; // of one call: a KV block is read once for all 
 // One row's attention over its sequence, for some of its heads.
 struct attend {
     const struct attention_shape *shape;
-    enum precision precision;  // of the pool
+    enum precision precision;  // of the pool, unless it is FP8
     const float *q_abs;        // (n_heads, kv_lora)
     const float *q_pe;         // (n_heads, rope), heads q_pe_stride apart
     int q_pe_stride, n_heads;  // n_heads <= ATTEND_HEADS_MAX

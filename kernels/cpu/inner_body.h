@@ -7,6 +7,7 @@
 #include "kernels/cpu/inner.h"
 #include "kernels/cpu/vec.h"
 
+#include "common/kv_block.h"
 #include "common/limits.h"
 
 #include <math.h>
@@ -92,6 +93,47 @@ struct block {
     int rows;
 };
 
+// n values at `from` by `scale` into `to`; each is e4m3.
+static void widen_e4m3(float *to, const uint8_t *from, int n, float scale)
+{
+    vec by = vec_all(scale * 0x1p120f); // bits moved to where f32 has them are 2^-120 of the value
+    int i = 0;
+    for (; i + VEC_WIDTH <= n; i += VEC_WIDTH) {
+        vec_store(to + i, vec_moved_e4m3(from + i) * by);
+    }
+    if (i == n) return;
+    uint8_t last[VEC_WIDTH] = {0};
+    memcpy(last, from + i, (size_t) (n - i));
+    vec_store_n(to + i, vec_moved_e4m3(last) * by, n - i);
+}
+
+static void widen_bf16(float *to, const uint16_t *from, size_t n)
+{
+    size_t i = 0;
+    for (; i + VEC_WIDTH <= n; i += VEC_WIDTH) vec_store(to + i, vec_load_bf16(from + i));
+    if (i == n) return;
+    uint16_t last[VEC_WIDTH] = {0};
+    memcpy(last, from + i, (n - i) * sizeof *last);
+    vec_store_n(to + i, vec_load_bf16(last), (int) (n - i));
+}
+
+// The first rows of a block (common/kv_block.h).
+static void widen_fp8(float *to, const struct attention_shape *a, const char *block, int rows)
+{
+    struct kv_block shape = kv_block_fp8(a->kv_lora, a->rope);
+    for (int row = 0; row < rows; row++, to += a->kv_lora + a->rope) {
+        const uint8_t *latent = (const uint8_t *) block + (size_t) row * a->kv_lora;
+        const uint16_t *key = (const uint16_t *) (const void *) (block + shape.rope);
+        const float *scales = (const float *) (const void *) (block + shape.scales);
+        for (int k = 0; k < shape.n_scales; k++) {
+            int i = k * KV_SCALE_VALUES;
+            widen_e4m3(to + i, latent + i, at_most(a->kv_lora - i, KV_SCALE_VALUES),
+                       scales[row * shape.n_scales + k]);
+        }
+        widen_bf16(to + a->kv_lora, key + (size_t) row * a->rope, (size_t) a->rope);
+    }
+}
+
 static struct block attend_block(const struct attend *t, int index)
 {
     int id = t->blocks[index];
@@ -99,19 +141,15 @@ static struct block attend_block(const struct attend *t, int index)
     size_t width = (size_t) (t->shape->kv_lora + t->shape->rope);
     size_t first = (size_t) id * KV_BLOCK_ROWS * width;
     struct block block = {.rows = at_most(t->n_rows - index * KV_BLOCK_ROWS, KV_BLOCK_ROWS)};
-    if (t->precision == PRECISION_F32) {
-        block.data = (const float *) t->kv->pool + first;
-        return block;
-    }
-    const uint16_t *from = (const uint16_t *) t->kv->pool + first;
-    size_t n = (size_t) block.rows * width, i = 0;
-    for (; i + VEC_WIDTH <= n; i += VEC_WIDTH) vec_store(t->tile + i, vec_load_bf16(from + i));
-    if (i < n) {
-        uint16_t last[VEC_WIDTH] = {0};
-        memcpy(last, from + i, (n - i) * sizeof *last);
-        vec_store_n(t->tile + i, vec_load_bf16(last), (int) (n - i));
-    }
     block.data = t->tile;
+    if (t->kv->fp8) {
+        uint64_t bytes = kv_block_fp8(t->shape->kv_lora, t->shape->rope).bytes;
+        widen_fp8(t->tile, t->shape, (const char *) t->kv->pool + (size_t) id * bytes, block.rows);
+    } else if (t->precision == PRECISION_F32) {
+        block.data = (const float *) t->kv->pool + first;
+    } else {
+        widen_bf16(t->tile, (const uint16_t *) t->kv->pool + first, (size_t) block.rows * width);
+    }
     return block;
 }
 

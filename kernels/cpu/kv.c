@@ -1,6 +1,7 @@
 // A row's latent and rope key into the paged pool.
 #include "kernels/cpu/bf16.h"
 #include "kernels/cpu/device.h"
+#include "kernels/cpu/e4m3.h"
 #include "kernels/cpu/ops.h"
 
 #include "common/limits.h"
@@ -15,13 +16,31 @@ struct kv_write {
     const struct kv_layer *kv;
 };
 
-static size_t kv_row(const struct kv_write *w, int row)
+static size_t kv_block(const struct kv_write *w, int row)
 {
     int pos = w->in->pos[row], index = pos / KV_BLOCK_ROWS;
     check(index < w->in->max_blocks, "position %d is beyond the block table", pos);
     int id = w->in->blocks[(size_t) w->in->slot[row] * w->in->max_blocks + index];
     check(id >= 0 && id < w->kv->n_blocks, "KV block %d of %d", id, w->kv->n_blocks);
-    return (size_t) id * KV_BLOCK_ROWS + pos % KV_BLOCK_ROWS;
+    return (size_t) id;
+}
+
+// values (kv_lora + rope) into the row's place of an FP8 block.
+static void write_fp8(const struct kv_write *w, size_t block, int at, const float *values)
+{
+    int lora = w->a->kv_lora, rope = w->a->rope;
+    struct kv_block shape = kv_block_fp8(lora, rope);
+    uint8_t *base = (uint8_t *) w->kv->pool + block * shape.bytes;
+    uint8_t *latent = base + (size_t) at * lora;
+    uint16_t *key = (uint16_t *) (void *) (base + shape.rope) + (size_t) at * rope;
+    float *scales = (float *) (void *) (base + shape.scales) + (size_t) at * shape.n_scales;
+    for (int k = 0; k < shape.n_scales; k++) {
+        int first = k * KV_SCALE_VALUES;
+        int n = lora - first < KV_SCALE_VALUES ? lora - first : KV_SCALE_VALUES;
+        scales[k] = kv_scale(values + first, n);
+        for (int i = first; i < first + n; i++) latent[i] = e4m3_round(values[i] / scales[k]);
+    }
+    for (int i = 0; i < rope; i++) key[i] = bf16_round(values[lora + i]);
 }
 
 static void write_rows(void *arg, int begin, int end, int thread)
@@ -33,12 +52,17 @@ static void write_rows(void *arg, int begin, int end, int thread)
     for (int row = begin; row < end; row++) {
         if (w->in->pos[row] < 0) continue;
         const float *c = w->c + (size_t) row * width;
-        size_t first = kv_row(w, row) * width;
-        bool exact = w->precision == PRECISION_F32;
+        size_t block = kv_block(w, row), at = (size_t) (w->in->pos[row] % KV_BLOCK_ROWS);
+        size_t first = (block * KV_BLOCK_ROWS + at) * width;
+        bool exact = w->precision == PRECISION_F32 && !w->kv->fp8;
         float *to = exact ? (float *) w->kv->pool + first : values;
         row_rmsnorm(c, w->norm, w->a->norm_eps, to, lora);
         row_rope(c + lora, w->cos_sin + (size_t) row * rope, to + lora, rope);
         if (exact) continue;
+        if (w->kv->fp8) {
+            write_fp8(w, block, (int) at, values);
+            continue;
+        }
         uint16_t *halves = (uint16_t *) w->kv->pool + first;
         for (int i = 0; i < width; i++) halves[i] = bf16_round(values[i]);
     }

@@ -61,7 +61,8 @@ void cpu_mla(struct device *d, const struct attention_shape *a, const float *q_a
 {
     struct mla m = {d, a, q_abs, q_pe, (size_t) q_stride, q_head_stride, in, kv, out,
                     ATTEND_HEADS_MAX, 0};
-    check(d->precision == PRECISION_F32 || d->scratch.mla_tiles != NULL, "no scratch");
+    bool exact = d->precision == PRECISION_F32 && !kv->fp8;
+    check(exact || d->scratch.mla_tiles != NULL, "no scratch");
     int threads = team_threads(d->team);
     for (;; m.heads /= 2) { // with few rows, smaller groups keep all threads busy
         m.groups = (a->n_heads + m.heads - 1) / m.heads;

@@ -43,6 +43,12 @@ static inline vec vec_load_bf16(const uint16_t *p)
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
+// Bytes, each in a lane of its own.
+static inline vec_bits vec_load_bytes(const uint8_t *p)
+{
+    return (vec_bits) _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) (const void *) p));
+}
+
 static inline float vec_sum(vec v)
 {
     __m256 eight = _mm512_castps512_ps256(v) + _mm512_extractf32x8_ps(v, 1);
@@ -140,6 +146,11 @@ static inline vec vec_load_bf16(const uint16_t *p)
 {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) (const void *) p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
+static inline vec_bits vec_load_bytes(const uint8_t *p)
+{
+    return (vec_bits) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *) (const void *) p));
 }
 
 static inline float vec_sum(vec v)
@@ -254,9 +265,21 @@ static inline vec vec_load_bf16(const uint16_t *p)
                              (uint32_t) p[3] << 16};
 }
 
+static inline vec_bits vec_load_bytes(const uint8_t *p)
+{
+    return (vec_bits) {p[0], p[1], p[2], p[3]};
+}
+
 static inline float vec_sum(vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 
 #endif
+
+// e4m3 with its bits moved to where f32 has them: 2^-120 of the value, subnormals included.
+static inline vec vec_moved_e4m3(const uint8_t *p)
+{
+    vec_bits code = vec_load_bytes(p);
+    return (vec) ((code & 0x7f) << 20 | (code & 0x80) << 24);
+}
 
 static inline vec_bits vec_all_bits(uint32_t x) { return (vec_bits) {0} + x; }
 static inline vec vec_zero(void) { return vec_all(0.0f); }

@@ -1,8 +1,10 @@
 // A block takes 16 or 64 heads of a row and a part of its KV, TILE tokens at a time through shared
-// memory (two stages, cp.async). 8 warps: scores, softmax and weighted sum, online; where a row's
+// memory (two stages, cp.async; latents in FP8 pass through registers, where they become bf16). 8
+// warps: scores, softmax and weighted sum, online; where a row's
 // KV is split over blocks, a second kernel adds the parts in order.
 #include "kernels/cuda/mla_mma.cuh"
 
+#include "kernels/cuda/kv_fp8.cuh"
 #include "kernels/cuda/mma.cuh"
 
 #include <cuda_bf16.h>
@@ -69,6 +71,56 @@ static __device__ __forceinline__ void load_tile(char *stage, const struct mla &
                      "r"(bytes) : "memory");
     }
     copy_commit();
+}
+
+// What a thread has of the next tile's latents in FP8: 16 values of a few tokens, and their scales.
+struct fp8_piece {
+    uint4 codes;
+    float scale;
+};
+
+enum { FP8_PIECES = LORA / 16, FP8_EACH = TILE * FP8_PIECES / THREADS };
+static_assert(TILE * ROPE / 8 == THREADS, "a thread has a piece of the rope keys");
+
+// The same tokens of a pool in FP8: rope keys to the stage, latents on their way to registers.
+static __device__ __forceinline__ void ask_tile(fp8_piece (&pieces)[FP8_EACH], char *stage,
+                                                const struct mla &m, const int32_t *blocks,
+                                                int begin, int end)
+{
+    const char *block =
+        (const char *) m.kv.pool + (size_t) blocks[begin / KV_BLOCK_ROWS] * KV8_BLOCK;
+    int row0 = begin % KV_BLOCK_ROWS;
+#pragma unroll
+    for (int i = 0; i < FP8_EACH; i++) {
+        int at = threadIdx.x + i * THREADS, token = at / FP8_PIECES, piece = at % FP8_PIECES;
+        int row = begin + token < end ? row0 + token : row0;
+        const float *scales = (const float *) (block + KV8_SCALES_AT) + row * KV8_SCALES;
+        pieces[i].codes = ((const uint4 *) (block + row * LORA))[piece];
+        pieces[i].scale = scales[piece / (KV_SCALE_VALUES / 16)];
+    }
+    int token = threadIdx.x / (ROPE / 8), piece = threadIdx.x % (ROPE / 8);
+    bool there = begin + token < end;
+    const char *from = block + KV8_ROPE_AT + (there ? row0 + token : row0) * ROPE * 2 + piece * 16;
+    uint32_t to = (uint32_t) __cvta_generic_to_shared(stage + (token * PITCH + LORA) * 2 +
+                                                      piece * 16);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(there ? 16 : 0) : "memory");
+    copy_commit();
+}
+
+// `n`: tokens of the tile that count; zeros behind them.
+static __device__ __forceinline__ void put_tile(const fp8_piece (&pieces)[FP8_EACH], char *stage,
+                                                int n)
+{
+#pragma unroll
+    for (int i = 0; i < FP8_EACH; i++) {
+        int at = threadIdx.x + i * THREADS, token = at / FP8_PIECES;
+        uint32_t factor = token < n ? e4m3_factor(pieces[i].scale) : 0;
+        uint4 codes = pieces[i].codes;
+        uint4 *to = (uint4 *) (stage + token * PITCH * 2) + at % FP8_PIECES * 2;
+        to[0] = e4m3_widen_8(make_uint2(codes.x, codes.y), factor);
+        to[1] = e4m3_widen_8(make_uint2(codes.z, codes.w), factor);
+    }
 }
 
 // Scores of the tile, not yet scaled: (K_PARTS, HEADS, SCORE_PITCH).
@@ -193,7 +245,7 @@ static __device__ __forceinline__ void add_tile(const __nv_bfloat16 *p, const ch
 }
 
 // Grid: splits, groups of heads, rows.
-template <int MT>
+template <int MT, bool FP8>
 static __global__ void __launch_bounds__(THREADS, MT == 1 ? 2 : 1)
 attend_mma(const __grid_constant__ struct mla m)
 {
@@ -211,7 +263,13 @@ attend_mma(const __grid_constant__ struct mla m)
     int tiles = pos / TILE + 1, split = blockIdx.x;
     int tile = tiles * split / m.splits, last = tiles * (split + 1) / m.splits;
 
-    if (tile < last) load_tile(stages, m, blocks, tile * TILE, pos + 1);
+    fp8_piece pieces[FP8_EACH];
+    if (tile < last && FP8) {
+        ask_tile(pieces, stages, m, blocks, tile * TILE, pos + 1);
+        put_tile(pieces, stages, pos + 1 - tile * TILE);
+    } else if (tile < last) {
+        load_tile(stages, m, blocks, tile * TILE, pos + 1);
+    }
     for (int i = threadIdx.x; i < S::HEADS * WIDTH; i += THREADS) {
         int head = head0 + i / WIDTH, at = i % WIDTH;
         if (head >= m.n_heads) head = m.n_heads - 1;
@@ -229,14 +287,18 @@ attend_mma(const __grid_constant__ struct mla m)
         const char *kv = stages + stage * S::STAGE_BYTES;
         copy_wait<0>();
         __syncthreads();
+        char *next = stages + (stage ^ 1) * S::STAGE_BYTES;
         if (tile + 1 < last) {
-            load_tile(stages + (stage ^ 1) * S::STAGE_BYTES, m, blocks, (tile + 1) * TILE, pos + 1);
+            int begin = (tile + 1) * TILE;
+            if (FP8) ask_tile(pieces, next, m, blocks, begin, pos + 1);
+            else load_tile(next, m, blocks, begin, pos + 1);
         }
         score_tile<MT>(q, kv, scores);
         __syncthreads();
         soften<MT>(scores, p, most, mass, keep, m.scale * 1.44269504f, pos + 1 - tile * TILE);
         __syncthreads();
         add_tile<MT>(p, kv, keep, sums);
+        if (FP8 && tile + 1 < last) put_tile(pieces, next, pos + 1 - (tile + 1) * TILE);
     }
     __syncthreads();
 
@@ -282,15 +344,15 @@ static __global__ void add_parts(const __grid_constant__ struct mla m)
     }
 }
 
-template <int MT> static void run(struct device *d, struct mla m, int parts)
+template <int MT, bool FP8> static void run(struct device *d, struct mla m, int parts)
 {
     using S = mla_shape<MT>;
     unsigned groups = (unsigned) ceil_div(m.n_heads, S::HEADS);
     int blocks = (int) groups * m.n_rows;
     m.splits = parts / blocks < 1 ? 1 : parts / blocks < SPLITS_MAX ? parts / blocks : SPLITS_MAX;
-    device_allow(d, (const void *) attend_mma<MT>, S::BYTES, "mla");
+    device_allow(d, (const void *) attend_mma<MT, FP8>, S::BYTES, "mla");
     dim3 grid((unsigned) m.splits, groups, (unsigned) m.n_rows);
-    attend_mma<MT><<<grid, THREADS, S::BYTES, d->stream>>>(m);
+    attend_mma<MT, FP8><<<grid, THREADS, S::BYTES, d->stream>>>(m);
     if (m.splits == 1) return;
     device_launched(d, "mla");
     dim3 heads((unsigned) m.n_heads, (unsigned) m.n_rows);
@@ -300,6 +362,8 @@ template <int MT> static void run(struct device *d, struct mla m, int parts)
 void mla_mma_run(struct device *d, struct mla m)
 {
     bool many = m.n_heads >= CUDA_MLA_MANY_HEADS && d->block_bytes >= mla_shape<4>::BYTES;
-    if (many) run<4>(d, m, CUDA_MLA_MANY_PARTS);
-    else run<1>(d, m, CUDA_MLA_FEW_PARTS);
+    if (many && m.kv.fp8) run<4, true>(d, m, CUDA_MLA_MANY_PARTS);
+    else if (many) run<4, false>(d, m, CUDA_MLA_MANY_PARTS);
+    else if (m.kv.fp8) run<1, true>(d, m, CUDA_MLA_FEW_PARTS);
+    else run<1, false>(d, m, CUDA_MLA_FEW_PARTS);
 }

@@ -1,4 +1,5 @@
-// Absorbed attention on the tensor cores, for bf16 KV of V3's shape (512 + 64 values a token).
+// Absorbed attention on the tensor cores, for KV in bf16 or FP8 of V3's shape (512 + 64 values
+// a token).
 #ifndef PENSTOCK_KERNELS_CUDA_MLA_MMA_CUH
 #define PENSTOCK_KERNELS_CUDA_MLA_MMA_CUH
 
@@ -15,6 +16,7 @@ struct mla {
     float *out;
     float *partial; // what splits of a row's KV leave
     int splits;
+    struct kv_block block; // of KV in FP8
 };
 
 bool mla_mma_takes(int kv_lora, int rope);

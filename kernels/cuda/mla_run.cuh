@@ -18,7 +18,7 @@ struct run {
     int pos, n;      // rows [pos, pos + n) of the sequence are its queries
     int n_heads;     // at once
     int padded;      // its tokens, to whole tiles
-    const int32_t *blocks; // of its sequence
+    const int32_t *blocks; // of its sequence; NULL: one behind the other
     int n_blocks;    // of the pool
     float scale;
     const float *q;  // of the first head
@@ -26,6 +26,17 @@ struct run {
     float *out;
     size_t out_stride;
 };
+
+static __device__ __forceinline__ int run_block(const struct run &r, int i)
+{
+    int block = r.blocks != nullptr ? r.blocks[i] : i;
+    if (block < 0 || block >= r.n_blocks) __trap();
+    return block;
+}
+
+// A layer of bf16 at `to` that has the sequence's KV in FP8: n blocks, one behind the other.
+struct kv_layer run_widen_kv(struct device *d, const struct kv_layer *kv, const int32_t *blocks,
+                             int n, char *to);
 
 // keys (n_heads, padded, RUN_HEAD), values (n_heads, padded, RUN_HEAD) bf16 in `expanded`, from the
 // latents; zeros where the run has no token. `widened` by run_widen.

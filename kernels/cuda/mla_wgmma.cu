@@ -6,37 +6,12 @@
 // Weights stay in the first group's registers; the second one has them through shared memory.
 #include "kernels/cuda/mla_wgmma.cuh"
 
-#include "kernels/cuda/hopper.cuh"
-#include "kernels/cuda/mla_parts.cuh"
+#include "kernels/cuda/mla_tiles.cuh"
 
-enum {
-    LORA = CUDA_MLA_LORA,
-    WIDTH = LORA + CUDA_MLA_ROPE,
-    HEADS = CUDA_MLA_MANY_HEADS,
-    TILE = KV_BLOCK_ROWS,
-    CHUNK = TILE * CHUNK_ROW_BYTES, // bytes; heads and tokens are 64 both
-    CHUNKS = WIDTH / CHUNK_COLUMNS,
-    HALF_CHUNKS = LORA / CHUNK_COLUMNS / 2, // of a warpgroup's sum
-    STAGE = CHUNKS * CHUNK,
-    STAGES = 2,
-    AHEAD = 1, // tiles
-    COMPUTERS = 2 * WARPGROUP,
-    THREADS = COMPUTERS + WARPGROUP, // registers move between whole warpgroups
-    SLOTS = CUDA_MLA_BLOCKS * 2, // of parts of rows that are cut, times groups of heads
-    ADD_HEADS = 8,
-};
+enum { ADD_HEADS = 8 };
 
 // The named barriers.
 enum { WEIGHTS_THERE = 1, WEIGHTS_READ, FIRST_GROUP, SECOND_GROUP, MASSES_THERE, QUERIES_THERE };
-
-struct shared {
-    char q[CHUNKS * CHUNK];
-    char kv[STAGES][STAGE];
-    char weights[CHUNK];
-    float keep[HEADS], factor[HEADS];
-    uint64_t full[STAGES][CHUNKS];
-    uint64_t empty[STAGES][2]; // of the first group's half and the rope values; of the second's
-};
 
 struct place {
     float *sums, *stats; // (slots, n_heads, LORA), (slots, n_heads, 2: maximum, mass)
@@ -45,48 +20,6 @@ struct place {
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-
-// The order in which a tile's chunks come and are multiplied: rope values first.
-static __device__ __forceinline__ int chunk_at(int i) { return i == 0 ? CHUNKS - 1 : i - 1; }
-
-// Where `shares` blocks read the same, tiles go into the second level cache before there is room
-// for them here: block `share` does a part of that. (Alone, a block's loads keep memory busy.)
-static __device__ __forceinline__ void bring(struct shared *s, const CUtensorMap *map,
-                                             const struct mla &m, const struct part &part,
-                                             int share, int shares)
-{
-    int lane = threadIdx.x % WARP, n = part.end - part.begin, ids = 0, later = 0;
-    int written = m.in.pos[part.row] / KV_BLOCK_ROWS - part.begin; // the tile of the row itself
-    bool waits = true;
-    const int32_t *blocks =
-        m.in.blocks + (size_t) m.in.slot[part.row] * m.in.max_blocks + part.begin;
-    for (int i = 0; i < n; i++) {
-        if (waits && (m.n_rows > 1 || i == written)) { // rows of a step may read each other's KV
-            overlap_wait();
-            waits = false;
-        }
-        if (i % WARP == 0) { // of the next 32 tiles, and of those behind them
-            ids = i > 0 ? later : lane < n ? blocks[lane] : 0;
-            later = i + WARP + lane < n ? blocks[i + WARP + lane] : 0;
-            if (ids < 0 || ids >= m.kv.n_blocks) __trap();
-        }
-        int row = __shfl_sync(~0u, ids, i % WARP) * KV_BLOCK_ROWS, stage = i % STAGES;
-        int next = i % WARP + AHEAD; // behind the 32: among the later ones
-        int next_row = __shfl_sync(~0u, next < WARP ? ids : later, next % WARP) * KV_BLOCK_ROWS;
-        if (lane != 0) continue;
-        for (int c = share; shares > 1 && i + AHEAD < n && c < CHUNKS; c += shares) {
-            box_prefetch(map, c * CHUNK_COLUMNS, next_row);
-        }
-        uint32_t parity = (uint32_t) (i / STAGES + 1) % 2; // what was never full is empty
-        for (int j = 0; j < CHUNKS; j++) {
-            int c = chunk_at(j);
-            if (j == 0) bar_wait(&s->empty[stage][0], parity);
-            if (j == 1 + HALF_CHUNKS) bar_wait(&s->empty[stage][1], parity);
-            bar_expect(&s->full[stage][c], CHUNK);
-            box_load(s->kv[stage] + c * CHUNK, map, c * CHUNK_COLUMNS, row, &s->full[stage][c]);
-        }
-    }
-}
 
 static __device__ __forceinline__ void load_queries(char *q, const struct mla &m, int row,
                                                     int head0)
@@ -120,6 +53,16 @@ static __device__ __forceinline__ void load_queries(char *q, const struct mla &m
         }
         *(uint32_t *) (q + chunk_place(local, LORA / 8 + pair / 4, HEADS) + pair % 4 * 4) = values;
     }
+}
+
+// Of both groups that compute.
+static __device__ __forceinline__ void bring_queries(struct shared *s, const struct mla &m, int row,
+                                                     int head0)
+{
+    overlap_wait();
+    load_queries(s->q, m, row, head0);
+    stored_for_engines();
+    group_sync(QUERIES_THERE, COMPUTERS);
 }
 
 // Scores of tile i: (64 heads, 64 tokens).
@@ -400,8 +343,8 @@ static __device__ __forceinline__ void second_group(struct shared *s, const stru
 #endif
 
 // Grid: groups of heads for each part.
-static __global__ void __launch_bounds__(THREADS, 1)
-attend_wgmma(const __grid_constant__ struct mla m, const __grid_constant__ CUtensorMap map,
+template <bool FP8> static __global__ void __launch_bounds__(THREADS, 1)
+attend_wgmma(const __grid_constant__ struct mla m, const __grid_constant__ struct pool_maps maps,
              const __grid_constant__ struct place p)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -411,9 +354,13 @@ attend_wgmma(const __grid_constant__ struct mla m, const __grid_constant__ CUten
     overlap_next();
     int head0 = (int) blockIdx.x % p.groups * HEADS;
     if (thread == 0) {
-        map_prefetch(&map);
+        map_prefetch(&maps.rows);
+        if (FP8) map_prefetch(&maps.keys);
         for (int stage = 0; stage < STAGES; stage++) {
-            for (int c = 0; c < CHUNKS; c++) bar_init(&s->full[stage][c], 1);
+            for (int c = 0; c < CHUNKS; c++) {
+                bar_init(&s->full[stage][c], FP8 && c < CHUNKS - 1 ? WARPGROUP / WARP : 1);
+            }
+            for (int i = 0; i < PIECES; i++) bar_init(&s->raw[stage][i], 1);
             for (int half = 0; half < 2; half++) {
                 bar_init(&s->empty[stage][half], WARPGROUP / WARP);
             }
@@ -430,16 +377,18 @@ attend_wgmma(const __grid_constant__ struct mla m, const __grid_constant__ CUten
     if (m.in.pos[part.row] / KV_BLOCK_ROWS >= m.in.max_blocks) __trap();
     __syncthreads();
     if (thread >= COMPUTERS) {
-        registers_give<24>();
-        if (thread < COMPUTERS + WARP) bring(s, &map, m, part, head0 / HEADS, p.groups);
-    } else {
+        int share = head0 / HEADS;
+        registers_give<FP8 ? 96 : 24>(); // what the second warpgroup leaves
+        if (FP8) bring_fp8(s, &maps, m, part, share, p.groups);
+        else if (thread < COMPUTERS + WARP) bring(s, &maps.rows, m, part, share, p.groups);
+    } else if (thread < WARPGROUP) {
         registers_take<240>();
-        overlap_wait();
-        load_queries(s->q, m, part.row, head0);
-        stored_for_engines();
-        group_sync(QUERIES_THERE, COMPUTERS);
-        if (thread < WARPGROUP) first_group(s, m, p, part, head0);
-        else second_group(s, m, p, part, head0);
+        bring_queries(s, m, part.row, head0);
+        first_group(s, m, p, part, head0);
+    } else {
+        if (!FP8) registers_take<240>();
+        bring_queries(s, m, part.row, head0);
+        second_group(s, m, p, part, head0);
     }
 #else
     __trap();
@@ -502,6 +451,14 @@ static void run_add(struct device *d, const struct mla &m, const struct place &p
     overlap_launch(d, "mla", true, add_cuts<SHARES>, grid, ADD_HEADS * WARP, 0, m, p);
 }
 
+static struct pool_maps fp8_maps(struct device *d, const struct kv_layer *kv)
+{
+    struct tma_tensor latents = {kv->pool, LORA, TILE, kv->n_blocks, KV8_BLOCK, TILE};
+    struct tma_tensor keys = {(const char *) kv->pool + KV8_ROPE_AT, CHUNK_ROW_BYTES, TILE,
+                              kv->n_blocks, KV8_BLOCK, TILE};
+    return {tma_map(d, &latents), tma_map(d, &keys)};
+}
+
 void mla_wgmma_run(struct device *d, struct mla m)
 {
     struct place p;
@@ -513,12 +470,18 @@ void mla_wgmma_run(struct device *d, struct mla m)
     p.sums = m.partial;
     p.stats = p.sums + places * LORA;
     p.rows = (struct row_parts *) (p.stats + places * 2);
-    CUtensorMap map = hopper_map(d, m.kv.pool, (uint64_t) m.kv.n_blocks * KV_BLOCK_ROWS, WIDTH,
-                                 TILE);
     int bytes = (int) sizeof(struct shared) + 1024;
-    device_allow(d, (const void *) attend_wgmma, bytes, "mla");
     unsigned blocks = (unsigned) (p.groups * (m.n_rows + more));
-    overlap_launch(d, "mla", true, attend_wgmma, dim3(blocks), THREADS, bytes, m, map, p);
+    struct pool_maps maps;
+    if (m.kv.fp8) {
+        maps = fp8_maps(d, &m.kv);
+    } else {
+        maps.rows = maps.keys = hopper_map(d, m.kv.pool, (uint64_t) m.kv.n_blocks * KV_BLOCK_ROWS,
+                                           WIDTH, TILE);
+    }
+    auto kernel = m.kv.fp8 ? attend_wgmma<true> : attend_wgmma<false>;
+    device_allow(d, (const void *) kernel, bytes, "mla");
+    overlap_launch(d, "mla", true, kernel, dim3(blocks), THREADS, bytes, m, maps, p);
     if (!cut) return;
     if (m.n_rows <= PARTS_FEW_ROWS) run_add<4>(d, m, p);
     else run_add<1>(d, m, p);

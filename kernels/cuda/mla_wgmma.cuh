@@ -1,4 +1,4 @@
-// Absorbed attention by wgmma on Hopper, for bf16 KV of V3's shape: any number of heads, 64 at a
+// Absorbed attention by wgmma on Hopper, for KV of V3's shape: any number of heads, 64 at a
 // time.
 #ifndef PENSTOCK_KERNELS_CUDA_MLA_WGMMA_CUH
 #define PENSTOCK_KERNELS_CUDA_MLA_WGMMA_CUH

@@ -1,5 +1,7 @@
 // Rotary positions, and a row's latent and rope key into the paged pool. Angles in double, so that
 // far positions lose nothing; pairs (2i, 2i + 1).
+#include "kernels/cuda/fp8.cuh"
+#include "kernels/cuda/kv_fp8.cuh"
 #include "kernels/cuda/norm.cuh"
 
 #include <cuda_bf16.h>
@@ -66,6 +68,7 @@ struct kv_write {
     const float *c, *norm, *cos_sin;
     struct step_inputs in;
     struct kv_layer kv;
+    struct kv_block block; // of FP8
 };
 
 static __device__ void store(float *to, float value) { *to = value; }
@@ -77,15 +80,22 @@ static __device__ void store_4(__nv_bfloat16 *to, float4 v)
     ((__nv_bfloat162 *) to)[1] = __floats2bfloat162_rn(v.z, v.w);
 }
 
-// Where the row's position lies in the pool; NULL: it is padding. A position without a block is a
-// bug: the kernel traps, and sync tells.
+// Which block of the pool has the row's position; -1: it is padding. A position without a block is
+// a bug: the kernel traps, and sync tells.
+static __device__ __forceinline__ int block_of(const struct kv_write &w, int pos)
+{
+    int index = pos / KV_BLOCK_ROWS;
+    if (pos < 0) return -1;
+    if (index >= w.in.max_blocks) __trap();
+    int id = w.in.blocks[(size_t) w.in.slot[blockIdx.x] * w.in.max_blocks + index];
+    if (id < 0 || id >= w.kv.n_blocks) __trap();
+    return id;
+}
+
 template <typename T> static __device__ __forceinline__ T *place_of(const struct kv_write &w)
 {
-    int row = blockIdx.x, pos = w.in.pos[row], index = pos / KV_BLOCK_ROWS;
-    if (pos < 0) return nullptr;
-    if (index >= w.in.max_blocks) __trap();
-    int id = w.in.blocks[(size_t) w.in.slot[row] * w.in.max_blocks + index];
-    if (id < 0 || id >= w.kv.n_blocks) __trap();
+    int pos = w.in.pos[blockIdx.x], id = block_of(w, pos);
+    if (id < 0) return nullptr;
     return (T *) w.kv.pool +
            ((size_t) id * KV_BLOCK_ROWS + pos % KV_BLOCK_ROWS) * (w.lora + w.rope);
 }
@@ -96,8 +106,8 @@ static __device__ __forceinline__ void write_rope(const struct kv_write &w, cons
     const float *turn = w.cos_sin + (size_t) blockIdx.x * w.rope;
     for (int i = threadIdx.x * 2; i < w.rope; i += THREADS * 2) {
         float2 value = turned(c[w.lora + i], c[w.lora + i + 1], turn + i);
-        store(to + w.lora + i, value.x);
-        store(to + w.lora + i + 1, value.y);
+        store(to + i, value.x);
+        store(to + i + 1, value.y);
     }
 }
 
@@ -113,7 +123,7 @@ template <typename T> static __global__ void write_rows(struct kv_write w)
     for (int i = threadIdx.x; i < w.lora; i += THREADS) sum = fmaf(c[i], c[i], sum);
     float scale = 1.0f / sqrtf(block_sum<THREADS>(sum) / (float) w.lora + w.eps);
     for (int i = threadIdx.x; i < w.lora; i += THREADS) store(to + i, c[i] * scale * w.norm[i]);
-    write_rope(w, c, to);
+    write_rope(w, c, to + w.lora);
 }
 
 // The same where a thread has WRITE_EACH values of the latent.
@@ -131,7 +141,68 @@ template <typename T> static __device__ __forceinline__ void write_row(const str
     store_4(to + threadIdx.x * WRITE_EACH,
             make_float4(v.x * scale * by.x, v.y * scale * by.y, v.z * scale * by.z,
                         v.w * scale * by.w));
-    write_rope(w, c, to);
+    write_rope(w, c, to + w.lora);
+}
+
+// Values [i, i + 4) of n; zeros behind them. `whole`: it is one load.
+static __device__ __forceinline__ float4 four_of(const float *x, int i, int n, bool whole)
+{
+    if (whole && i < n) return *(const float4 *) (x + i);
+    return make_float4(i < n ? x[i] : 0, i + 1 < n ? x[i + 1] : 0, i + 2 < n ? x[i + 2] : 0,
+                       i + 3 < n ? x[i + 3] : 0);
+}
+
+static __device__ __forceinline__ float squares(float4 v)
+{
+    return fmaf(v.x, v.x, v.y * v.y) + fmaf(v.z, v.z, v.w * v.w);
+}
+
+static __device__ __forceinline__ uint32_t most_bits(float4 v)
+{
+    return max(max(__float_as_uint(fabsf(v.x)), __float_as_uint(fabsf(v.y))),
+               max(__float_as_uint(fabsf(v.z)), __float_as_uint(fabsf(v.w))));
+}
+
+struct fp8; // as a type of KV
+
+// A row of any shape into FP8: a warp has a scale's values at a time, four a thread.
+template <> __device__ __forceinline__ void write_row<struct fp8>(const struct kv_write &w)
+{
+    constexpr int WARPS = THREADS / WARP;
+    static_assert(KV_SCALE_VALUES == WARP * WRITE_EACH, "a warp has a scale's values");
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    bool whole = w.lora % WRITE_EACH == 0 && w.rope % WRITE_EACH == 0;
+    const float *c = w.c + (size_t) blockIdx.x * (w.lora + w.rope);
+    overlap_next();
+    float4 norm = four_of(w.norm, threadIdx.x * WRITE_EACH, w.lora, whole);
+    int pos = w.in.pos[blockIdx.x], id = block_of(w, pos), at = pos % KV_BLOCK_ROWS;
+    overlap_wait();
+    float4 v = four_of(c, threadIdx.x * WRITE_EACH, w.lora, whole);
+    float sum = squares(v);
+    for (int k = warp + WARPS; k < w.block.n_scales; k += WARPS) {
+        sum += squares(four_of(c, (k * WARP + lane) * WRITE_EACH, w.lora, whole));
+    }
+    float by = 1.0f / sqrtf(block_sum<THREADS>(sum) / (float) w.lora + w.eps);
+    if (id < 0) return;
+    char *block = (char *) w.kv.pool + (size_t) id * w.block.bytes;
+    uint8_t *latent = (uint8_t *) block + (size_t) at * w.lora;
+    float *scales = (float *) (block + w.block.scales) + (size_t) at * w.block.n_scales;
+    for (int k = warp; k < w.block.n_scales; k += WARPS) {
+        int i = (k * WARP + lane) * WRITE_EACH;
+        if (k != warp) {
+            v = four_of(c, i, w.lora, whole);
+            norm = four_of(w.norm, i, w.lora, whole);
+        }
+        v = make_float4(v.x * by * norm.x, v.y * by * norm.y, v.z * by * norm.z, v.w * by * norm.w);
+        float factor, scale = kv_scale(__reduce_max_sync(~0u, most_bits(v)), &factor);
+        uint32_t codes = fp8_pack(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
+        if (whole && i < w.lora) *(uint32_t *) (latent + i) = codes;
+        for (int j = 0; !whole && j < WRITE_EACH && i + j < w.lora; j++) {
+            latent[i + j] = (uint8_t) (codes >> 8 * j);
+        }
+        if (lane == 0) scales[k] = scale;
+    }
+    write_rope(w, c, (__nv_bfloat16 *) (block + w.block.rope) + (size_t) at * w.rope);
 }
 
 template <typename T>
@@ -155,11 +226,24 @@ static bool in_whole_vectors(const struct kv_write &w)
     return w.lora == THREADS * WRITE_EACH && w.rope % WRITE_EACH == 0;
 }
 
-template <typename T> static void run_write(struct device *d, const struct kv_write &w, int n_rows)
+template <typename T> static void (*kernel_of(const struct kv_write &w))(struct kv_write)
+{
+    return in_whole_vectors(w) ? write_vectors<T> : write_rows<T>;
+}
+
+static void run_write(struct device *d, const struct kv_write &w, int n_rows,
+                      void (*kernel)(struct kv_write))
 {
     dim3 rows((unsigned) n_rows);
-    void (*kernel)(struct kv_write) = in_whole_vectors(w) ? write_vectors<T> : write_rows<T>;
     overlap_launch(d, "kv_write", true, kernel, rows, THREADS, 0, w);
+}
+
+static struct kv_write kv_write_of(const struct attention_shape *a, const float *c,
+                                   const float *norm, const float *cos_sin,
+                                   const struct step_inputs *in, const struct kv_layer *kv)
+{
+    return {a->kv_lora, a->rope, a->norm_eps, c, norm, cos_sin, *in, *kv,
+            kv_block_fp8(a->kv_lora, a->rope)};
 }
 
 void cuda_kv_write(struct device *d, const struct attention_shape *a, const float *c,
@@ -167,9 +251,10 @@ void cuda_kv_write(struct device *d, const struct attention_shape *a, const floa
                    const struct kv_layer *kv, int n_rows)
 {
     if (n_rows == 0) return;
-    struct kv_write w = {a->kv_lora, a->rope, a->norm_eps, c, norm, cos_sin, *in, *kv};
-    if (d->precision == PRECISION_F32) run_write<float>(d, w, n_rows);
-    else run_write<__nv_bfloat16>(d, w, n_rows);
+    struct kv_write w = kv_write_of(a, c, norm, cos_sin, in, kv);
+    if (kv->fp8) run_write(d, w, n_rows, write_vectors<struct fp8>);
+    else if (d->precision == PRECISION_F32) run_write(d, w, n_rows, kernel_of<float>(w));
+    else run_write(d, w, n_rows, kernel_of<__nv_bfloat16>(w));
 }
 
 void cuda_latents(struct device *d, const struct attention_shape *a, const float *q_a,
@@ -177,7 +262,7 @@ void cuda_latents(struct device *d, const struct attention_shape *a, const float
                   const float *cos_sin, const struct step_inputs *in, const struct kv_layer *kv,
                   int n_rows)
 {
-    struct kv_write w = {a->kv_lora, a->rope, a->norm_eps, c, norm, cos_sin, *in, *kv};
+    struct kv_write w = kv_write_of(a, c, norm, cos_sin, in, kv);
     struct norm n = {q_a, q_norm, q_lora, q_lora, a->norm_eps, (float *) q_out, NULL, NULL};
     static_assert((int) THREADS == (int) NORM_FEW, "a row's norm is what rmsnorm makes it");
     if (n_rows == 0) return;
@@ -186,7 +271,8 @@ void cuda_latents(struct device *d, const struct attention_shape *a, const float
         cuda_kv_write(d, a, c, norm, cos_sin, in, kv, n_rows);
         return;
     }
-    auto kernel = d->precision == PRECISION_F32 ? write_latents<float>
-                                                : write_latents<__nv_bfloat16>;
+    auto kernel = kv->fp8                          ? write_latents<struct fp8>
+                  : d->precision == PRECISION_F32 ? write_latents<float>
+                                                  : write_latents<__nv_bfloat16>;
     overlap_launch(d, "latents", true, kernel, dim3((unsigned) n_rows, 2), THREADS, 0, w, n);
 }

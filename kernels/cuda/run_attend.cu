@@ -58,8 +58,7 @@ static __device__ __forceinline__ void bring_tile(struct shared *s, const CUtens
 {
     int used = (r.pos + r.n - 1) / KV_BLOCK_ROWS, stage = i % STAGES, rows[2];
     for (int half = 0; half < 2; half++) {
-        rows[half] = r.blocks[tile * 2 + half < used ? tile * 2 + half : used];
-        if (rows[half] < 0 || rows[half] >= r.n_blocks) __trap();
+        rows[half] = run_block(r, tile * 2 + half < used ? tile * 2 + half : used);
     }
     uint32_t parity = (uint32_t) (i / STAGES + 1) % 2;
     int row = head * r.padded + tile * RUN_KEYS;

@@ -119,9 +119,7 @@ static __device__ __forceinline__ void bring(struct shared *s, const struct maps
     for (int job = blockIdx.x; job < tiles * r.n_heads; job += gridDim.x) {
         int tile = job % tiles, head = job / tiles, rows[2];
         for (int half = 0; half < 2; half++) {
-            int block = tile * 2 + half < used ? tile * 2 + half : used;
-            rows[half] = r.blocks[block];
-            if (rows[half] < 0 || rows[half] >= r.n_blocks) __trap();
+            rows[half] = run_block(r, tile * 2 + half < used ? tile * 2 + half : used);
         }
         for (int step = 0; step < STEPS; step++, i++) {
             int stage = i % STAGES, column = step * CHUNK_COLUMNS;

@@ -6,6 +6,7 @@
 #define _Noreturn [[noreturn]]
 extern "C" {
 #include "common/cuda_sizes.h"
+#include "common/kv_block.h"
 #include "kernels/backend.h"
 }
 #undef _Static_assert

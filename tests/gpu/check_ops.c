@@ -4,6 +4,7 @@
 #include "tests/gpu/side.h"
 
 #include "kernels/cpu/bf16.h"
+#include "kernels/cpu/e4m3.h"
 #include "kernels/cuda/probe.h"
 
 #include <math.h>
@@ -267,8 +268,29 @@ static void check_pair(const struct pair_case *c)
 
 // --- attention
 
+// A pool in FP8 as rows of f32.
+static void widen_fp8(float *to, const char *pool, int kv_lora, int rope, int n_blocks)
+{
+    struct kv_block shape = kv_block_fp8(kv_lora, rope);
+    for (int row = 0; row < n_blocks * KV_BLOCK_ROWS; row++, to += kv_lora + rope) {
+        const char *block = pool + (size_t) (row / KV_BLOCK_ROWS) * shape.bytes;
+        int at = row % KV_BLOCK_ROWS;
+        for (int i = 0; i < kv_lora; i++) {
+            float scale;
+            memcpy(&scale, block + shape.scales +
+                               (at * shape.n_scales + i / KV_SCALE_VALUES) * 4, 4);
+            to[i] = e4m3_widen((uint8_t) block[at * kv_lora + i]) * scale;
+        }
+        for (int i = 0; i < rope; i++) {
+            uint16_t half;
+            memcpy(&half, block + shape.rope + (at * rope + i) * 2, 2);
+            to[kv_lora + i] = bf16_widen(half);
+        }
+    }
+}
+
 // kv_write, and latents, which does the same beside the norm of q_lora values.
-static void check_kv_write(int kv_lora, int rope, int n_rows, int q_lora)
+static void check_kv_write(int kv_lora, int rope, int n_rows, int q_lora, bool fp8)
 {
     int width = kv_lora + rope, max_blocks = n_rows / KV_BLOCK_ROWS + 2, n_blocks = max_blocks;
     struct attention_shape a = {.n_heads = 1, .rope = rope, .kv_lora = kv_lora, .norm_eps = 1e-6f};
@@ -284,7 +306,8 @@ static void check_kv_write(int kv_lora, int rope, int n_rows, int q_lora)
         rows[i] = i == 2 ? -1 : i + 5;
         rows[n_rows + i] = 0;
     }
-    size_t value = precision == PRECISION_F32 ? 4 : 2;
+    bool f32 = precision == PRECISION_F32;
+    size_t bytes = (size_t) n_blocks * kv_block_bytes(kv_lora, rope, f32, fp8);
     struct side *sides[] = {&cpu, &gpu};
     reset(&shape);
     for (int i = 0; i < 2; i++) {
@@ -293,15 +316,16 @@ static void check_kv_write(int kv_lora, int rope, int n_rows, int q_lora)
         struct step_inputs inputs = {.pos = in, .slot = in + n_rows, .max_blocks = max_blocks,
                                      .blocks = side_put(s, blocks, (size_t) n_blocks * 4)};
         float *cos_sin = take_out(s, (size_t) n_rows * (size_t) rope);
-        out[i] = side_take(s, pool * value);
-        both[i] = side_take(s, pool * value);
+        out[i] = side_take(s, bytes);
+        both[i] = side_take(s, bytes);
         normed[i] = take_out(s, n_q);
         alone[i] = take_out(s, n_q);
-        char *zeros = calloc(pool, value);
-        s->b->upload(s->d, out[i], zeros, pool * value);
-        s->b->upload(s->d, both[i], zeros, pool * value);
+        char *zeros = calloc(1, bytes);
+        s->b->upload(s->d, out[i], zeros, bytes);
+        s->b->upload(s->d, both[i], zeros, bytes);
         free(zeros);
-        struct kv_layer layer = {out[i], n_blocks}, layer_both = {both[i], n_blocks};
+        struct kv_layer layer = {.pool = out[i], .n_blocks = n_blocks, .fp8 = fp8};
+        struct kv_layer layer_both = {.pool = both[i], .n_blocks = n_blocks, .fp8 = fp8};
         float *there = side_put(s, c, (size_t) n_rows * (size_t) width * 4);
         float *norm_there = side_put(s, norm, (size_t) kv_lora * 4);
         float *q_there = side_put(s, q, n_q * 4);
@@ -315,23 +339,31 @@ static void check_kv_write(int kv_lora, int rope, int n_rows, int q_lora)
     }
     float *wide[2];
     for (int i = 0; i < 2; i++) {
+        char *have = malloc(bytes);
         wide[i] = malloc(pool * 4);
-        side_get(sides[i], wide[i], out[i], pool * value);
-        for (size_t j = pool; value == 2 && j-- > 0;) {
-            wide[i][j] = bf16_widen(((uint16_t *) (void *) wide[i])[j]);
+        side_get(sides[i], have, out[i], bytes);
+        if (fp8) widen_fp8(wide[i], have, kv_lora, rope, n_blocks);
+        for (size_t j = 0; !fp8 && j < pool; j++) {
+            wide[i][j] = f32 ? ((float *) (void *) have)[j]
+                             : bf16_widen(((uint16_t *) (void *) have)[j]);
         }
+        free(have);
     }
     char name[96];
-    snprintf(name, sizeof name, "rope_angles, kv_write %d + %d, %d rows", kv_lora, rope, n_rows);
-    result_error(results, name, difference(wide[1], wide[0], pool), bar());
+    snprintf(name, sizeof name, "rope_angles, kv_write %d + %d, %d rows%s", kv_lora, rope, n_rows,
+             fp8 ? ", FP8" : "");
+    result_error(results, name, difference(wide[1], wide[0], pool), fp8 ? 1e-2 : bar());
     snprintf(name, sizeof name, "latents %d, %d + %d, %d rows: norm", q_lora, kv_lora, rope,
              n_rows);
     compare(name, normed[0], normed[1], alone[1], n_q);
-    side_get(&gpu, wide[0], out[1], pool * value);
-    side_get(&gpu, wide[1], both[1], pool * value);
+    char *one = malloc(bytes), *other = malloc(bytes);
+    side_get(&gpu, one, out[1], bytes);
+    side_get(&gpu, other, both[1], bytes);
     snprintf(name, sizeof name, "latents %d, %d + %d, %d rows: other KV than kv_write's", q_lora,
              kv_lora, rope, n_rows);
-    result_error(results, name, memcmp(wide[0], wide[1], pool * value) == 0 ? 0 : INFINITY, 0);
+    result_error(results, name, memcmp(one, other, bytes) == 0 ? 0 : INFINITY, 0);
+    free(one);
+    free(other);
     free(wide[0]);
     free(wide[1]);
     free(q);
@@ -707,10 +739,14 @@ void check_ops(struct result *r, enum precision p)
         {DTYPE_BF16, 200, 17, 1024, 0, 0, 16},     {DTYPE_F32, 40, 50, 60, 0, 0, 2},
     };
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) check_pair(&pairs[i]);
-    check_kv_write(512, 64, 200, 1536);
-    check_kv_write(512, 64, 1, 1536);
-    check_kv_write(512, 64, 5, 130);
-    check_kv_write(48, 6, 3, 36);
+    for (int fp8 = 0; fp8 < 2; fp8++) {
+        check_kv_write(512, 64, 200, 1536, fp8);
+        check_kv_write(512, 64, 1, 1536, fp8);
+        check_kv_write(512, 64, 5, 130, fp8);
+        check_kv_write(48, 6, 3, 36, fp8);
+        check_kv_write(131, 6, 70, 36, fp8);
+        check_kv_write(1600, 64, 5, 36, fp8);
+    }
     check_route(256, 8, 4, 8, 7168, 1);
     check_route(256, 8, 4, 8, 512, 77);
     check_route(256, 8, 4, 8, 7168, 600);

@@ -61,6 +61,7 @@ static void assign(struct wire_assign *a, bool full)
     TEXT_INTO(a->plan, "c0ffee");
     a->score = true;
     a->fill_ms = 5, a->step_ms = 250;
+    a->fp8_kv = true;
 }
 
 static void ready(struct wire_ready *r, bool full)

@@ -124,6 +124,20 @@ static void groups_of_an_old_minor_version_are_told_so(void **state)
     assert_false(old->assigned);
 }
 
+static void kv_in_fp8_wants_groups_that_know_it(void **state)
+{
+    (void) state;
+    w.extra[0] = "--kv", w.extra[1] = "fp8";
+    start_broker();
+    struct fake_group *old = start_group("old");
+    old->minor = WIRE_MINOR_FP8_KV - 1;
+    until(strcmp(old->error, "old_minor") == 0);
+    struct fake_group *now = start_group("now");
+    until(now->linked);
+    assert_false(old->assigned);
+    assert_non_null(program_said(&w.broker, "kv=fp8"));
+}
+
 static void a_broker_may_say_how_many_ranks(void **state)
 {
     (void) state;
@@ -488,6 +502,7 @@ int main(int argc, char **argv)
         test(two_stages_are_assigned_and_linked),
         test(groups_that_do_not_fit_are_told_so),
         test(groups_of_an_old_minor_version_are_told_so),
+        test(kv_in_fp8_wants_groups_that_know_it),
         test(a_broker_may_say_how_many_ranks),
         test(a_plan_is_made_anew_for_less_memory),
         test(bad_messages_become_dead_letters_that_say_why),

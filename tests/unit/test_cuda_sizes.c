@@ -51,6 +51,26 @@ static void test_runs_have_room(void **state)
     assert_true(scratch.run.expanded - scratch.run.weights >= 16 * (int64_t) cuda_widened_head());
 }
 
+// KV in FP8: a sequence's, widened, lies behind all that is expanded.
+static void test_runs_widen_fp8(void **state)
+{
+    (void) state;
+    static char memory[1];
+    struct cuda_scratch plain, fp8;
+    struct scratch_shape shape = RANK;
+    struct carve c = {.base = memory, .size = 1ull << 40}, other = c;
+    shape.n_experts = 0;
+    cuda_scratch_carve(&plain, &shape, &c);
+    shape.fp8_kv = true;
+    cuda_scratch_carve(&fp8, &shape, &other);
+    assert_true(plain.run.kv == NULL && fp8.run.kv > fp8.run.expanded);
+    assert_int_equal(fp8.run.kv - fp8.run.expanded, (char *) plain.mla - plain.run.expanded);
+    assert_int_equal((char *) fp8.mla - fp8.run.kv, (uint64_t) shape.max_context * 576 * 2);
+    shape.f32 = true;
+    cuda_scratch_carve(&fp8, &shape, &(struct carve){.base = memory, .size = 1ull << 40});
+    assert_true(fp8.run.kv == NULL);
+}
+
 static void test_other_shapes_have_none(void **state)
 {
     (void) state;
@@ -68,6 +88,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_some_heads_at_once),
                                        cmocka_unit_test(test_runs_have_room),
+                                       cmocka_unit_test(test_runs_widen_fp8),
                                        cmocka_unit_test(test_other_shapes_have_none)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
 #include "kernels/cpu/bf16.h"
 #include "kernels/cpu/device.h"
+#include "kernels/cpu/e4m3.h"
 #include "kernels/cpu/ops.h"
 
 #include "common/limits.h"
@@ -24,7 +25,8 @@ struct step {
     int nope; // q of a head: nope | rope
     int32_t pos[ROWS], slot[ROWS], blocks[N_BLOCKS];
     struct step_inputs in;
-    struct kv_layer exact, half;
+    struct kv_layer exact, half, eighth;
+    bool fp8; // of `eighth`, whose values `exact` has then
     float *q_abs, *q;
 };
 
@@ -65,16 +67,48 @@ static void step_init(struct step *s, int n_heads, int kv_lora, int rope)
         }
     }
     for (size_t i = 0; i < n; i++) half[i] = bf16_round(exact[i]);
-    s->exact = (struct kv_layer) {exact, N_BLOCKS};
-    s->half = (struct kv_layer) {half, N_BLOCKS};
+    s->exact = (struct kv_layer) {.pool = exact, .n_blocks = N_BLOCKS};
+    s->half = (struct kv_layer) {.pool = half, .n_blocks = N_BLOCKS};
     s->q_abs = malloc(sizeof(float) * ROWS * n_heads * kv_lora);
     for (int i = 0; i < ROWS * n_heads * kv_lora; i++) s->q_abs[i] = noise();
     s->q = malloc(sizeof(float) * ROWS * q_stride(s));
     for (int i = 0; i < ROWS * q_stride(s); i++) s->q[i] = noise();
 }
 
+// The same in FP8, rounded by the definition; `exact` gets the values that are left.
+static void step_round(struct step *s)
+{
+    int lora = s->a.kv_lora, rope = s->a.rope;
+    struct kv_block shape = kv_block_fp8(lora, rope);
+    char *pool = calloc(N_BLOCKS, shape.bytes);
+    for (int row = 0; row < N_BLOCKS * KV_BLOCK_ROWS; row++) {
+        int at = row % KV_BLOCK_ROWS;
+        float *x = (float *) s->exact.pool + (size_t) row * row_width(s);
+        char *block = pool + row / KV_BLOCK_ROWS * shape.bytes;
+        uint8_t *codes = (uint8_t *) block + (size_t) at * lora;
+        float *scales = (float *) (void *) (block + shape.scales) + at * shape.n_scales;
+        for (int k = 0; k < shape.n_scales; k++) {
+            int first = k * KV_SCALE_VALUES, end = first + KV_SCALE_VALUES;
+            if (end > lora) end = lora;
+            scales[k] = kv_scale(x + first, end - first);
+            for (int i = first; i < end; i++) {
+                codes[i] = e4m3_round(x[i] / scales[k]);
+                x[i] = e4m3_widen(codes[i]) * scales[k];
+            }
+        }
+        for (int i = 0; i < rope; i++) {
+            uint16_t value = bf16_round(x[lora + i]);
+            memcpy(block + shape.rope + (at * rope + i) * 2, &value, 2);
+            x[lora + i] = bf16_widen(value);
+        }
+    }
+    s->eighth = (struct kv_layer) {.pool = pool, .n_blocks = N_BLOCKS, .fp8 = true};
+    s->fp8 = true;
+}
+
 static void step_deinit(struct step *s)
 {
+    free(s->eighth.pool);
     free(s->exact.pool);
     free(s->half.pool);
     free(s->q_abs);
@@ -88,7 +122,9 @@ static struct device device_of(const struct step *s, enum isa isa, enum precisio
     struct error e = {0};
     assert_int_equal(team_create(&d.team, n_threads, &e), OK);
     size_t tile = (size_t) (KV_BLOCK_ROWS * (s->a.kv_lora + s->a.rope)) * sizeof(float);
-    if (precision != PRECISION_F32) d.scratch.mla_tiles = malloc((size_t) n_threads * tile);
+    if (precision != PRECISION_F32 || s->fp8) {
+        d.scratch.mla_tiles = malloc((size_t) n_threads * tile);
+    }
     return d;
 }
 
@@ -105,9 +141,10 @@ static void run_rows(struct device *d, const struct step *s, int first, int n, f
     in.pos += first;
     in.slot += first;
     size_t head = (size_t) s->a.n_heads * s->a.kv_lora;
+    const struct kv_layer *kv = d->precision == PRECISION_F32 ? &s->exact : &s->half;
+    if (s->fp8) kv = &s->eighth;
     cpu_mla(d, &s->a, s->q_abs + first * head, s->q + first * q_stride(s) + s->nope, q_stride(s),
-            s->nope + s->a.rope, &in, d->precision == PRECISION_F32 ? &s->exact : &s->half,
-            out + first * head, n);
+            s->nope + s->a.rope, &in, kv, out + first * head, n);
 }
 
 // The definition, in double: scores of all positions, softmax, weighted sum. Returns the norm of
@@ -166,15 +203,18 @@ static void test_a_first_token_attends_to_itself(void **state)
 
 static const struct {
     int n_heads, kv_lora, rope;
-} shapes[] = {{3, 20, 6}, {1, 1, 2}, {5, 33, 10}, {16, 512, 64}, {17, 64, 16}, {4, 72, 8}};
+} shapes[] = {{3, 20, 6}, {1, 1, 2}, {5, 33, 10}, {16, 512, 64}, {17, 64, 16}, {4, 72, 8},
+              {2, 131, 4}};
 
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
-static void compare_with_reference(enum isa isa, enum precision precision, double tolerance)
+static void compare_with_reference(enum isa isa, enum precision precision, bool fp8,
+                                   double tolerance)
 {
     for (int k = 0; k < N_SHAPES; k++) {
         struct step s;
         step_init(&s, shapes[k].n_heads, shapes[k].kv_lora, shapes[k].rope);
+        if (fp8) step_round(&s);
         struct device d = device_of(&s, isa, precision, 2);
         int lora = s.a.kv_lora;
         size_t n = (size_t) ROWS * s.a.n_heads * lora;
@@ -207,7 +247,7 @@ static void test_f32_matches_the_definition(void **state)
 {
     (void) state;
     for (int isa = 0; isa <= (int) isa_best(); isa++) {
-        compare_with_reference((enum isa) isa, PRECISION_F32, 5e-6);
+        compare_with_reference((enum isa) isa, PRECISION_F32, false, 5e-6);
     }
 }
 
@@ -215,7 +255,16 @@ static void test_bf16_stays_near(void **state)
 {
     (void) state;
     for (int isa = 0; isa <= (int) isa_best(); isa++) {
-        compare_with_reference((enum isa) isa, PRECISION_BF16, 1e-2);
+        compare_with_reference((enum isa) isa, PRECISION_BF16, false, 1e-2);
+    }
+}
+
+static void test_fp8_has_its_values_in_any_precision(void **state)
+{
+    (void) state;
+    for (int isa = 0; isa <= (int) isa_best(); isa++) {
+        compare_with_reference((enum isa) isa, PRECISION_F32, true, 5e-6);
+        compare_with_reference((enum isa) isa, PRECISION_BF16, true, 5e-6);
     }
 }
 
@@ -223,9 +272,11 @@ static void test_a_row_has_the_same_bits_in_any_company(void **state)
 {
     (void) state;
     for (int isa = 0; isa <= (int) isa_best(); isa++) {
-        for (int k = 0; k < N_SHAPES; k++) {
+        for (int i = 0; i < 2 * N_SHAPES; i++) { // half of them in FP8
             struct step s;
+            int k = i / 2;
             step_init(&s, shapes[k].n_heads, shapes[k].kv_lora, shapes[k].rope);
+            if (i % 2) step_round(&s);
             size_t n = (size_t) ROWS * s.a.n_heads * s.a.kv_lora;
             float *together = calloc(n, sizeof *together), *apart = calloc(n, sizeof *apart);
             // 9 threads make smaller groups of heads.
@@ -278,6 +329,7 @@ int main(void)
         cmocka_unit_test(test_a_first_token_attends_to_itself),
         cmocka_unit_test(test_f32_matches_the_definition),
         cmocka_unit_test(test_bf16_stays_near),
+        cmocka_unit_test(test_fp8_has_its_values_in_any_precision),
         cmocka_unit_test(test_a_row_has_the_same_bits_in_any_company),
         cmocka_unit_test(test_far_scores_do_not_overflow),
     };

@@ -1,5 +1,6 @@
 #include "kernels/cpu/bf16.h"
 #include "kernels/cpu/device.h"
+#include "kernels/cpu/e4m3.h"
 #include "kernels/cpu/ops.h"
 
 #include "common/limits.h"
@@ -274,6 +275,61 @@ static void kv_write_case(int lora, int rope, enum precision precision)
     team_destroy(&d.team);
 }
 
+static void kv_write_fp8_case(int lora, int rope, enum precision precision)
+{
+    enum { ROWS = 5, MAX_BLOCKS = 2, N_BLOCKS = 4 };
+    struct device d = device_of(isa_best(), precision, 2);
+    int32_t pos[ROWS] = {0, 63, 64, -1, 100}, slot[ROWS] = {1, 1, 1, 0, 0};
+    int32_t blocks[2 * MAX_BLOCKS] = {2, 3, 1, 0};
+    struct step_inputs in = {.pos = pos, .slot = slot, .blocks = blocks, .max_blocks = MAX_BLOCKS};
+    struct attention_shape a = {.kv_lora = lora, .rope = rope, .norm_eps = 1e-6f};
+    struct kv_block shape = kv_block_fp8(lora, rope);
+    char *pool = calloc(N_BLOCKS, shape.bytes), *want = calloc(N_BLOCKS, shape.bytes);
+    struct kv_layer kv = {.pool = pool, .n_blocks = N_BLOCKS, .fp8 = true};
+    float *c = noises(ROWS * (lora + rope)), *norm = noises(lora);
+    float *cos_sin = noises(ROWS * rope), *values = malloc((lora + rope) * sizeof *values);
+    c[4 * (lora + rope)] = NAN; // and so the whole row
+    cpu_kv_write(&d, &a, c, norm, cos_sin, &in, &kv, ROWS);
+    for (int row = 0; row < ROWS; row++) {
+        if (pos[row] < 0) continue;
+        int block = blocks[slot[row] * MAX_BLOCKS + pos[row] / 64], at = pos[row] % 64;
+        char *to = want + (size_t) block * shape.bytes;
+        row_rmsnorm(c + row * (lora + rope), norm, a.norm_eps, values, lora);
+        row_rope(c + row * (lora + rope) + lora, cos_sin + row * rope, values + lora, rope);
+        for (int i = 0; i < lora; i++) {
+            int k = i / KV_SCALE_VALUES, first = k * KV_SCALE_VALUES;
+            int n = lora - first < KV_SCALE_VALUES ? lora - first : KV_SCALE_VALUES;
+            float scale = kv_scale(values + first, n);
+            memcpy(to + shape.scales + (at * shape.n_scales + k) * 4, &scale, 4);
+            to[at * lora + i] = (char) e4m3_round(values[i] / scale);
+            float got = e4m3_widen((uint8_t) to[at * lora + i]) * scale;
+            if (row < 4) assert_near(got, values[i], 0x1p-4, 0x1p-10 * scale);
+            else assert_true(isnan(got));
+        }
+        for (int i = 0; i < rope; i++) {
+            uint16_t half = bf16_round(values[lora + i]);
+            memcpy(to + shape.rope + (at * rope + i) * 2, &half, 2);
+        }
+    }
+    assert_memory_equal(pool, want, N_BLOCKS * shape.bytes); // nothing else was touched
+    free(pool);
+    free(want);
+    free(c);
+    free(norm);
+    free(cos_sin);
+    free(values);
+    team_destroy(&d.team);
+}
+
+static void test_kv_rows_in_fp8_have_scales(void **state)
+{
+    (void) state;
+    kv_write_fp8_case(20, 6, PRECISION_F32);
+    kv_write_fp8_case(131, 6, PRECISION_BF16);
+    kv_write_fp8_case(512, 64, PRECISION_F32);
+    kv_write_fp8_case(512, 64, PRECISION_BF16);
+}
+
 static void test_kv_rows_go_to_their_blocks(void **state)
 {
     (void) state;
@@ -305,6 +361,7 @@ int main(void)
         cmocka_unit_test(test_swiglu_in_every_instruction_set),
         cmocka_unit_test(test_rope_turns_interleaved_pairs),
         cmocka_unit_test(test_kv_rows_go_to_their_blocks),
+        cmocka_unit_test(test_kv_rows_in_fp8_have_scales),
         cmocka_unit_test(test_bf16_rounds_to_nearest_even),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

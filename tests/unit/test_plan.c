@@ -42,6 +42,26 @@ static void test_deepseek_v3_on_32_cards(void **state)
     assert_in_range(p.kv_blocks, 3000, 3500);
 }
 
+// What FP8 saves, sequences get.
+static void test_kv_in_fp8_on_32_cards(void **state)
+{
+    (void) state;
+    struct model_config c = load("deepseek-v3");
+    struct plan_request r = request(&c, 4, 8, 24564ull * MIB);
+    r.device = DEVICE_CUDA;
+    struct plan wide = make(&r);
+    r.fp8_kv = true;
+    struct plan p = make(&r);
+    expect_layers(&p, 4, (int[]){17, 15, 15, 14});
+    assert_int_equal(p.kv_block_bytes[0], 17 * 64 * 656);
+    assert_true((double) p.kv_blocks > 1.74 * (double) wide.kv_blocks);
+    assert_int_equal(wide.slots, 38);
+    assert_int_equal(p.slots, 66);
+    r.f32 = true; // of activations alone
+    p = make(&r);
+    assert_int_equal(p.kv_block_bytes[0], 17 * 64 * 656);
+}
+
 // --- the search against trying everything
 
 struct best {
@@ -423,21 +443,23 @@ static void test_the_hash_tells_plans_apart(void **state)
     struct plan_request r = request(&c, 2, 2, 1 * GIB);
     struct plan p = make(&r), q = p;
     char first[PLAN_HASH_SIZE], hash[PLAN_HASH_SIZE];
-    plan_hash(&p, "model", false, first);
-    plan_hash(&q, "model", false, hash);
+    plan_hash(&p, "model", false, false, first);
+    plan_hash(&q, "model", false, false, hash);
     assert_int_equal(strlen(hash), PLAN_HASH_SIZE - 1);
     assert_string_equal(first, hash);
-    plan_hash(&p, "model", true, hash);
+    plan_hash(&p, "model", true, false, hash);
     assert_string_not_equal(first, hash);
-    plan_hash(&p, "modem", false, hash);
+    plan_hash(&p, "model", false, true, hash);
+    assert_string_not_equal(first, hash);
+    plan_hash(&p, "modem", false, false, hash);
     assert_string_not_equal(first, hash);
     q.layers[0]++;
     q.layers[1]--;
-    plan_hash(&q, "model", false, hash);
+    plan_hash(&q, "model", false, false, hash);
     assert_string_not_equal(first, hash);
     q = p;
     q.kv_blocks--;
-    plan_hash(&q, "model", false, hash);
+    plan_hash(&q, "model", false, false, hash);
     assert_string_not_equal(first, hash);
 }
 
@@ -445,6 +467,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_deepseek_v3_on_32_cards),
+        cmocka_unit_test(test_kv_in_fp8_on_32_cards),
         cmocka_unit_test(test_no_other_layers_are_better),
         cmocka_unit_test(test_no_other_layers_are_faster),
         cmocka_unit_test(test_defaults),

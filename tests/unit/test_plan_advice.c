@@ -106,6 +106,7 @@ static void test_another_form(void **state)
     r.f32 = true;
     a = advise(&r);
     assert_non_null(find(&a, "--precision bf16"));
+    assert_non_null(find(&a, "--kv fp8"));
     assert_null(find(&a, "--layers"));
     r.f32 = false;
     r.reserve = 8ull * GIB;

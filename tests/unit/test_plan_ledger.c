@@ -118,7 +118,8 @@ static struct ledger carve_rank(const struct plan_request *r, const struct check
     struct placement place = placement_of(p, stage, rank);
     struct step_limits limits = {.max_rows = p->max_rows, .slots = p->slots,
                                  .max_blocks = p->max_blocks, .n_blocks = p->kv_blocks,
-                                 .max_out = p->max_out, .vocab_size = r->config->vocab_size};
+                                 .fp8_kv = r->fp8_kv, .max_out = p->max_out,
+                                 .vocab_size = r->config->vocab_size};
     if (weights_layout(&weights, r->config, &place, checkpoint, backend_cpu(), &carve, &e) != OK) {
         fail_msg("%s", e.text);
     }
@@ -171,6 +172,7 @@ static void test_ranks_carve_what_is_planned(void **state)
             if (layout_check_tp(&c, r.tp, NULL) != OK || r.pp > c.n_layers) continue;
             r.types = &types;
             r.f32 = f32;
+            r.fp8_kv = (k + n) % 2 == 0;
             if (k >= 12) {
                 r.max_rows = 17;
                 r.slots = 3;
@@ -196,7 +198,7 @@ static void expect_running(const struct plan_request *r, const struct checkpoint
         .precision = r->f32 ? PRECISION_F32 : PRECISION_BF16,
         .memory_bytes = ledger_total(&p->stages[stage]),
         .limits = {.max_rows = p->max_rows, .slots = p->slots, .max_blocks = p->max_blocks,
-                   .n_blocks = p->kv_blocks, .max_out = p->max_out,
+                   .n_blocks = p->kv_blocks, .fp8_kv = r->fp8_kv, .max_out = p->max_out,
                    .vocab_size = r->config->vocab_size},
         .n_steps = 1};
     o.memory = calloc(1, stage_memory_bytes(&o));
@@ -241,6 +243,7 @@ static void test_running_stages_have_what_is_planned(void **state)
         struct plan_request r = request(&c, k / 6 + 1, 1 << k / 6, 4 * GIB);
         r.types = &types;
         r.f32 = k / 3 % 2 == 0;
+        r.fp8_kv = k % 2 == 0;
         r.max_context = 500 + k;
         r.slots = 1 + k;
         r.max_rows = 40;
