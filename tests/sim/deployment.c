@@ -61,7 +61,7 @@ static int64_t load_ns(const struct stage_options *o)
 static enum status make_plan(const struct deployment *d, int slots, struct plan *p)
 {
     struct plan_request r = {.config = d->config, .device = DEVICE_CUDA, .pp = d->nodes,
-                             .tp = d->gpus, .slots = slots,
+                             .tp = d->gpus, .fp8_kv = d->fp8_kv, .slots = slots,
                              .max_context = d->context};
     struct error e;
     for (int i = 0; i < d->nodes; i++) r.device_bytes[i] = d->device_bytes;
@@ -82,19 +82,14 @@ static double replicated_bytes(const struct deployment *d)
     return (q + kv) * (c->fp8 ? 1 : 2) * (d->gpus - 1) / d->gpus;
 }
 
-// Blocks of the pool in that form of KV.
+// Blocks of the pool, if its ranks share them out.
 static int64_t pool_of(const struct deployment *d, const struct plan *p)
 {
-    struct cost_form today = {.tp = d->gpus, .kv_ranks = 1}, form = today;
-    struct cost_model a, b;
     double least = INFINITY;
-    form.fp8_kv = d->fp8_kv;
-    cost_model_init(&a, d->config, &today);
-    cost_model_init(&b, d->config, &form);
     for (int i = 0; i < p->pp; i++) {
         double block = (double) p->kv_block_bytes[i];
         double room = (double) p->kv_room[i] * block - p->layers[i] * replicated_bytes(d);
-        double n = room * d->kv_ranks / (block * b.kv_row_bytes / a.kv_row_bytes);
+        double n = room * d->kv_ranks / block;
         if (n < least) least = n;
     }
     return least > 0 ? (int64_t) least : 0;
