@@ -11,14 +11,19 @@
 
 enum {
     // Rows that share their collectives.
-    BATCH_MAX = SAMPLER_DEVICE_BATCH > SAMPLER_BATCH_MAX ? SAMPLER_DEVICE_BATCH : SAMPLER_BATCH_MAX,
+    BATCH_MAX = SAMPLER_CHOOSE_BATCH,
 };
+
+_Static_assert(SAMPLER_CHOOSE_BATCH >= SAMPLER_DEVICE_BATCH &&
+                   SAMPLER_CHOOSE_BATCH >= SAMPLER_BATCH_MAX, "it is the largest");
 
 struct sequence {
     bool open;
     int n_prompt;
     int n_marked; // of its ids, from the first on, as if there were no others
     struct rule rule;
+    bool wishes; // a device that has the whole vocabulary can choose for it
+    struct sampler_wish wish;
 };
 
 struct sampler {

@@ -165,6 +165,9 @@ static inline __device__ const float *row_of(const struct sampler_view &v, int r
     return v.logits + (size_t) row * v.vocab_n;
 }
 
-static inline __device__ int count_of(int n, int width) { return (n + width - 1) / width; }
+static constexpr __host__ __device__ int count_of(int n, int width)
+{
+    return (n + width - 1) / width;
+}
 
 #endif
