@@ -11,8 +11,7 @@ static int batch_of(const struct sampler_shape *s)
         // Half of the scratch for what the ranks tell.
         int told = 2 * SAMPLER_HEAD_WORDS * (int) sizeof(uint64_t) * s->tp;
         batch = SAMPLER_SCRATCH_MAX / 2 / told;
-        int most = s->tp == 1 ? SAMPLER_CHOOSE_BATCH : SAMPLER_DEVICE_BATCH;
-        batch = batch < most ? batch : most;
+        batch = batch < SAMPLER_DEVICE_BATCH ? batch : SAMPLER_DEVICE_BATCH;
         batch = batch < s->max_out ? batch : s->max_out;
         return batch > 0 ? batch : 1;
     }

@@ -24,7 +24,6 @@ struct sampler_shape {
 enum {
     SAMPLER_BATCH_MAX = 32,       // rows that share their collectives
     SAMPLER_DEVICE_BATCH = 128,   // the same on a device
-    SAMPLER_CHOOSE_BATCH = 256,   // rows of a device that choose by themselves at once
     SAMPLER_CANDIDATES_MAX = 128, // of a rank and a row
     SAMPLER_BLOCK = 128,          // ids of one maximum
     SAMPLER_CHUNK = 1024,         // ids of one sum
@@ -37,14 +36,14 @@ enum {
         SAMPLER_NARROW_WORDS > SAMPLER_HEAD_WORDS ? SAMPLER_NARROW_WORDS : SAMPLER_HEAD_WORDS,
     // Bytes of the sampler's own structs, at most: its state, a sequence, a row.
     SAMPLER_STATE_BYTES = 512,
-    SAMPLER_SEQUENCE_BYTES = 200,
+    SAMPLER_SEQUENCE_BYTES = 96,
     SAMPLER_ROW_BYTES = 512,
     // Where a device's rows choose by themselves: what it keeps of a row, and of their order.
     SAMPLER_TRIALS = 4,         // draws from all tokens
-    SAMPLER_PHASES = 16,        // of a row, beside its first
+    SAMPLER_PHASES = 14,        // of a row, beside its first
     SAMPLER_COUNTED_MAX = 4096, // ids of an output that are counted there
     SAMPLER_RECORD_BYTES = 1536,
-    SAMPLER_QUEUE_BYTES = 4 * (4 * 32 + (SAMPLER_PHASES + 1) * SAMPLER_CHOOSE_BATCH),
+    SAMPLER_QUEUE_BYTES = 4 * (4 + (SAMPLER_PHASES + 1) * SAMPLER_DEVICE_BATCH),
     // Scratch at most, for DeepSeek-V3's vocabulary and 256 rows.
     SAMPLER_SCRATCH_MAX = 8 * 1024 * 1024,
 };

@@ -47,11 +47,9 @@ static struct sequence *sequence_at(struct sampler *s, int slot)
 
 void sampler_open(struct sampler *s, int slot, const struct sampling *sampling, int n_prompt)
 {
-    struct sequence *q = sequence_at(s, slot);
-    *q = (struct sequence){.open = true,
-                           .n_prompt = n_prompt,
-                           .rule = rule_of(sampling, s->shape.vocab_size)};
-    q->wishes = rule_wish(&q->rule, &q->wish);
+    *sequence_at(s, slot) = (struct sequence){.open = true,
+                                              .n_prompt = n_prompt,
+                                              .rule = rule_of(sampling, s->shape.vocab_size)};
 }
 
 void sampler_history(struct sampler *s, int slot, int pos, const int32_t *ids, int n)
@@ -153,17 +151,20 @@ _Static_assert(sizeof(struct sampler_wish) <= SAMPLER_HEAD_WORDS * sizeof(uint64
 static bool wish_row(struct sampler *s, int slot, int pos, struct sampler_wish *w)
 {
     struct sequence *q = sequence_at(s, slot);
+    const struct sampling *p = &q->rule.sampling;
     check(q->open && pos >= 0 && pos <= s->shape.max_context);
     int n_output = pos > q->n_prompt ? pos - q->n_prompt : 0;
-    bool counts = q->wish.frequency != 0;
-    if (!q->wishes || (counts && n_output > SAMPLER_COUNTED_MAX)) return false;
-    *w = q->wish;
+    bool counts = q->rule.penalties && p->frequency_penalty != 0;
+    if (!rule_wish(&q->rule, w) || (counts && n_output > SAMPLER_COUNTED_MAX)) return false;
     w->pos = (uint64_t) pos;
     if (!q->rule.penalties) return true;
     if (q->n_marked != pos) share_mark(s, slot, pos);
     w->ids = history_of(s, slot);
     w->n_ids = pos;
     w->n_prompt = pos - n_output;
+    w->repetition = p->repetition_penalty;
+    w->presence = p->presence_penalty;
+    w->frequency = p->frequency_penalty;
     return true;
 }
 

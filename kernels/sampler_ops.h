@@ -17,7 +17,7 @@ struct device;
 // The logits of a batch on this rank, and memory of the device for what is kept of them from one
 // op to the next (sampler_device_carve), whatever was in it before `heads`.
 struct sampler_view {
-    float *logits; // (rows, vocab_n), one behind the other
+    float *logits; // (SAMPLER_DEVICE_BATCH, vocab_n), rows one behind the other
     int vocab_begin, vocab_n;
     struct sampler_device_parts parts;
 };
@@ -95,7 +95,7 @@ struct sampler_ops {
                    bool kept, uint64_t *words);
     void (*walks)(struct device *d, const struct sampler_view *v, const struct sampler_jobs *j,
                   uint64_t *words);
-    // wishes (n) and choices (n): words of the host, n <= SAMPLER_CHOOSE_BATCH; what sampler_run
+    // wishes (n) and choices (n): words of the host, n <= SAMPLER_DEVICE_BATCH; what sampler_run
     // chooses for rows of the whole vocabulary. Penalties stay in the logits. turn: calls before,
     // 0: the first with the view's parts.
     void (*choose)(struct device *d, const struct sampler_view *v,

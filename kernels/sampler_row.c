@@ -32,19 +32,15 @@ struct rule rule_of(const struct sampling *s, int vocab_size)
 
 bool rule_wish(const struct rule *r, struct sampler_wish *w)
 {
-    const struct sampling *s = &r->sampling;
     if (r->penalties && r->raw_total) return false; // log-probabilities are of logits without
-    *w = (struct sampler_wish){.seed = s->seed,
+    *w = (struct sampler_wish){.seed = r->sampling.seed,
                                .n_list = r->n_list,
                                .top_k = r->top_k,
-                               .n_top = s->n_logprobs > 0 ? s->n_logprobs : 0,
-                               .scale = r->greedy ? 0 : softmax_scale(s->temperature),
+                               .n_top = r->sampling.n_logprobs > 0 ? r->sampling.n_logprobs : 0,
+                               .scale = r->greedy ? 0 : softmax_scale(r->sampling.temperature),
                                .raw_scale = r->raw_total ? softmax_scale(1) : 0,
-                               .least = r->least,
-                               .repetition = s->repetition_penalty,
-                               .presence = s->presence_penalty,
-                               .frequency = s->frequency_penalty};
-    if (r->top_p) w->top_p = top_p_parts(s->top_p, &w->top_p_shift);
+                               .least = r->least};
+    if (r->top_p) w->top_p = top_p_parts(r->sampling.top_p, &w->top_p_shift);
     return true;
 }
 

@@ -34,7 +34,7 @@ struct rule {
 struct rule rule_of(const struct sampling *s, int vocab_size);
 
 // What a row with that rule asks of a device that has the whole vocabulary, but for its `pos` and
-// `row` and, with penalties, `ids`, `n_ids` and `n_prompt`. False: it has to be left to the host.
+// `row` and, with penalties, its ids. False: it has to be left to the host.
 bool rule_wish(const struct rule *r, struct sampler_wish *w);
 
 enum row_stage {

@@ -11,19 +11,14 @@
 
 enum {
     // Rows that share their collectives.
-    BATCH_MAX = SAMPLER_CHOOSE_BATCH,
+    BATCH_MAX = SAMPLER_DEVICE_BATCH > SAMPLER_BATCH_MAX ? SAMPLER_DEVICE_BATCH : SAMPLER_BATCH_MAX,
 };
-
-_Static_assert(SAMPLER_CHOOSE_BATCH >= SAMPLER_DEVICE_BATCH &&
-                   SAMPLER_CHOOSE_BATCH >= SAMPLER_BATCH_MAX, "it is the largest");
 
 struct sequence {
     bool open;
     int n_prompt;
     int n_marked; // of its ids, from the first on, as if there were no others
     struct rule rule;
-    bool wishes; // a device that has the whole vocabulary can choose for it
-    struct sampler_wish wish;
 };
 
 struct sampler {

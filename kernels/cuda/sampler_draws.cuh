@@ -12,7 +12,6 @@ static __device__ uint64_t random_on(uint64_t seed, uint64_t position)
 {
     uint32_t c0 = (uint32_t) position, c1 = (uint32_t) (position >> 32), c2 = 0, c3 = 0;
     uint32_t k0 = (uint32_t) seed, k1 = (uint32_t) (seed >> 32);
-#pragma unroll 1
     for (int round = 0; round < 10; round++) {
         uint64_t a = (uint64_t) c0 * 0xD2511F53u, b = (uint64_t) c2 * 0xCD9E8D57u;
         c0 = (uint32_t) (b >> 32) ^ c1 ^ k0;
@@ -152,10 +151,7 @@ static __device__ void read_run(const float *l, int n, int at, bool aligned, flo
     float4 v = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
     if (aligned && at < n) v = *(const float4 *) (l + at);
     x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
-#pragma unroll
-    for (int j = 0; j < LANE_LOGITS; j++) {
-        if (!aligned) x[j] = at + j < n ? l[at + j] : -INFINITY;
-    }
+    for (int j = 0; j < LANE_LOGITS && !aligned; j++) x[j] = at + j < n ? l[at + j] : -INFINITY;
 }
 
 // The chunk in which `draw` falls, of which less is left afterwards. By one warp.
@@ -176,50 +172,51 @@ static __device__ int find_chunk(const uint64_t *chunks, int n, uint64_t *draw)
     return 0; // the sums are of other logits
 }
 
-// The entry of the token in which `draw` falls among the row's logits beyond its `above`, and those
-// equal at indices below its tie_end, whose sums by chunk are known. By all threads.
-static __device__ __noinline__ uint64_t walk(const struct order &o, struct room *room, int i,
+// The entry of the token in which `draw` falls among the logits beyond `above`, and those equal at
+// indices below tie_end, whose sums by chunk are known. By one warp.
+static __device__ __noinline__ uint64_t walk(const struct order &o, const float *l,
+                                             const uint64_t *chunks, const float *table,
+                                             const struct softmax &s, float above, int tie_end,
                                              uint64_t draw)
 {
-    const struct record *r = &o.records[i];
-    const struct softmax s = r->softmax;
-    int n = o.v.vocab_n, n_chunks = count_of(n, SAMPLER_CHUNK), row = o.row[i];
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    if (warp == 0) {
-        int chunk = find_chunk(o.v.parts.chunks + (size_t) row * n_chunks, n_chunks, &draw);
-        if (lane == 0) {
-            room->chunk = chunk;
-            room->draw = draw;
-        }
+    int lane = threadIdx.x % WARP, vocab_n = o.v.vocab_n;
+    int chunk = find_chunk(chunks, count_of(vocab_n, SAMPLER_CHUNK), &draw);
+    int begin = chunk * SAMPLER_CHUNK + lane * LANE_LOGITS;
+    uint64_t entry = ENTRY_NONE;
+    float x[BLOCKS][LANE_LOGITS];
+#pragma unroll
+    for (int b = 0; b < BLOCKS; b++) {
+        read_run(l, vocab_n, begin + b * SAMPLER_BLOCK, o.aligned, x[b]);
     }
-    __syncthreads();
-    int begin = room->chunk * SAMPLER_CHUNK + threadIdx.x * LANE_LOGITS;
-    float x[LANE_LOGITS], above = r->above;
-    int tie_end = r->tie_end;
-    uint32_t mass[LANE_LOGITS];
-    uint64_t sum = 0;
-    read_run(row_of(o.v, row), n, begin, o.aligned, x);
-    for (int j = 0; j < LANE_LOGITS; j++) {
-        bool in = x[j] > above || (x[j] == above && begin + j < tie_end);
-        mass[j] = in ? mass_on(room->table, &s, x[j]) : 0;
-        sum += mass[j];
-    }
-    uint64_t prefix = warp_prefix(sum, lane);
-    if (lane == WARP - 1) room->sums[warp] = prefix;
-    __syncthreads();
-    uint64_t left = room->draw, before = prefix - sum;
-    for (int w = 0; w < warp; w++) before += room->sums[w];
-    if (left >= before && left - before < sum) {
-        left -= before;
-        uint64_t entry = ENTRY_NONE;
+#pragma unroll
+    for (int b = 0; b < BLOCKS; b++) {
+        uint32_t mass[LANE_LOGITS];
+        uint64_t sum = 0;
+#pragma unroll
         for (int j = 0; j < LANE_LOGITS; j++) {
-            if (entry == ENTRY_NONE && left < mass[j]) entry = entry_on(x[j], begin + j);
+            bool tie = x[b][j] == above && begin + b * SAMPLER_BLOCK + j < tie_end;
+            mass[j] = x[b][j] > above || tie ? mass_on(table, &s, x[b][j]) : 0;
+            sum += mass[j];
+        }
+        uint64_t all = warp_sum(sum);
+        if (draw >= all) {
+            draw -= all;
+            continue;
+        }
+        uint64_t before = warp_prefix(sum, lane) - sum;
+        bool here = draw >= before && draw - before < sum, found = false;
+        uint64_t left = draw - before;
+#pragma unroll
+        for (int j = 0; j < LANE_LOGITS; j++) {
+            if (!found && left < mass[j]) {
+                entry = entry_on(x[b][j], begin + b * SAMPLER_BLOCK + j);
+                found = true;
+            }
             left -= mass[j];
         }
-        room->chosen = entry;
+        return __shfl_sync(~0u, entry, __ffs((int) __ballot_sync(~0u, here)) - 1);
     }
-    __syncthreads();
-    return room->chosen;
+    return ENTRY_NONE; // the sums are of other logits
 }
 
 #endif

@@ -165,9 +165,6 @@ static inline __device__ const float *row_of(const struct sampler_view &v, int r
     return v.logits + (size_t) row * v.vocab_n;
 }
 
-static constexpr __host__ __device__ int count_of(int n, int width)
-{
-    return (n + width - 1) / width;
-}
+static inline __device__ int count_of(int n, int width) { return (n + width - 1) / width; }
 
 #endif

@@ -4,6 +4,11 @@
 
 #include "kernels/cuda/sampler_order.cuh"
 
+enum {
+    FEW = 2,       // blocks of a warp where rows are few
+    AT_A_TIME = 4, // whose masses are made together
+};
+
 // threadIdx.x, read anew: what follows from it is not kept from task to task, which would take the
 // registers of a task's logits.
 static __device__ __forceinline__ int thread_now()
@@ -39,88 +44,41 @@ static __device__ void read_wanted(const struct order &o, int row, int block, in
     }
 }
 
-// Calls see(x, b) for the blocks from b on, N at a time, of a warp's PER, while the next are on
-// their way. It is there twice: what it does once a row had better be elsewhere, since code that
-// is run for the first time comes more slowly than logits.
-template <int PER, int N, bool ALIGNED, typename SEE>
-static __device__ __forceinline__ void sweep(const struct order &o, int row, int block, int lane,
-                                             uint32_t wanted, SEE see)
+// A lane's sum over those.
+template <int N>
+static __device__ uint64_t sum_wanted(const float x[N][LANE_LOGITS], uint32_t wanted,
+                                      const float *table, const struct softmax &s)
 {
-    float x[N][LANE_LOGITS], y[N][LANE_LOGITS];
-    read_wanted<N, ALIGNED>(o, row, block, lane, wanted, x);
-#pragma unroll 1
-    for (int b = 0; b < PER; b += 2 * N) {
-        bool more = b + N < PER;
-        if (more) read_wanted<N, ALIGNED>(o, row, block + b + N, lane, wanted >> (b + N), y);
-        see(x, b);
-        if (b + 2 * N < PER) {
-            read_wanted<N, ALIGNED>(o, row, block + b + 2 * N, lane, wanted >> (b + 2 * N), x);
-        }
-        if (more) see(y, b + N);
-    }
-}
-
-// The mass of a part's logits beyond `above`, and of those equal to it at indices below `end`: by
-// chunk into the row's chunks if `keeps`, and onto *to unless it is NULL. By all threads.
-template <int PER, bool ALIGNED, bool PLAIN>
-static __device__ __noinline__ void sum_part(const struct order &o, struct room *room, int row,
-                                             int part, const struct softmax *softmax, float above,
-                                             int end, bool keeps, unsigned long long *to)
-{
-    // Chunks of a warp, or warps of a chunk.
-    enum { N = 2, CHUNKS = count_of(PER, BLOCKS), OF_CHUNK = count_of(BLOCKS, PER) };
-    enum { ALL = WARPS * PER / BLOCKS, APART = ALIGNED ? 1 : WARP };
-    const struct softmax s = *softmax;
-    int thread = thread_now(), lane = thread % WARP, warp = thread / WARP;
-    int block = (part * WARPS + warp) * PER, n_chunks = count_of(o.v.vocab_n, SAMPLER_CHUNK);
-    float below = nextafterf(above, -INFINITY);
-    uint32_t wanted = wanted_blocks<PER>(o, row, block, lane, [&](uint32_t key) {
-        float l = key_logit_on(key);
-        return l >= above && !none_on(s, l);
-    });
-    end -= block * SAMPLER_BLOCK + place_of(ALIGNED, lane, 0);
     uint64_t sum = 0;
-    sweep<PER, N, ALIGNED>(o, row, block, lane, wanted, [&](float x[][LANE_LOGITS], int b) {
 #pragma unroll
-        for (int k = 0; k < N; k++) {
-            if ((wanted >> (b + k) & 1) == 0) continue;
+    for (int b = 0; b < N; b++) {
+        if ((wanted >> b & 1) == 0) continue;
 #pragma unroll
-            for (int j = 0; j < LANE_LOGITS; j++) {
-                float least = (b + k) * SAMPLER_BLOCK + j * APART < end ? below : above;
-                uint32_t mass = PLAIN ? plain_on(room->table, x[k][j], s.scale, s.grid, s.least)
-                                      : mass_on(room->table, &s, x[k][j]);
-                sum += x[k][j] > least ? mass : 0;
-            }
+        for (int j = 0; j < LANE_LOGITS; j++) {
+            sum += mass_on(table, &s, x[b][j]);
         }
-        if ((b + N) % BLOCKS != 0 && b + N < PER) return;
-        sum = warp_sum(sum); // a chunk, or the warp's share of one
-        if (lane == 0) room->chunks[warp * CHUNKS + b / BLOCKS] = sum;
-        sum = 0;
-    });
-    __syncthreads();
-    int chunk = part * ALL + thread;
-    if (keeps && thread < ALL && chunk < n_chunks) {
-        uint64_t mass = 0;
-        for (int k = 0; k < OF_CHUNK; k++) mass += room->chunks[thread * OF_CHUNK + k];
-        o.v.parts.chunks[(size_t) row * n_chunks + chunk] = mass;
     }
-    if (to != NULL && thread < WARP) {
-        uint64_t all = warp_sum(thread < WARPS * CHUNKS ? room->chunks[thread] : 0);
-        if (thread == 0 && all != 0) atomicAdd(to, all);
-    }
-    __syncthreads();
+    return sum;
 }
 
-template <int PER, bool ALIGNED>
-static __device__ void add_part(const struct order &o, struct room *room, const struct task &t,
-                                const struct softmax *s, float above, int end, bool keeps,
-                                unsigned long long *to)
+// The same over those beyond `logit`, and those equal to it at indices below `at`, from here on.
+template <int N, bool ALIGNED>
+static __device__ uint64_t sum_before(const float x[N][LANE_LOGITS], uint32_t wanted,
+                                      const float *table, const struct softmax &s, float logit,
+                                      int at, int lane)
 {
-    if (s->plain) {
-        sum_part<PER, ALIGNED, true>(o, room, o.row[t.i], t.part, s, above, end, keeps, to);
-    } else {
-        sum_part<PER, ALIGNED, false>(o, room, o.row[t.i], t.part, s, above, end, keeps, to);
+    uint64_t sum = 0;
+#pragma unroll
+    for (int b = 0; b < N; b++) {
+        if ((wanted >> b & 1) == 0) continue;
+#pragma unroll
+        for (int j = 0; j < LANE_LOGITS; j++) {
+            bool lower = b * SAMPLER_BLOCK + place_of(ALIGNED, lane, j) < at;
+            bool in = x[b][j] > logit || (x[b][j] == logit && lower);
+            sum += in ? mass_on(table, &s, x[b][j]) : 0;
+        }
     }
+    return sum;
 }
 
 #endif

@@ -193,7 +193,7 @@ template <int PER, bool ALIGNED>
 static __device__ __noinline__ void do_ties(const struct order &o, struct room *room,
                                             const struct task &t)
 {
-    enum { CHUNKS = count_of(PER, BLOCKS), OF_CHUNK = count_of(BLOCKS, PER) };
+    enum { OF_CHUNK = BLOCKS / PER };
     int thread = thread_now(), lane = thread % WARP, warp = thread / WARP, row = o.row[t.i];
     int block = (t.part * WARPS + warp) * PER, n_chunks = count_of(o.v.vocab_n, SAMPLER_CHUNK);
     float above = o.records[t.i].above;
@@ -202,16 +202,14 @@ static __device__ __noinline__ void do_ties(const struct order &o, struct room *
         float x[1][LANE_LOGITS]; // -inf beyond the row: no cut-off with ties to choose from
         read_wanted<1, ALIGNED>(o, row, block + b, lane, 1, x);
         for (int j = 0; j < LANE_LOGITS; j++) count += x[0][j] == above;
-        if ((b + 1) % BLOCKS != 0 && b + 1 < PER) continue;
-        count = __reduce_add_sync(~0u, count); // of a chunk, or of a part of one
-        if (lane == 0) room->chunks[warp * CHUNKS + b / BLOCKS] = count;
-        count = 0;
     }
+    count = __reduce_add_sync(~0u, count);
+    if (lane == 0) room->sums[0][warp] = count;
     __syncthreads();
-    int chunk = t.part * (WARPS * PER / BLOCKS) + thread;
-    if (thread < WARPS * PER / BLOCKS && chunk < n_chunks) {
+    int chunk = t.part * PER + thread;
+    if (thread < PER && chunk < n_chunks) {
         uint64_t sum = 0;
-        for (int k = 0; k < OF_CHUNK; k++) sum += room->chunks[thread * OF_CHUNK + k];
+        for (int k = 0; k < OF_CHUNK; k++) sum += room->sums[0][thread * OF_CHUNK + k];
         o.v.parts.chunks[(size_t) row * n_chunks + chunk] = sum;
     }
     __syncthreads();
