@@ -116,8 +116,7 @@ static enum status load_rank(struct rank *r)
     struct comm *comm = s->comms.device[r->index];
     try(comm->ops->attach(comm, r->device, r->forward.comm_memory, r->forward.comm_pinned,
                           &r->error));
-    // What is copied while steps run: activations, and logits where a tail returns them.
-    if (r->index == 0 && (!o->tail || o->limits.score) && o->backend->pin != NULL) {
+    if (r->index == 0 && !o->tail && o->backend->pin != NULL) {
         try(o->backend->pin(r->device, o->memory, stage_memory_bytes(o), &r->error));
     }
     r->host_ledger = beside.ledger;
