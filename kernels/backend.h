@@ -203,7 +203,8 @@ struct backend {
                     const struct kv_layer *kv, int n_rows);
     // Absorbed MLA: q_abs (n_rows, n_heads, kv_lora) f32, q_pe the rope part of q (strides as in
     // rope), out (n_rows, n_heads, kv_lora) f32 = softmax(scale * (q_abs.kv + q_pe.k_pe)) kv over
-    // rows 0..pos of the row's sequence. In f32 one fixed order over KV blocks for every row.
+    // rows 0..pos of the row's sequence. In f32 one fixed order over KV blocks for every row. KV of
+    // earlier positions than the step's rows may be read before ops in front of it have ended.
     void (*mla)(struct device *d, const struct attention_shape *a, const float *q_abs,
                 const float *q_pe, int q_stride, int q_head_stride, const struct step_inputs *in,
                 const struct kv_layer *kv, float *out, int n_rows);
