@@ -22,7 +22,7 @@ template <typename S, int XS> struct mma_ring {
     static_assert(!S::RING || bytes(1) > S::SUM_BYTES, "sums lie where weights were");
 };
 
-enum { RING_BYTES_MAX = 99 * 1024 }; // that a block has on any GPU
+enum { RING_BYTES_MAX = 99 * 1024 - 256 }; // that a block has on any GPU, beside static ones
 
 static __device__ __forceinline__ void copy_weights(void *shared, const uint8_t *global)
 {
