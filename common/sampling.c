@@ -1,5 +1,7 @@
 #include "common/sampling.h"
 
+#include "common/philox.h"
+
 #include <stddef.h>
 
 struct sampling sampling_default(void)
@@ -45,20 +47,4 @@ enum status sampling_check(const struct sampling *s, struct error *e)
     return OK;
 }
 
-// Philox-4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", 2011):
-// key = seed, counter = (position, 0); the first two of its four words.
-uint64_t sampling_random(uint64_t seed, uint64_t position)
-{
-    uint32_t c0 = (uint32_t) position, c1 = (uint32_t) (position >> 32), c2 = 0, c3 = 0;
-    uint32_t k0 = (uint32_t) seed, k1 = (uint32_t) (seed >> 32);
-    for (int round = 0; round < 10; round++) {
-        uint64_t a = (uint64_t) c0 * 0xD2511F53u, b = (uint64_t) c2 * 0xCD9E8D57u;
-        c0 = (uint32_t) (b >> 32) ^ c1 ^ k0;
-        c1 = (uint32_t) b;
-        c2 = (uint32_t) (a >> 32) ^ c3 ^ k1;
-        c3 = (uint32_t) a;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    return (uint64_t) c1 << 32 | c0;
-}
+uint64_t sampling_random(uint64_t seed, uint64_t position) { return philox(seed, position); }

@@ -53,7 +53,12 @@ enum status conformance_server_start(struct conformance_server *r, struct error 
     char text[16];
     snprintf(text, sizeof text, "%d", port);
     snprintf(r->url, sizeof r->url, "redis://127.0.0.1:%d", port);
-    snprintf(r->dir, sizeof r->dir, "/tmp/penstock-conformance-XXXXXX");
+    const char *in = getenv("TMPDIR");
+    int n = snprintf(r->dir, sizeof r->dir, "%s/penstock-conformance-XXXXXX",
+                     in != NULL ? in : "/tmp");
+    if (n >= (int) sizeof r->dir) {
+        return error_set(e, ERR_INPUT, NULL, "TMPDIR is too long a name for redis-server's folder");
+    }
     if (port < 0 || mkdtemp(r->dir) == NULL) {
         return error_set(e, ERR_IO, NULL, "no port or folder for redis-server: %m");
     }

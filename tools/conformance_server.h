@@ -13,7 +13,7 @@ struct redisContext;
 // Keeps nothing.
 struct conformance_server {
     pid_t pid; // 0: none
-    char dir[64], url[64];
+    char dir[256], url[64];
 };
 
 enum status conformance_server_start(struct conformance_server *s, struct error *e);

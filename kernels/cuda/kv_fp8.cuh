@@ -4,6 +4,7 @@
 #define PENSTOCK_KERNELS_CUDA_KV_FP8_CUH
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/e4m3.cuh"
 
 #include <cuda_bf16.h>
 
@@ -36,20 +37,6 @@ static __device__ __forceinline__ uint32_t e4m3_factor(float scale)
 {
     uint32_t bits = __float_as_uint(scale * 0x1p120f);
     return __byte_perm(bits, bits, 0x3232);
-}
-
-// Two bf16 from the two e4m3 that `select` (of __byte_perm) puts in the upper bytes of the halves.
-static __device__ __forceinline__ uint32_t e4m3_pair(uint32_t codes, uint32_t select,
-                                                     uint32_t factor)
-{
-    uint32_t high = __byte_perm(codes, 0, select);
-    uint32_t bits = ((high >> 4) & 0x07f007f0u) | (high & 0x80008000u);
-    __nv_bfloat162 value, by;
-    memcpy(&value, &bits, 4);
-    memcpy(&by, &factor, 4);
-    value = __hmul2(value, by);
-    memcpy(&bits, &value, 4);
-    return bits;
 }
 
 static __device__ __forceinline__ uint4 e4m3_widen_8(uint2 codes, uint32_t factor)

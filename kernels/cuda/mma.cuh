@@ -9,6 +9,7 @@
 #ifndef PENSTOCK_KERNELS_CUDA_MMA_CUH
 #define PENSTOCK_KERNELS_CUDA_MMA_CUH
 
+#include "kernels/cuda/e4m3.cuh"
 #include "kernels/cuda/matrix.cuh"
 
 #include <cuda_bf16.h>
@@ -41,25 +42,6 @@ static __device__ __forceinline__ void mma_bf16(float (&c)[4], uint32_t a0, uint
                  "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// Two bf16 times 2^120.
-static __device__ __forceinline__ uint32_t scale_pair(uint32_t bits)
-{
-    __nv_bfloat162 value, factor;
-    uint32_t factor_bits = 0x7b807b80u; // 2^120
-    memcpy(&value, &bits, 4);
-    memcpy(&factor, &factor_bits, 4);
-    value = __hmul2(value, factor);
-    memcpy(&bits, &value, 4);
-    return bits;
-}
-
-// Two bf16 from the two e4m3 that `select` (of __byte_perm) puts in the upper bytes of the halves.
-static __device__ __forceinline__ uint32_t widen_pair(uint32_t bytes, uint32_t select)
-{
-    uint32_t high = __byte_perm(bytes, 0, select);
-    return scale_pair(((high >> 4) & 0x07f007f0u) | (high & 0x80008000u));
 }
 
 static __device__ __forceinline__ uint4 load_weights(const uint8_t *from)
@@ -176,10 +158,10 @@ static __device__ __forceinline__ void widen_octet(const uint4 (&w)[LOADS], int 
     if (SIZE == 1) {
         uint4 v = w[octet / 2 % LOADS];
         uint32_t first = octet % 2 == 0 ? v.x : v.z, second = octet % 2 == 0 ? v.y : v.w;
-        a[to][row] = widen_pair(first, 0x1404);
-        a[to][row + 2] = widen_pair(first, 0x3424);
-        a[to + 1][row] = widen_pair(second, 0x1404);
-        a[to + 1][row + 2] = widen_pair(second, 0x3424);
+        a[to][row] = e4m3_pair(first, 0x1404, E4M3_UP);
+        a[to][row + 2] = e4m3_pair(first, 0x3424, E4M3_UP);
+        a[to + 1][row] = e4m3_pair(second, 0x1404, E4M3_UP);
+        a[to + 1][row + 2] = e4m3_pair(second, 0x3424, E4M3_UP);
     } else {
         uint4 v = w[octet % LOADS];
         a[to][row] = v.x;

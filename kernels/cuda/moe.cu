@@ -390,6 +390,18 @@ static void down_panels(struct device *d, struct moe m, const struct step &s, LA
     }
 }
 
+// The step's rows, as they are rounded for gate and up.
+static struct gemm_rows tokens_in(const struct moe &m, const struct step &s)
+{
+    struct gemm_rows rows = {};
+    rows.x = m.x;
+    rows.x_stride = (size_t) m.hidden;
+    rows.n_rows = s.n_rows;
+    rows.k = m.hidden;
+    rows.phases[0] = m.gate.first.col_phase;
+    return rows;
+}
+
 // Tiles that the list may have.
 static unsigned list_pairs(struct device *d, const struct moe &m, const struct step &s, int tokens)
 {
@@ -420,12 +432,7 @@ template <typename WAY> static void run_mma(struct device *d, struct moe m, cons
     tiles += (unsigned) m.shared_tiles;
     m.act_order = gemm_order(m.dtype, WAY::WIDE);
     if (!few || !may_round(m)) {
-        struct gemm_rows rows = {};
-        rows.x = m.x;
-        rows.x_stride = (size_t) m.hidden;
-        rows.n_rows = s.n_rows;
-        rows.k = m.hidden;
-        rows.phases[0] = m.gate.first.col_phase;
+        struct gemm_rows rows = tokens_in(m, s);
         gemm_round(d, &rows, 1, m.act_order, m.room.input);
         m.x_pitch = cuda_input_pitch(m.hidden);
     }
@@ -448,12 +455,7 @@ template <typename WAY> static void run_mma(struct device *d, struct moe m, cons
 static void run_fp8(struct device *d, const struct moe &m, const struct step &s)
 {
     list_pairs(d, m, s, FP8_MOE_PAIRS);
-    struct gemm_rows rows = {};
-    rows.x = m.x;
-    rows.x_stride = (size_t) m.hidden;
-    rows.n_rows = s.n_rows;
-    rows.k = m.hidden;
-    rows.phases[0] = m.gate.first.col_phase;
+    struct gemm_rows rows = tokens_in(m, s);
     int pairs = s.n_rows * s.n_chosen;
     size_t x_pitch = (size_t) mat_blocks(rows.phases[0], m.hidden) * SCALE_BLOCK;
     size_t act_pitch = (size_t) mat_blocks(m.down.first.col_phase, m.part) * SCALE_BLOCK;

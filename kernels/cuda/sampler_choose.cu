@@ -169,8 +169,8 @@ static __device__ __noinline__ void decide_masses(const struct order &o, struct 
     total = warp_sum(total);
     bool tries = w.top_p != 0 && !r->searched;
     if (warp < (tries ? TRIALS : 1)) {
-        uint64_t random = random_on(w.seed, w.pos);
-        if (tries) random = random_on(random, (uint64_t) warp);
+        uint64_t random = philox(w.seed, w.pos);
+        if (tries) random = philox(random, (uint64_t) warp);
         uint64_t entry = walk(o, row_of(o.v, row), chunks, room->table, softmax, r->above,
                               r->tie_end, __umul64hi(random, total));
         if (threadIdx.x % WARP == 0) room->trials[warp] = entry;

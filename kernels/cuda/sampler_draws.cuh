@@ -3,26 +3,10 @@
 #ifndef PENSTOCK_KERNELS_CUDA_SAMPLER_DRAWS_CUH
 #define PENSTOCK_KERNELS_CUDA_SAMPLER_DRAWS_CUH
 
+#include "common/philox.h"
 #include "kernels/cuda/sampler_order.cuh"
 
 // --- arithmetic
-
-// sampling_random
-static __device__ uint64_t random_on(uint64_t seed, uint64_t position)
-{
-    uint32_t c0 = (uint32_t) position, c1 = (uint32_t) (position >> 32), c2 = 0, c3 = 0;
-    uint32_t k0 = (uint32_t) seed, k1 = (uint32_t) (seed >> 32);
-    for (int round = 0; round < 10; round++) {
-        uint64_t a = (uint64_t) c0 * 0xD2511F53u, b = (uint64_t) c2 * 0xCD9E8D57u;
-        c0 = (uint32_t) (b >> 32) ^ c1 ^ k0;
-        c1 = (uint32_t) b;
-        c2 = (uint32_t) (a >> 32) ^ c3 ^ k1;
-        c3 = (uint32_t) a;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    return (uint64_t) c1 << 32 | c0;
-}
 
 // top_p_mass
 static __device__ __noinline__ uint64_t need_on(const struct sampler_wish &w, uint64_t left)
@@ -128,7 +112,7 @@ static __device__ __noinline__ uint64_t draw_listed(struct room *room,
         if (threadIdx.x == 0) {
             bool known = w.top_k > 0 || n < limit || sum >= need || limit == vocab_n;
             room->n_kept = known ? n : 0;
-            room->draw = __umul64hi(random_on(w.seed, w.pos), sum);
+            room->draw = __umul64hi(philox(w.seed, w.pos), sum);
             room->chosen = ENTRY_NONE;
         }
     }

@@ -44,41 +44,40 @@ static __device__ void read_wanted(const struct order &o, int row, int block, in
     }
 }
 
-// A lane's sum over those.
-template <int N>
-static __device__ uint64_t sum_wanted(const float x[N][LANE_LOGITS], uint32_t wanted,
-                                      const float *table, const struct softmax &s)
+// A lane's sum over those of which in(b, j) holds.
+template <int N, typename IN>
+static __device__ __forceinline__ uint64_t sum_where(const float x[N][LANE_LOGITS],
+                                                     uint32_t wanted, const float *table,
+                                                     const struct softmax &s, IN in)
 {
     uint64_t sum = 0;
 #pragma unroll
     for (int b = 0; b < N; b++) {
         if ((wanted >> b & 1) == 0) continue;
 #pragma unroll
-        for (int j = 0; j < LANE_LOGITS; j++) {
-            sum += mass_on(table, &s, x[b][j]);
-        }
+        for (int j = 0; j < LANE_LOGITS; j++) sum += in(b, j) ? mass_on(table, &s, x[b][j]) : 0;
     }
     return sum;
 }
 
-// The same over those beyond `logit`, and those equal to it at indices below `at`, from here on.
+// Over all of those.
+template <int N>
+static __device__ uint64_t sum_wanted(const float x[N][LANE_LOGITS], uint32_t wanted,
+                                      const float *table, const struct softmax &s)
+{
+    return sum_where<N>(x, wanted, table, s, [](int, int) { return true; });
+}
+
+// Over those beyond `logit`, and those equal to it at indices below `at`, from here on.
 template <int N, bool ALIGNED>
 static __device__ uint64_t sum_before(const float x[N][LANE_LOGITS], uint32_t wanted,
                                       const float *table, const struct softmax &s, float logit,
                                       int at, int lane)
 {
-    uint64_t sum = 0;
-#pragma unroll
-    for (int b = 0; b < N; b++) {
-        if ((wanted >> b & 1) == 0) continue;
-#pragma unroll
-        for (int j = 0; j < LANE_LOGITS; j++) {
-            bool lower = b * SAMPLER_BLOCK + place_of(ALIGNED, lane, j) < at;
-            bool in = x[b][j] > logit || (x[b][j] == logit && lower);
-            sum += in ? mass_on(table, &s, x[b][j]) : 0;
-        }
-    }
-    return sum;
+    return sum_where<N>(x, wanted, table, s, [&](int b, int j) {
+        bool lower = b * SAMPLER_BLOCK + place_of(ALIGNED, lane, j) < at;
+        return x[b][j] > logit || (x[b][j] == logit && lower);
+    });
 }
 
 #endif

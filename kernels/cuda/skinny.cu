@@ -277,8 +277,10 @@ static __device__ __forceinline__ void join(const struct skinny_call &c,
 // Two pairs of bf16 from four e4m3: of the even bytes and of the odd ones.
 static __device__ __forceinline__ void widen_four(uint32_t bytes, uint32_t &even, uint32_t &odd)
 {
-    even = scale_pair(((bytes << 4) & 0x07f007f0u) | ((bytes << 8) & 0x80008000u));
-    odd = scale_pair(((bytes >> 4) & 0x07f007f0u) | (bytes & 0x80008000u));
+    uint32_t low = ((bytes << 4) & 0x07f007f0u) | ((bytes << 8) & 0x80008000u);
+    uint32_t high = ((bytes >> 4) & 0x07f007f0u) | (bytes & 0x80008000u);
+    even = bf16_pair_times(low, E4M3_UP);
+    odd = bf16_pair_times(high, E4M3_UP);
 }
 
 // The fragments of four of a stage's eight instructions.
