@@ -48,15 +48,15 @@ uint64_t credit_blocks(const struct credit *c)
 // One choice as it is made. Room only shrinks meanwhile: who found none is not looked at again.
 struct round {
     const struct dispatch_view *view;
-    int at[TENANTS_MAX][JOB_CLASSES];     // the first job of each queue to look at
-    bool taken[TENANTS_MAX][JOB_CLASSES]; // a job of it was chosen
+    int at[TENANTS_MAX][JOB_CLASSES];          // the first job of each queue to look at
+    bool taken[TENANTS_MAX][JOB_CLASSES];      // a job of it was chosen
     int end_level; // the best one at which a queue may go on with jobs that are not known
     uint64_t jobs[TENANTS_MAX], blocks[TENANTS_MAX]; // left of the tenants' budgets
     bool idle[TENANTS_MAX];
     bool owed[DISPATCH_LEVELS][TENANTS_MAX]; // jobs of it found no room
-    bool both;                               // class 0 waits, and what age lifted there
+    bool both; // class 0 waits, and what age lifted there
     struct rooms rooms;
-    int nth[PIPELINES_MAX];                   // of the job that holds the pipeline, in its queue
+    int nth[PIPELINES_MAX]; // of the job that holds the pipeline, in its queue
     struct dispatch_hold held[PIPELINES_MAX]; // (n_held) when the choice began
     int n_held;
 };
@@ -137,7 +137,7 @@ static void find_candidates(const struct dispatch *d, struct round *r,
         for (int t = 0; t < v->n_tenants; t++) who[level][t] = -1;
     }
     for (int t = 0; t < v->n_tenants; t++) {
-        for (int class = 0; class < JOB_CLASSES; class ++) {
+        for (int class = 0; class < JOB_CLASSES; class++) {
             const struct ready_job *j = next_of(d, r, t, class);
             if (j == NULL) {
                 look_ahead(d, r, t, class);
@@ -155,7 +155,7 @@ static void reset_idle(struct dispatch *d, const struct round *r, int level, con
 {
     for (int t = 0; t < r->view->n_tenants; t++) {
         bool waits = who[t] >= 0;
-        for (int class = 0; class < JOB_CLASSES; class ++) waits |= r->view->queues[t][class].n > 0;
+        for (int class = 0; class < JOB_CLASSES; class++) waits |= r->view->queues[t][class].n > 0;
         if (!waits) d->deficit[level][t] = 0;
     }
 }
@@ -247,11 +247,8 @@ static void hold(struct dispatch *d, struct round *r, const struct dispatch_pick
     if (r->rooms.at[i].hold != NULL) release(d, r->rooms.at[i].hold);
     while (d->holds[k].pipeline != 0) k++;
     check(k < PIPELINES_MAX);
-    d->holds[k] = (struct dispatch_hold){.pipeline = r->rooms.at[i].now.id,
-                                         .tenant = p->tenant,
-                                         .class = p->class,
-                                         .level = p->level,
-                                         .seq = j->job->seq,
+    d->holds[k] = (struct dispatch_hold){.pipeline = r->rooms.at[i].now.id, .tenant = p->tenant,
+                                         .class = p->class, .level = p->level, .seq = j->job->seq,
                                          .cost = p->cost};
     rooms_hold(&r->rooms, i, &d->holds[k], j);
     r->nth[i] = p->nth;
@@ -281,8 +278,8 @@ static void find_holds(struct dispatch *d, struct round *r)
         struct dispatch_hold *h = &d->holds[k];
         if (h->pipeline == 0) continue;
         int i = pipeline_of(r, h), nth = find_holder(r, h);
-        const struct ready_job *j =
-            nth >= 0 ? &r->view->queues[h->tenant][h->class].jobs[nth] : NULL;
+        const struct ready_job *j = nth >= 0 ? &r->view->queues[h->tenant][h->class].jobs[nth]
+                                             : NULL;
         if (i < 0 || j == NULL || j->need_blocks == 0 || !within_budget(r, h->tenant, j)) {
             release(d, h);
             continue;
@@ -323,8 +320,8 @@ static bool start_or_hold(struct dispatch *d, struct round *r, int level, int te
 {
     const struct ready_job *job = first_of(r, tenant, class);
     struct room_job j = room_job(d, r, class, job);
-    *p = (struct dispatch_pick){
-        tenant, class, level, r->at[tenant][class], rooms_place(&r->rooms, &j), job->cost};
+    *p = (struct dispatch_pick){tenant, class, level, r->at[tenant][class],
+                                rooms_place(&r->rooms, &j), job->cost};
     charge(d, r, p);
     r->at[tenant][class]++;
     if (p->pipeline < 0) {

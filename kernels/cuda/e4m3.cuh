@@ -1,5 +1,5 @@
-// e4m3 to bf16 in registers, two at a time and exactly: exponent and mantissa are moved to where bf16
-// has them, which is the value times 2^-120, and a product with a power of two makes up for it.
+// e4m3 to bf16 in registers, two at a time and exactly: exponent and mantissa are moved to where
+// bf16 has them, which is the value times 2^-120; a product with a power of two makes up for it.
 #ifndef PENSTOCK_KERNELS_CUDA_E4M3_CUH
 #define PENSTOCK_KERNELS_CUDA_E4M3_CUH
 

@@ -10,15 +10,12 @@ static void others_leave_a_share_to_class_0(void **state)
         int class;
         bool fits;
     } cases[] = {
-        {2, 200, 40, 200, 1, 3, false},
-        {3, 200, 40, 200, 1, 3, true}, // 2 of 40 slots are kept
+        {2, 200, 40, 200, 1, 3, false}, {3, 200, 40, 200, 1, 3, true}, // 2 of 40 slots are kept
         {1, 200, 40, 200, 1, 0, true},
-        {9, 12, 40, 200, 3, 1, false},
-        {9, 13, 40, 200, 3, 1, true}, // 10 of 200 blocks
+        {9, 12, 40, 200, 3, 1, false}, {9, 13, 40, 200, 3, 1, true}, // 10 of 200 blocks
         {9, 12, 40, 200, 12, 0, true},
         {9, 200, 40, 200, 191, 2, true}, // too large to leave so much
-        {1, 200, 8, 200, 1, 1, false},
-        {2, 200, 8, 200, 1, 1, true}, // at least one
+        {1, 200, 8, 200, 1, 1, false}, {2, 200, 8, 200, 1, 1, true}, // at least one
         {1, 200, 7, 200, 1, 1, true}, // of few none
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -27,17 +24,13 @@ static void others_leave_a_share_to_class_0(void **state)
         struct ready_queue queues[JOB_CLASSES] = {0};
         struct dispatch_tenant tenant = {1, UINT64_MAX, UINT64_MAX, false};
         struct dispatch_pipeline pipeline = {.id = 1,
-                                             .slots = cases[i].slots,
-                                             .blocks = cases[i].blocks,
+                                             .slots = cases[i].slots, .blocks = cases[i].blocks,
                                              .all_slots = cases[i].all_slots,
                                              .all_blocks = cases[i].all_blocks};
         struct dispatch_pick pick;
         queues[cases[i].class] = (struct ready_queue){&job, 1, false};
-        struct dispatch_view v = {.n_pipelines = 1,
-                                  .pipelines = &pipeline,
-                                  .n_tenants = 1,
-                                  .tenants = &tenant,
-                                  .queues = (const void *) queues};
+        struct dispatch_view v = {.n_pipelines = 1, .pipelines = &pipeline, .n_tenants = 1,
+                                  .tenants = &tenant, .queues = (const void *) queues};
         int n = dispatch_choose(&d, &v, &pick, 1);
         if (n != cases[i].fits) fail_msg("case %zu: %d", i, n);
     }
@@ -99,9 +92,9 @@ static void the_levels_of_classes_and_ages(void **state)
     static const struct {
         int class, level;
         int64_t ready_ms;
-    } cases[] = {{0, 0, 0},    {0, 0, 5000}, {1, 2, 0},    {1, 2, 999}, {1, 1, 1000},
-                 {2, 3, 0},    {2, 2, 1500}, {2, 1, 2000}, {3, 4, 999}, {3, 3, 1000},
-                 {3, 2, 2999}, {3, 1, 3000}, {3, 1, 9999}, {3, 4, -5}};
+    } cases[] = {{0, 0, 0},    {0, 0, 5000}, {1, 2, 0},    {1, 2, 999},  {1, 1, 1000}, {2, 3, 0},
+                 {2, 2, 1500}, {2, 1, 2000}, {3, 4, 999},  {3, 3, 1000}, {3, 2, 2999}, {3, 1, 3000},
+                 {3, 1, 9999}, {3, 4, -5}};
     struct dispatch d = {.age_ms = 1000};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         assert_int_equal(dispatch_level(&d, cases[i].class, cases[i].ready_ms), cases[i].level);
@@ -225,7 +218,7 @@ static void shares_hold_beyond_what_is_known(void **state)
     uint64_t tokens[TENANTS] = {0}, all = 0;
     world();
     for (int t = 0; t < TENANTS; t++) w.tenants[t].weight = 1u << t;
-    for (int n = 0, left = ROOM; n<JOBS; left = left> 0 ? left : ROOM) {
+    for (int n = 0, left = ROOM; n < JOBS; left = left > 0 ? left : ROOM) {
         for (int t = 0; t < TENANTS; t++) {
             while (w.queues[t][2].n < KNOWN) put(t, 2, 1, 1 + (uint64_t) rand() % 100);
             w.queues[t][2].more = true;
@@ -268,7 +261,7 @@ static void a_choice_ends_where_more_than_is_known_is_due(void **state)
     assert_int_equal(picks[0].tenant, 1);
     world();
     credit_of(0, 8, 20);
-    credit_take(&w.credits[0], 15); // 5 are free, and nobody knows for how long they are too few
+    credit_take(&w.credits[0], 15); // 5 are free, more in 100 steps
     put(0, 1, 9, 10);
     w.queues[0][1].more = true;
     for (int i = 0; i < 3; i++) put(1, 2, 1, 1);
@@ -331,7 +324,8 @@ static void the_least_loaded_pipeline_takes_a_job(void **state)
         int pipeline; // -1: it waits
     } cases[] = {
         {{{4, 10}, {4, 10}, {4, 10}}, 1, 0}, // the first of equals
-        {{{4, 10}, {5, 10}, {4, 10}}, 1, 1}, {{{4, 10}, {4, 11}, {4, 12}}, 1, 2},
+        {{{4, 10}, {5, 10}, {4, 10}}, 1, 1},
+        {{{4, 10}, {4, 11}, {4, 12}}, 1, 2},
         {{{9, 3}, {2, 4}, {1, 9}}, 4, 1}, // it must fit
         {{{9, 3}, {0, 9}, {3, 3}}, 4, -1},
     };
